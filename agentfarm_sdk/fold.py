@@ -1,0 +1,259 @@
+"""Events of a run -> its messages, calls, counters and status. Pure, incremental, the only place that knows how.
+
+Service, worker, local ledger, verifier and replay fold the same way. Past code is never executed again: what is here
+is all that resuming needs. Unknown kinds are kept by readers and skipped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from .protocol import ENDED, Event
+
+CallState = Literal["asked", "awaiting", "approved", "started", "succeeded", "failed", "doubted"]
+CLOSED: frozenset[str] = frozenset({"succeeded", "failed"})
+
+
+@dataclass
+class Call:
+    """One asked-for use of a tool. Its outcome reaches the model in call order."""
+
+    call: str
+    tool: str
+    arguments: str  # JSON text as the model wrote it (after an approval: as it was edited)
+    step: int
+    state: CallState = "asked"
+    fence: int | None = None  # of the worker that holds it
+    key: str = ""
+    effect: str = "once"
+    attempts: int = 0
+    timeout: float = 60.0
+    started_at: str = ""
+    outcome: str | None = None  # what the model is told
+
+    @property
+    def open(self) -> bool:
+        return self.state not in CLOSED
+
+
+@dataclass
+class Fold:
+    """The state of a run after the events applied so far.
+
+    `history(run, seq)` returns the messages of an earlier run of the thread; needed only where a
+    `thread.continued` event is met.
+    """
+
+    history: Callable[[str, int], list[dict[str, Any]]] | None = None
+    seq: int = 0
+    fence: int = 0
+    status: str = "queued"
+    waiting: str | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)  # OpenAI chat messages, complete steps only
+    calls: dict[str, Call] = field(default_factory=dict)
+    steps: int = 0  # replies of the model
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+    leased_at: str = ""
+    result: Any = None
+    error: dict[str, Any] | None = None
+    cancel: str | None = None  # the reason, once asked for
+    replies: dict[str, int] = field(default_factory=dict)  # request id -> seq of its model.replied
+    _step_calls: list[str] = field(default_factory=list)  # of the latest reply, in call order
+    _told: int = 0  # how many of them stand in `messages`
+
+    def apply(self, event: Event) -> None:
+        """Take in the next event. Raises ValueError when it is not the next one."""
+        if event.seq != self.seq + 1:
+            raise ValueError(f"event {event.seq} came after {self.seq}")
+        self.seq = event.seq
+        handler = _HANDLERS.get(event.kind)
+        if handler is not None:
+            handler(self, event, event.data())
+
+    def apply_all(self, events: Iterable[Event]) -> Fold:
+        for event in events:
+            self.apply(event)
+        return self
+
+    @property
+    def open_calls(self) -> list[Call]:
+        """Calls without an outcome, in call order."""
+        return [self.calls[c] for c in self._step_calls if self.calls[c].open]
+
+    @property
+    def last_reply(self) -> dict[str, Any] | None:
+        """The model's latest message, where no message came after it but outcomes of its calls."""
+        for message in reversed(self.messages):
+            if message["role"] == "assistant":
+                return message
+            if message["role"] != "tool":
+                return None
+        return None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    # -- how each kind moves the state ---------------------------------------------------------------------------
+
+    def _leased(self, event: Event, body: dict[str, Any]) -> None:
+        self.fence = int(body["fence"])
+        self.status, self.waiting = "running", None
+        self.leased_at = self.leased_at or event.at
+        for call in self.open_calls:
+            call.fence = self.fence if call.state == "approved" else call.fence
+
+    def _status(self, status: str, waiting: str | None = None) -> None:
+        if self.status not in ENDED:
+            self.status, self.waiting = status, waiting
+
+    def _requeued(self, event: Event, body: dict[str, Any]) -> None:
+        self._status("cancelling" if self.cancel else "queued")
+
+    def _parked(self, event: Event, body: dict[str, Any]) -> None:
+        self._status("waiting", str(body.get("reason", "approval")))
+
+    def _paused(self, event: Event, body: dict[str, Any]) -> None:
+        self._status("waiting", "paused")
+
+    def _resumed(self, event: Event, body: dict[str, Any]) -> None:
+        self._status("queued")
+
+    def _cancel_requested(self, event: Event, body: dict[str, Any]) -> None:
+        self.cancel = str(body.get("reason", "")) or "cancelled"
+        self._status("cancelling")
+
+    def _cancelled(self, event: Event, body: dict[str, Any]) -> None:
+        self._status("cancelled")
+
+    def _succeeded(self, event: Event, body: dict[str, Any]) -> None:
+        self.result = body.get("result")
+        self._status("succeeded")
+
+    def _failed(self, event: Event, body: dict[str, Any]) -> None:
+        self.error = body.get("error")
+        self._status("failed")
+
+    def _message(self, event: Event, body: dict[str, Any]) -> None:
+        message = {"role": body.get("role", "user"), "content": body.get("content", "")}
+        self.messages.append(message)
+
+    def _continued(self, event: Event, body: dict[str, Any]) -> None:
+        if self.history is not None:
+            self.messages.extend(self.history(str(body["run"]), int(body["seq"])))
+
+    def _replied(self, event: Event, body: dict[str, Any]) -> None:
+        message = body.get("message") or {"role": "assistant", "content": "(erased)"}
+        asked = message.get("tool_calls") or []
+        usage = body.get("usage") or {}
+        self.tokens_in += int(usage.get("input", 0))
+        self.tokens_out += int(usage.get("output", 0))
+        self.cost += float(body.get("cost") or 0.0)
+        if request := body.get("request"):
+            self.replies[str(request)] = event.seq
+        self.messages.append(message)
+        self._step_calls, self._told = [], 0
+        for one in asked:
+            call = Call(one["id"], one["function"]["name"], one["function"]["arguments"], self.steps)
+            self.calls[call.call] = call
+            self._step_calls.append(call.call)
+        self.steps += 1
+
+    def _compacted(self, event: Event, body: dict[str, Any]) -> None:
+        keep = int(body.get("keep", 0))  # the last `keep` messages stay, the summary stands for those before
+        head = [m for m in self.messages[:1] if m["role"] == "system"]
+        tail = self.messages[len(self.messages) - keep :] if keep else []
+        self.messages = [*head, {"role": "user", "content": str(body.get("summary", ""))}, *tail]
+
+    def _started(self, event: Event, body: dict[str, Any]) -> None:
+        if call := self.calls.get(event.call or ""):
+            call.state, call.attempts = "started", int(body.get("attempt", call.attempts + 1))
+            call.key, call.effect = str(body.get("key", call.key)), str(body.get("effect", call.effect))
+            call.timeout, call.started_at = float(body.get("timeout", 60.0)), event.at
+            call.fence = int(body.get("fence", self.fence))
+
+    def _outcome(self, event: Event, state: CallState, text: str) -> None:
+        call = self.calls.get(event.call or "")
+        if call is None or not call.open:
+            return
+        call.state, call.outcome = state, text
+        while self._told < len(self._step_calls):  # results reach the model in call order
+            done = self.calls[self._step_calls[self._told]]
+            if done.open:
+                break
+            self.messages.append({"role": "tool", "tool_call_id": done.call, "content": done.outcome})
+            self._told += 1
+
+    def _tool_succeeded(self, event: Event, body: dict[str, Any]) -> None:
+        self._outcome(event, "succeeded", as_text(body.get("result")))
+
+    def _tool_failed(self, event: Event, body: dict[str, Any]) -> None:
+        self._outcome(event, "failed", "Error: " + str((body.get("error") or {}).get("message", "failed")))
+
+    def _tool_doubted(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.open:
+            call.state = "doubted"
+            self._status("waiting", "in_doubt")
+
+    def _tool_resolved(self, event: Event, body: dict[str, Any]) -> None:
+        decision = body.get("decision")
+        if decision == "happened":
+            self._outcome(event, "succeeded", as_text(body.get("result")))
+        elif decision == "not_happened":
+            if (call := self.calls.get(event.call or "")) and call.open:
+                call.state = "approved"  # admitted anew, with the same key, when a worker takes the run up
+        else:
+            self._outcome(event, "failed", "Error: nobody knows whether this call took effect; it was given up")
+
+    def _approval_requested(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.open:
+            call.state = "awaiting"
+            call.effect = str(body.get("effect", call.effect))
+
+    def _approval_given(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.state == "awaiting":
+            call.state = "approved"
+            if body.get("arguments") is not None:
+                call.arguments = msgspec.json.encode(body["arguments"]).decode()
+
+    def _approval_refused(self, event: Event, body: dict[str, Any]) -> None:
+        reason = str(body.get("reason") or "no reason given")
+        self._outcome(event, "failed", f"Error: a person refused this call: {reason}")
+
+
+def as_text(value: Any) -> str:
+    """Return a tool's result as the model is told it: text stays text, the rest is compact JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+_HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
+    "run.leased": Fold._leased,
+    "run.requeued": Fold._requeued,
+    "run.parked": Fold._parked,
+    "run.paused": Fold._paused,
+    "run.resumed": Fold._resumed,
+    "run.cancel_requested": Fold._cancel_requested,
+    "run.cancelled": Fold._cancelled,
+    "run.succeeded": Fold._succeeded,
+    "run.failed": Fold._failed,
+    "message.added": Fold._message,
+    "thread.continued": Fold._continued,
+    "model.replied": Fold._replied,
+    "model.reported": Fold._replied,
+    "context.compacted": Fold._compacted,
+    "tool.started": Fold._started,
+    "tool.succeeded": Fold._tool_succeeded,
+    "tool.failed": Fold._tool_failed,
+    "tool.doubted": Fold._tool_doubted,
+    "tool.resolved": Fold._tool_resolved,
+    "approval.requested": Fold._approval_requested,
+    "approval.given": Fold._approval_given,
+    "approval.refused": Fold._approval_refused,
+    "approval.expired": Fold._approval_refused,
+}

@@ -1,0 +1,1 @@
+from agentfarm_sdk import __version__ as __version__

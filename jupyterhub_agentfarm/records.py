@@ -1,0 +1,134 @@
+"""Values that several parts of the service pass around: frozen, no I/O. Ids, times and status are as in DESIGN §2.
+
+Times are epoch seconds (UTC) as float; in JSON they are ISO 8601 with Z.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentfarm_sdk.protocol import Definition, Event
+
+
+def new_id(prefix: str) -> str:
+    """Return an id that sorts by time: run-, task-, thread-, inbox- and 24 hex digits (48 bits ms, 48 random)."""
+    return f"{prefix}-{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
+
+
+def hub_user(agent: str) -> str:
+    """Return the Hub's user name of an agent."""
+    return f"agent-{agent}"
+
+
+@dataclass(frozen=True)
+class Agent:
+    name: str
+    owner: str
+    pool: str | None
+    draft: Definition
+    draft_rev: int  # its ETag
+    published: int | None  # number of the published version
+    created_at: float
+    retired_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Version:
+    agent: str
+    number: int
+    hash: str
+    definition: Definition
+    note: str
+    created_at: float
+    created_by: str
+
+
+@dataclass(frozen=True)
+class Task:
+    task_id: str
+    owner: str
+    submitted_by: str
+    target: str  # "analyst" or "pool:analysts"
+    agent: str | None
+    thread_id: str | None
+    input: Any
+    priority: int
+    mode: str
+    key: str | None
+    workspace: str  # home | none
+    deadline: float | None
+    requirements: dict[str, Any]
+    status: str
+    waiting: str | None
+    run_id: str | None
+    result: Any
+    error: dict[str, Any] | None
+    created_at: float
+    ended_at: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of `runs`: who it is, how far it is, who holds it."""
+
+    run_no: int
+    run_id: str
+    task_id: str
+    agent: str
+    owner: str
+    thread_id: str | None
+    version: int | None  # None: a draft, named by its hash
+    definition_hash: str
+    mode: str
+    epoch: str
+    bound: bool  # to a person's kernel: never enters the queue
+    status: str
+    waiting: str | None
+    fence: int
+    last_n: int
+    seq: int
+    head: str
+    worker: str | None
+    claim_id: str | None
+    lease_until: float | None
+    cancel: str | None
+    created_at: float
+    ended_at: float | None
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Events of one run that have just been committed, in order; what `Database.on_commit` hands out."""
+
+    run_id: str
+    agent: str
+    owner: str
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a server asks of a microserver. memory: bytes."""
+
+    server: str  # unit name
+    memory: int = 0
+    cpu: float = 0.0
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Microserver:
+    """A snapshot of a microserver, as placement sees it. memory, memory_free: bytes."""
+
+    name: str
+    state: str = "ready"  # ready | cordoned | draining | lost
+    memory: int = 0
+    memory_free: int = 0
+    cpus: int = 0
+    load: float = 0.0
+    servers: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    taints: tuple[str, ...] = ()

@@ -1,0 +1,247 @@
+"""The farm's tables, for SQLite and PostgreSQL alike. migrations/ creates them; a test proves both are equal.
+
+Times are epoch seconds. JSON is kept as text. `runs` row 1 is the farm's own chain (run_id "farm").
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+Big = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only INTEGER PRIMARY KEY
+
+STATUSES = ("queued", "assigned", "running", "waiting", "cancelling", "succeeded", "failed", "cancelled", "chain")
+FARM_RUN = "farm"  # the farm's own chain: status "chain", never claimed
+
+meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("owner_since", Double),  # creation time of the hub user: a name used again is another person
+    Column("pool", String(64)),
+    Column("draft", Text, nullable=False),
+    Column("draft_rev", Integer, nullable=False, server_default="1"),
+    Column("published", Integer),
+    Column("created_at", Double, nullable=False),
+    Column("retired_at", Double),
+    Index("ix_agents_owner", "owner"),
+)
+
+definitions = Table(
+    "definitions",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("agent", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("hash", String(64), nullable=False),
+    Column("note", Text, nullable=False, server_default=""),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(255), nullable=False),
+)
+
+files = Table(  # sources of tools, pinned by content
+    "files",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+grants = Table(  # with whom an agent is shared; mirrored to the Hub's shares
+    "grants",
+    metadata,
+    Column("agent", String(64), primary_key=True),
+    Column("person", String(255), primary_key=True),
+    Column("rights", String(32), nullable=False),  # view | chat | manage
+    Column("created_at", Double, nullable=False),
+)
+
+threads = Table(
+    "threads",
+    metadata,
+    Column("thread_id", String(64), primary_key=True),
+    Column("agent", String(64), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("title", Text, nullable=False, server_default=""),
+    Column("policy", String(16), nullable=False, server_default="enqueue"),
+    Column("created_at", Double, nullable=False),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("submitted_by", String(255), nullable=False),
+    Column("target", String(80), nullable=False),
+    Column("agent", String(64)),
+    Column("thread_id", String(64)),
+    Column("input", Text, nullable=False),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("mode", String(16), nullable=False, server_default="live"),
+    Column("key", String(255)),
+    Column("key_digest", String(64)),
+    Column("workspace", String(16), nullable=False, server_default="home"),
+    Column("deadline", Double),
+    Column("requirements", Text, nullable=False, server_default="{}"),
+    Column("status", String(16), nullable=False),
+    Column("waiting", String(16)),
+    Column("run_id", String(64)),
+    Column("result", Text),
+    Column("error", Text),
+    Column("created_at", Double, nullable=False),
+    Column("ended_at", Double),
+    UniqueConstraint("owner", "key"),
+    CheckConstraint("status IN (%s)" % ", ".join(repr(s) for s in STATUSES if s != "chain"), name="status"),
+    Index("ix_tasks_owner_created_at", "owner", "created_at"),
+    Index("ix_tasks_agent_created_at", "agent", "created_at"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_no", Big, primary_key=True, autoincrement=True),
+    Column("run_id", String(64), nullable=False, unique=True),
+    Column("task_id", String(64)),
+    Column("agent", String(80), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("thread_id", String(64)),
+    Column("version", Integer),
+    Column("definition_hash", String(64), nullable=False),
+    Column("mode", String(16), nullable=False),
+    Column("epoch", String(32), nullable=False),
+    Column("bound", Boolean, nullable=False, server_default=text("false")),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("status", String(16), nullable=False),
+    Column("waiting", String(16)),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("last_n", Integer, nullable=False, server_default="0"),
+    Column("seq", Integer, nullable=False, server_default="0"),
+    Column("head", String(64), nullable=False),
+    Column("worker", String(255)),
+    Column("claim_id", String(64)),
+    Column("lease_until", Double),
+    Column("not_before", Double),  # waits until then before it is claimed again
+    Column("cancel", Text),
+    Column("created_at", Double, nullable=False),
+    Column("ended_at", Double),
+    CheckConstraint("status IN (%s)" % ", ".join(repr(s) for s in STATUSES), name="status"),
+    Index("ix_runs_agent_status", "agent", "status"),
+    Index("ix_runs_task_id", "task_id"),
+    Index("ix_runs_claim_id", "claim_id"),
+    postgresql_with={"fillfactor": "50"},  # HOT updates: the head moves with every append
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),  # one writer: also the order of all events of the farm
+    Column("run_no", Big, nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("header", LargeBinary, nullable=False),
+    Column("salt", LargeBinary),  # null with the body once it was erased
+    Column("body", LargeBinary),
+    Column("n", Integer),  # on the last event of a worker's append: its number and digest
+    Column("digest", LargeBinary),
+    UniqueConstraint("run_no", "seq"),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("size", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+run_blobs = Table(
+    "run_blobs",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+)
+
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("inbox_id", String(64), primary_key=True),
+    Column("run_id", String(64), nullable=False),
+    Column("call", String(32), nullable=False),
+    Column("kind", String(16), nullable=False),  # approval | in_doubt
+    Column("agent", String(80), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("detail", Text, nullable=False),  # JSON: tool, arguments, key, effect, proof
+    Column("asked_at", Double, nullable=False),
+    Column("decided_at", Double),
+    Column("decision", String(16)),
+    Column("decided_by", String(255)),
+    Column("reason", Text),
+    Index("ix_inbox_owner_decided_at", "owner", "decided_at"),
+    Index("ix_inbox_run_id", "run_id"),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("owner", String(255), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("ciphertext", LargeBinary, nullable=False),
+    Column("updated_at", Double, nullable=False),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("agent", String(80), primary_key=True),
+    Column("owner", String(255), primary_key=True),
+    Column("model", String(255), primary_key=True),
+    Column("requests", Integer, nullable=False),
+    Column("tokens_in", Big, nullable=False),
+    Column("tokens_out", Big, nullable=False),
+    Column("cost", Double, nullable=False),
+)
+
+idempotency = Table(  # answers to writes that carried an Idempotency-Key
+    "idempotency",
+    metadata,
+    Column("asker", String(255), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
