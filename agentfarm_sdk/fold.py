@@ -90,10 +90,8 @@ class Fold:
     def last_reply(self) -> dict[str, Any] | None:
         """The model's latest message, where no message came after it but outcomes of its calls."""
         for message in reversed(self.messages):
-            if message["role"] == "assistant":
-                return message
             if message["role"] != "tool":
-                return None
+                return message if message["role"] == "assistant" else None
         return None
 
     @property

@@ -73,7 +73,10 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Definition(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a version fixes. Its content hash is over the canonical JSON of exactly these fields."""
+    """What a version fixes. Its content hash is over the canonical JSON of the fields that differ from their defaults:
+
+    a new field leaves old hashes as they are; a default, here and in the parts, is never changed.
+    """
 
     prompt: str = ""
     model: ModelSpec = ModelSpec()

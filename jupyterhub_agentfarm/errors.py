@@ -25,7 +25,6 @@ from agentfarm_sdk.errors import (
     UserError,
 )
 
-
 __all__ = [
     "AgentFarmError",
     "Cancelled",

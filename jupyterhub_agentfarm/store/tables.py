@@ -33,6 +33,12 @@ metadata = MetaData(
 Big = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only INTEGER PRIMARY KEY
 
 STATUSES = ("queued", "assigned", "running", "waiting", "cancelling", "succeeded", "failed", "cancelled", "chain")
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
 FARM_RUN = "farm"  # the farm's own chain: status "chain", never claimed
 
 meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
@@ -124,7 +130,7 @@ tasks = Table(
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
     UniqueConstraint("owner", "key"),
-    CheckConstraint("status IN (%s)" % ", ".join(repr(s) for s in STATUSES if s != "chain"), name="status"),
+    CheckConstraint(_one_of("status", STATUSES[:-1]), name="status"),
     Index("ix_tasks_owner_created_at", "owner", "created_at"),
     Index("ix_tasks_agent_created_at", "agent", "created_at"),
 )
@@ -157,7 +163,7 @@ runs = Table(
     Column("cancel", Text),
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
-    CheckConstraint("status IN (%s)" % ", ".join(repr(s) for s in STATUSES), name="status"),
+    CheckConstraint(_one_of("status", STATUSES), name="status"),
     Index("ix_runs_agent_status", "agent", "status"),
     Index("ix_runs_task_id", "task_id"),
     Index("ix_runs_claim_id", "claim_id"),
