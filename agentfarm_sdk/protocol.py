@@ -99,8 +99,22 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 def canonical(value: Any) -> bytes:
-    """Return compact JSON with sorted keys: the bytes that content hashes are made of."""
-    return msgspec.json.encode(msgspec.to_builtins(value), order="sorted")
+    """Return compact JSON with sorted keys, without the fields that equal their defaults: what content hashes are of."""
+    if isinstance(value, msgspec.Struct):  # made of JSON once: 30 and 30.0 seconds are the same
+        value = msgspec.convert(msgspec.to_builtins(value), type(value))
+    return msgspec.json.encode(_differing(value), order="sorted")
+
+
+def _differing(value: Any) -> Any:
+    """Leave out defaults by equality: `omit_defaults` does so by identity, and a decoded "once" is another object."""
+    if isinstance(value, msgspec.Struct):
+        named = [(field, getattr(value, field.name)) for field in msgspec.structs.fields(value)]
+        return {field.encode_name: _differing(got) for field, got in named if got != _default(field)}
+    return [_differing(one) for one in value] if isinstance(value, list) else value
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def content_hash(value: Any) -> str:
@@ -315,8 +329,14 @@ class HeartbeatAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=T
 
 
 def decode_events(raw: bytes) -> list[NewEvent]:
-    """Read the `events` of an append. Raises msgspec.ValidationError."""
-    return msgspec.json.decode(raw, type=list[NewEvent])
+    """Read the `events` of an append; what is returned can be read for ever. Raises msgspec.ValidationError."""
+    try:
+        events = msgspec.json.decode(raw, type=list[NewEvent])
+        for event in events:  # a Raw is kept unread: bad UTF-8 or numbers would show only when the run is folded
+            msgspec.json.decode(event.body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.ValidationError(f"these events cannot be read: {error}") from error
+    return events
 
 
 def batch_digest(raw: bytes) -> bytes:
