@@ -102,17 +102,19 @@ class Fold:
 
     def _leased(self, event: Event, body: dict[str, Any]) -> None:
         self.fence = int(body["fence"])
-        self.status, self.waiting = "running", None
+        self._status("running")
         self.leased_at = self.leased_at or event.at
         for call in self.open_calls:
             call.fence = self.fence if call.state == "approved" else call.fence
 
     def _status(self, status: str, waiting: str | None = None) -> None:
+        if self.cancel is not None and status in ("queued", "running"):
+            status = "cancelling"
         if self.status not in ENDED:
             self.status, self.waiting = status, waiting
 
     def _requeued(self, event: Event, body: dict[str, Any]) -> None:
-        self._status("cancelling" if self.cancel else "queued")
+        self._status("queued")
 
     def _parked(self, event: Event, body: dict[str, Any]) -> None:
         self._status("waiting", str(body.get("reason", "approval")))
@@ -135,7 +137,7 @@ class Fold:
         self._status("succeeded")
 
     def _failed(self, event: Event, body: dict[str, Any]) -> None:
-        self.error = body.get("error")
+        self.error = _dict(body.get("error"))
         self._status("failed")
 
     def _message(self, event: Event, body: dict[str, Any]) -> None:
@@ -164,13 +166,17 @@ class Fold:
         self.steps += 1
 
     def _compacted(self, event: Event, body: dict[str, Any]) -> None:
-        keep = int(body.get("keep", 0))  # the last `keep` messages stay, the summary stands for those before
+        keep = body.get("keep")  # the last `keep` messages stay, the summary stands for those before
         head = [m for m in self.messages[:1] if m["role"] == "system"]
-        tail = self.messages[len(self.messages) - keep :] if keep else []
-        self.messages = [*head, {"role": "user", "content": str(body.get("summary", ""))}, *tail]
+        start = max(len(head), len(self.messages) - (keep if isinstance(keep, int) else 0))
+        if self._told < len(self._step_calls):  # results still to come need their reply
+            start = min(start, len(self.messages) - 1 - self._told)
+        while start < len(self.messages) and self.messages[start]["role"] == "tool":
+            start -= 1
+        self.messages = [*head, {"role": "user", "content": str(body.get("summary", ""))}, *self.messages[start:]]
 
     def _started(self, event: Event, body: dict[str, Any]) -> None:
-        if call := self.calls.get(event.call or ""):
+        if (call := self.calls.get(event.call or "")) and call.open and call.state != "doubted":
             call.state, call.attempts = "started", int(body.get("attempt", call.attempts + 1))
             call.key, call.effect = str(body.get("key", call.key)), str(body.get("effect", call.effect))
             call.timeout, call.started_at = float(body.get("timeout", 60.0)), event.at
@@ -192,7 +198,7 @@ class Fold:
         self._outcome(event, "succeeded", as_text(body.get("result")))
 
     def _tool_failed(self, event: Event, body: dict[str, Any]) -> None:
-        self._outcome(event, "failed", "Error: " + str((body.get("error") or {}).get("message", "failed")))
+        self._outcome(event, "failed", "Error: " + str(_dict(body.get("error")).get("message", "failed")))
 
     def _tool_doubted(self, event: Event, body: dict[str, Any]) -> None:
         if (call := self.calls.get(event.call or "")) and call.open:
@@ -200,17 +206,18 @@ class Fold:
             self._status("waiting", "in_doubt")
 
     def _tool_resolved(self, event: Event, body: dict[str, Any]) -> None:
-        decision = body.get("decision")
+        call, decision = self.calls.get(event.call or ""), body.get("decision")
+        if call is None or call.state != "doubted":
+            return
         if decision == "happened":
             self._outcome(event, "succeeded", as_text(body.get("result")))
         elif decision == "not_happened":
-            if (call := self.calls.get(event.call or "")) and call.open:
-                call.state = "approved"  # admitted anew, with the same key, when a worker takes the run up
+            call.state = "approved"  # admitted anew, with the same key, when a worker takes the run up
         else:
             self._outcome(event, "failed", "Error: nobody knows whether this call took effect; it was given up")
 
     def _approval_requested(self, event: Event, body: dict[str, Any]) -> None:
-        if (call := self.calls.get(event.call or "")) and call.open:
+        if (call := self.calls.get(event.call or "")) and call.state == "asked":
             call.state = "awaiting"
             call.effect = str(body.get("effect", call.effect))
 
@@ -222,7 +229,13 @@ class Fold:
 
     def _approval_refused(self, event: Event, body: dict[str, Any]) -> None:
         reason = str(body.get("reason") or "no reason given")
-        self._outcome(event, "failed", f"Error: a person refused this call: {reason}")
+        if (call := self.calls.get(event.call or "")) and call.state == "awaiting":
+            self._outcome(event, "failed", f"Error: a person refused this call: {reason}")
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """Take a part of a body for what it should be; a worker may have written anything."""
+    return value if isinstance(value, dict) else {}
 
 
 def as_text(value: Any) -> str:
