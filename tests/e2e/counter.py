@@ -1,0 +1,67 @@
+"""An outside world that counts: each effect that reaches it is on disk before it answers. Run as a process of its own.
+
+    python counter.py FILE      prints its port; POST /effect/<name>?hold=<file>  GET /counts
+
+A line of FILE is one request: name, Idempotency-Key, whether that key was new. With `hold`, the answer waits until
+that file exists, so that a test can kill somebody while the effect has happened and nobody knows yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+LOCK = threading.Lock()
+SEEN: list[dict[str, object]] = []
+
+
+class Effects(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        where = urlsplit(self.path)
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        key = self.headers.get("Idempotency-Key") or ""
+        with LOCK:
+            new = not any(one["key"] == key and key for one in SEEN)
+            SEEN.append({"name": where.path.rpartition("/")[2], "key": key, "new": new})
+            with Path(sys.argv[1]).open("a") as file:
+                file.write(json.dumps(SEEN[-1]) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        hold = parse_qs(where.query).get("hold", [""])[0]
+        until = time.monotonic() + 120
+        while hold and not Path(hold).exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        self.answer({"done": where.path.rpartition("/")[2], "first": new})
+
+    def do_GET(self) -> None:
+        with LOCK:
+            self.answer(list(SEEN))
+
+    def answer(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        try:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # who asked was killed: what the tests do
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Effects)
+    server.daemon_threads = True
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
