@@ -1,0 +1,324 @@
+"""The database: opening it only where it keeps its word, one writer thread with group commit, readers of their own.
+
+Every process but the service keeps out. `write` takes a plain function: no transaction can span an await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from ..errors import AgentFarmError, Conflict, StoreError, Transient
+from ..records import Committed, Run
+from . import engines, schema
+from .tables import meta
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+MAX_BATCH = 256
+MAX_HEADS = 20_000
+
+
+class Tx:
+    """A transaction of the writer, handed to write functions.
+
+    `connection` (SQLAlchemy) and `driver` (DB-API) are one and the same transaction. `now`: epoch seconds.
+    """
+
+    def __init__(self, connection: Connection, heads: dict[str, Run], now: float, sqlite: bool) -> None:
+        self.connection = connection
+        self.driver: Any = connection.connection.driver_connection
+        self.now = now
+        self.sqlite = sqlite
+        self.wrote = False
+        self.committed: list[Committed] = []
+        self._heads = heads
+        self._overlay: dict[str, Run] = {}
+
+    def execute(self, statement: Any, *args: Any) -> sa.CursorResult[Any]:
+        """Execute with SQLAlchemy Core; anything but a SELECT counts as a write."""
+        if not isinstance(statement, sa.Select):
+            self.wrote = True
+        return self.connection.execute(statement, *args)
+
+    def head(self, run_id: str) -> Run | None:
+        """Return the run as this transaction sees it, if it is known in memory."""
+        return self._overlay.get(run_id) or self._heads.get(run_id)
+
+    def advance(self, run: Run) -> None:
+        """Remember the run's new row; it holds beyond this transaction only after COMMIT."""
+        self._overlay[run.run_id] = run
+
+
+@dataclass
+class _Write:
+    fn: Callable[[Tx], Any]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+    committed: list[Committed] = field(default_factory=list)
+
+
+class _Spoiled(Exception):
+    """One member failed after it had written: the batch is rolled back and each member tried singly."""
+
+
+class Database:
+    """An open ledger. Make it with `Database.open`; one active one for each database."""
+
+    def __init__(self, writer: Engine, reader: Engine, lock: engines.Lock) -> None:
+        self.sqlite = writer.dialect.name == "sqlite"
+        self._driver_error: type[Exception] = writer.dialect.loaded_dbapi.Error
+        self._writer, self._reader, self._lock = writer, reader, lock
+        self._connection: Connection | None = None
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._heads: dict[str, Run] = {}
+        self._listeners: list[Callable[[list[Committed]], None]] = []
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="reader")
+        self._offset = 0.0
+        self._measured = -1e9
+        self.commits = 0  # for metrics and benchmarks
+        self.writes = 0
+        self.last_error: str | None = None
+        self.epoch = self.read_now(
+            lambda c: str(c.execute(sa.select(meta.c.value).where(meta.c.key == "epoch")).scalar_one())
+        )
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, url: str) -> Database:
+        """Open the database at `url`; an empty one gets the schema.
+
+        Raises:
+            StoreError: it would not keep its word (durability), cannot be reached or written, is used by another
+                service, or its schema is older or newer than this code. `hint` is the way out.
+        """
+        writer, reader = engines.make(url)
+        lock = None
+        try:
+            engines.check(writer)
+            lock = engines.Lock(writer)
+            schema.prepare(writer)
+            return cls(writer, reader, lock)
+        except (StoreError, sa.exc.SQLAlchemyError) as error:
+            if lock is not None:
+                lock.release()
+            writer.dispose()
+            reader.dispose()
+            if isinstance(error, StoreError):
+                raise
+            raise engines.as_store_error(error) from error
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    async def read(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn` with a reader's connection, in a thread. Raises Transient when the database is away."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.read_now, fn)
+
+    def read_now(self, fn: Callable[[Connection], T]) -> T:
+        """The same in the caller's thread."""
+        with translated(), self._reader.connect() as connection:
+            return fn(connection)
+
+    def now(self) -> float:
+        """Return the time of the one clock that judges leases: PostgreSQL's own there (its offset taken each 30 s)."""
+        if not self.sqlite and time.monotonic() - self._measured > 30:
+            try:
+                theirs = self.read_now(
+                    lambda c: float(c.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+                )
+                self._offset, self._measured = theirs - time.time(), time.monotonic()
+            except Transient:
+                log.warning(
+                    "the database's clock cannot be read; the last known offset of %.3f s is used", self._offset
+                )
+        return time.time() + self._offset
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def on_commit(self, listener: Callable[[list[Committed]], None]) -> None:
+        """Call `listener` on the event loop with the events of each commit, in commit order."""
+        self._listeners.append(listener)
+
+    async def write(self, fn: Callable[[Tx], T]) -> T:
+        """Run `fn` in the writer's next transaction, together with whatever waits; return after COMMIT.
+
+        Raises what `fn` raised, or Transient: the database is away, full or read-only; nothing was written.
+        """
+        loop = asyncio.get_running_loop()
+        write = _Write(fn, loop, loop.create_future())
+        self._queue.put(write)
+        return await write.future  # type: ignore[no-any-return]
+
+    async def close(self) -> None:
+        """Finish what waits and close. Closing twice is harmless."""
+        self._queue.put(None)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        self._pool.shutdown()
+        self._drop_connection()
+        self._writer.dispose()
+        self._reader.dispose()
+        self._lock.release()
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch, stop = [first], False
+            while len(batch) < MAX_BATCH:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    stop = True
+                    break
+                batch.append(more)
+            self._commit(batch)
+            self._deliver(batch)
+            if stop:
+                return
+
+    def _commit(self, batch: list[_Write]) -> None:
+        try:
+            self._attempt(batch)
+        except _Spoiled:
+            for write in batch:
+                try:
+                    self._attempt([write])
+                except Exception as error:
+                    write.error = self._explained(error)
+        except Exception as error:  # begin or commit failed: nothing of the batch is there
+            explained = self._explained(error)
+            for write in batch:
+                write.error = explained
+
+    def _attempt(self, batch: list[_Write]) -> None:
+        """One transaction. Raises _Spoiled for a batch of several, the error itself for a single one."""
+        for write in batch:
+            write.result, write.error, write.committed = None, None, []
+        try:
+            connection = self._connected()
+            with connection.begin():
+                tx = Tx(connection, self._heads, self.now(), self.sqlite)
+                for write in batch:
+                    tx.wrote, tx.committed = False, write.committed
+                    try:
+                        write.result = write.fn(tx)
+                    except self._driver_error as error:  # of the append path, which speaks to the driver
+                        raise sa.exc.DBAPIError.instance(None, None, error, self._driver_error) from error
+                    except sa.exc.DBAPIError:
+                        raise
+                    except Exception as error:
+                        harmless = not tx.wrote and isinstance(error, AgentFarmError)
+                        if not harmless:
+                            raise (_Spoiled() if len(batch) > 1 else error) from error
+                        write.error = error
+        except sa.exc.DBAPIError as error:
+            if len(batch) > 1 and not _lost(error):
+                raise _Spoiled() from error
+            self._heads.clear()
+            self._drop_connection()
+            raise
+        self.commits += 1
+        self.writes += len(batch)
+        self.last_error = None
+        self._heads.update(tx._overlay)
+        for run in tx._overlay.values():
+            if run.ended_at is not None:
+                self._heads.pop(run.run_id, None)
+        if len(self._heads) > MAX_HEADS:
+            self._heads.clear()
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._lock.ensure(self._writer)
+            self._connection = self._writer.connect()
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.invalidate()
+                self._connection.close()
+            except Exception as error:
+                log.debug("closing a broken connection: %s", type(error).__name__)
+            self._connection = None
+
+    def _explained(self, error: Exception) -> BaseException:
+        explained = explain(error)
+        if isinstance(explained, Transient):
+            self.last_error = explained.detail
+            log.error("%s", explained.detail)
+        elif not isinstance(explained, AgentFarmError):
+            log.error("a write failed", exc_info=error)
+        return explained
+
+    def _deliver(self, batch: list[_Write]) -> None:
+        loops = {id(write.loop): write.loop for write in batch}
+        for key, loop in loops.items():
+            mine = [write for write in batch if id(write.loop) == key]
+            try:
+                loop.call_soon_threadsafe(self._resolve, mine)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                continue
+
+    def _resolve(self, batch: list[_Write]) -> None:
+        committed = [one for write in batch if write.error is None for one in write.committed]
+        if committed:
+            for listener in self._listeners:
+                try:
+                    listener(committed)
+                except Exception:
+                    log.exception("a listener failed")
+        for write in batch:
+            if write.future.done():
+                continue
+            if write.error is not None:
+                write.future.set_exception(write.error)
+            else:
+                write.future.set_result(write.result)
+
+
+def _lost(error: sa.exc.DBAPIError) -> bool:
+    return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+
+
+def explain(error: Exception) -> Exception:
+    """Turn a database's error into ours; any other is returned as it is."""
+    if isinstance(error, sa.exc.IntegrityError):
+        return Conflict(
+            "another write came first",
+            hint="read the thing again and decide anew",
+        )
+    if isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError) or (
+        isinstance(error, sa.exc.DBAPIError) and (error.connection_invalidated or engines.is_full_or_read_only(error))
+    ):
+        said = engines.as_store_error(error)
+        return Transient(said.detail, hint=said.hint, retry_after=2.0)
+    return error
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the database's errors inside the block into ours."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        explained = explain(error)
+        if explained is error:
+            raise
+        raise explained from error
+    except sa.exc.TimeoutError as error:
+        raise Transient("every reader of the database is busy", retry_after=1.0) from error

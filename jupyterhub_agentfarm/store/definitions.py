@@ -1,0 +1,29 @@
+"""Definitions by content hash: what versions and runs name."""
+
+from __future__ import annotations
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from agentfarm_sdk.protocol import Definition, canonical, content_hash
+
+from ..errors import NotFound
+from .db import Tx
+from .tables import definitions
+
+
+def put(tx: Tx, definition: Definition) -> str:
+    """Keep the definition; return its content hash. Keeping it twice is harmless."""
+    name = content_hash(definition)
+    if not tx.connection.execute(sa.select(definitions.c.hash).where(definitions.c.hash == name)).scalar():
+        tx.execute(definitions.insert().values(hash=name, content=canonical(definition)))
+    return name
+
+
+def get(connection: Connection, name: str) -> Definition:
+    """Return the definition of that content hash. Raises NotFound."""
+    content = connection.execute(sa.select(definitions.c.content).where(definitions.c.hash == name)).scalar()
+    if content is None:
+        raise NotFound(f"there is no definition {name[:12]}…")
+    return msgspec.json.decode(bytes(content), type=Definition)

@@ -1,0 +1,169 @@
+"""Leases: who may work on a run, until when, and what becomes of open calls when nobody does.
+
+All times are those of `Tx.now`, the one clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from agentfarm_sdk.fold import Call, Fold
+from agentfarm_sdk.protocol import ENDED, NewEvent, new_event
+
+from ..errors import Conflict, Fenced
+from ..records import Run
+from . import ledger, threads
+from .db import Tx
+from .tables import runs, tasks
+
+CLAIMABLE = ("queued", "assigned")
+
+
+def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float) -> Run | None:
+    """Give the worker the next run of the agent, or None. The same `claim_id` gets the same lease again.
+
+    A run of a thread waits until the thread's earlier runs have ended; bound runs never enter the queue.
+    """
+    again = ledger.select_runs(
+        tx.connection, runs.c.claim_id == claim_id, runs.c.agent == agent, runs.c.lease_until.is_not(None)
+    )
+    if again:
+        return ledger.held(tx, again[0].run_id)
+    earlier = runs.alias()
+    busy = (
+        sa.select(earlier.c.run_no)
+        .where(
+            earlier.c.thread_id == runs.c.thread_id, earlier.c.run_no < runs.c.run_no, earlier.c.status.not_in(ENDED)
+        )
+        .exists()
+    )
+    found = ledger.select_runs(
+        tx.connection,
+        runs.c.agent == agent,
+        runs.c.status.in_(CLAIMABLE),
+        runs.c.bound.is_(False),
+        sa.or_(runs.c.not_before.is_(None), runs.c.not_before <= tx.now),
+        sa.or_(runs.c.thread_id.is_(None), ~busy),
+        order=(runs.c.priority.desc(), runs.c.run_no),
+        limit=1,
+    )
+    return lease(tx, found[0], worker, claim_id, seconds) if found else None
+
+
+def lease(tx: Tx, run: Run, worker: str, claim_id: str, seconds: float) -> Run:
+    """Give the run to a worker under a new fence, whose appends are numbered from 1."""
+    run = ledger.held(tx, run.run_id)
+    fence = run.fence + 1
+    changes: dict[str, Any] = {
+        "fence": fence, "last_n": 0, "worker": worker, "claim_id": claim_id, "lease_until": tx.now + seconds,
+    }  # fmt: skip
+    events = threads.opening_in_thread(tx.connection, run) if run.thread_id and run.fence == 0 else []
+    events.append(new_event("run.leased", {"fence": fence, "worker": worker}))
+    ledger.record(tx, run.run_id, "service", events, changes=changes)
+    return ledger.held(tx, run.run_id)
+
+
+def renew(tx: Tx, run_id: str, fence: int, seconds: float) -> float:
+    """Keep the lease; return until when. Raises Fenced: it is somebody else's or nobody's."""
+    run = ledger.held(tx, run_id)
+    if run.fence != fence or run.lease_until is None:
+        raise Fenced(f"run {run_id}: fence {fence} holds nothing any more", hint="stop: claim anew")
+    until = tx.now + seconds
+    tx.execute(runs.update().where(runs.c.run_no == run.run_no, runs.c.fence == fence).values(lease_until=until))
+    tx.advance(replace(run, lease_until=until))
+    return until
+
+
+def expired(connection: Connection, now: float) -> list[Run]:
+    """Return the runs whose lease has run out."""
+    return ledger.select_runs(connection, runs.c.lease_until < now)
+
+
+def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> ledger.Appended:
+    """Take the run from its worker. Open calls are decided from the record; `proof` proves the worker dead.
+
+    A started `read` is called again; an `idempotent` one too, after proof or its timeout; a `once` one is in doubt.
+    A run bound to a kernel fails: it never enters the queue. A cancelled one ends where nothing is open.
+
+    Raises Fenced: `fence` holds it no more.
+    """
+    run = ledger.held(tx, run_id)
+    if run.fence != fence or run.lease_until is None:
+        raise Fenced(f"run {run_id}: fence {fence} holds nothing any more")
+    fold = Fold(history=lambda _run, _seq: []).apply_all(ledger.read_events(tx.connection, run_id))
+    events = [new_event("run.requeued", {"reason": reason, "proof": proof})]
+    started = [call for call in fold.open_calls if call.state == "started"]
+    doubted = [call for call in started if call.effect == "once" or (run.cancel and call.effect == "idempotent")]
+    events += [_doubt(call, reason, proof) for call in doubted]
+    if run.cancel:
+        events += [_undone(call, run.cancel) for call in fold.open_calls if call not in doubted]
+        if not doubted:
+            events.append(new_event("run.cancelled", {"reason": run.cancel}))
+    elif run.bound:
+        message = f"the kernel that drove this run is gone ({reason})"
+        events.append(new_event("run.failed", {"error": {"type": "kernel-gone", "message": message}}))
+    elif run.waiting == "paused" and not doubted:
+        events.append(new_event("run.paused", {}))
+    done = ledger.record(tx, run_id, "service", events)
+    wait = 0.0 if proof else max((_timeout_at(call) for call in started if call.effect == "idempotent"), default=0.0)
+    tx.execute(runs.update().where(runs.c.run_no == run.run_no).values(not_before=wait or None))
+    return done
+
+
+def cancel(tx: Tx, run_id: str, by: str, reason: str) -> ledger.Appended | None:
+    """Ask a run to stop. One that nobody works on, with no call in doubt, ends at once. Asking twice is harmless.
+
+    Raises Conflict: it has ended otherwise.
+    """
+    run = ledger.held(tx, run_id)
+    if run.status == "cancelled" or (run.cancel and run.status not in ENDED):
+        return None
+    if run.status in ENDED:
+        raise Conflict(f"run {run_id} has already {run.status}")
+    events = [new_event("run.cancel_requested", {"reason": reason})]
+    if run.lease_until is None:
+        fold = Fold(history=lambda _run, _seq: []).apply_all(ledger.read_events(tx.connection, run_id))
+        if not any(call.state == "doubted" for call in fold.open_calls):
+            events += [_undone(call, reason) for call in fold.open_calls]
+            events.append(new_event("run.cancelled", {"reason": reason}))
+    return ledger.record(tx, run_id, by, events)
+
+
+def assign(tx: Tx, run_id: str) -> None:
+    """Say that the run's agent is being made ready for it."""
+    run = ledger.held(tx, run_id)
+    if run.status == "queued":
+        tx.execute(
+            runs.update().where(runs.c.run_no == run.run_no, runs.c.status == "queued").values(status="assigned")
+        )
+        tx.execute(
+            tasks.update().where(tasks.c.task_id == run.task_id, tasks.c.status == "queued").values(status="assigned")
+        )
+        tx.advance(replace(run, status="assigned"))
+
+
+def _doubt(call: Call, reason: str, proof: str | None) -> NewEvent:
+    body = {
+        "reason": reason,
+        "proof": proof,
+        "tool": call.tool,
+        "effect": call.effect,
+        "key": call.key,
+        "arguments": call.arguments,
+    }
+    return new_event("tool.doubted", body, call.call)
+
+
+def _undone(call: Call, reason: str) -> NewEvent:
+    return new_event(
+        "tool.failed", {"error": {"type": "cancelled", "message": f"the run was cancelled: {reason}"}}, call.call
+    )
+
+
+def _timeout_at(call: Call) -> float:
+    return datetime.fromisoformat(call.started_at.replace("Z", "+00:00")).timestamp() + call.timeout

@@ -1,0 +1,370 @@
+"""Events: append-only, chained, numbered. The append path speaks to the driver.
+
+Rows of `runs` and `tasks` and the inbox follow the kinds that are written, in the same transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from agentfarm_sdk.protocol import (
+    ENDED,
+    GENESIS,
+    WORKER_KINDS,
+    Event,
+    Header,
+    NewEvent,
+    batch_digest,
+    body_hash,
+    header_hash,
+    make_header,
+    read_event,
+    timestamp,
+)
+
+from ..errors import Conflict, Fenced, Forbidden, Hole, NotFound
+from ..records import Committed, Run
+from .db import Tx
+from .inbox import follow as follow_inbox
+from .tables import events as events_table
+from .tables import runs, tasks
+
+LATE_KINDS = frozenset({"body.erased"})  # what an ended run still takes
+_COLUMNS = tuple(field.name for field in fields(Run))
+_RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What an append came to: its number, the run's seq and head after it, and the events as they were recorded."""
+
+    n: int
+    seq: int
+    head: str
+    events: tuple[Event, ...]
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`ok`, how many events, the head; or the first bad event's seq and why."""
+
+    run_id: str
+    ok: bool
+    events: int
+    head: str
+    bad_seq: int | None = None
+    why: str = ""
+
+
+# -- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_run(connection: Connection, run_id: str) -> Run:
+    """Return the run's row. Raises NotFound."""
+    row = connection.execute(_RUN.where(runs.c.run_id == run_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no run {run_id}", hint="list runs by: agentfarm task list")
+    return Run(*row)
+
+
+def select_runs(
+    connection: Connection, *where: Any, order: tuple[Any, ...] = (runs.c.run_no,), limit: int | None = None
+) -> list[Run]:
+    """Return the runs that the conditions on `tables.runs` select."""
+    statement = _RUN.where(*where).order_by(*order)
+    return [Run(*row) for row in connection.execute(statement.limit(limit) if limit else statement)]
+
+
+def read_events(connection: Connection, run_id: str, after: int = 0, limit: int | None = None) -> list[Event]:
+    """Return the events of a run with seq > `after`, in order."""
+    e = events_table.c
+    statement = (
+        sa.select(e.header, e.body)
+        .join(runs, runs.c.run_no == e.run_no)
+        .where(runs.c.run_id == run_id, e.seq > after)
+        .order_by(e.seq)
+    )
+    rows = connection.execute(statement.limit(limit) if limit else statement)
+    return [read_event(bytes(header), None if body is None else bytes(body)) for header, body in rows]
+
+
+def held(tx: Tx, run_id: str) -> Run:
+    """Return the run as this transaction sees it. Raises NotFound."""
+    run = tx.head(run_id)
+    return run if run is not None else read_run(tx.connection, run_id)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------
+
+
+def create_run(
+    tx: Tx, *, run_id: str, task_id: str | None, agent: str, owner: str, epoch: str, definition_hash: str, version: int | None,
+    mode: str, events: Sequence[NewEvent], thread_id: str | None = None, priority: int = 0, bound: bool = False, by: str = "service",
+) -> Run:  # fmt: skip
+    """Begin a run with its first events (run.created, messages); it stands in the queue of its agent."""
+    tx.wrote = True
+    number = tx.execute(
+        runs.insert().values(
+            run_id=run_id, task_id=task_id, agent=agent, owner=owner, thread_id=thread_id, version=version,
+            definition_hash=definition_hash, mode=mode, epoch=epoch, bound=bound, priority=priority, status="queued",
+            head=GENESIS, created_at=tx.now,
+        )
+    ).inserted_primary_key[0]  # type: ignore[index]  # fmt: skip
+    run = Run(
+        run_no=number, run_id=run_id, task_id=task_id or "", agent=agent, owner=owner, thread_id=thread_id, version=version,
+        definition_hash=definition_hash, mode=mode, epoch=epoch, bound=bound, status="queued", waiting=None, fence=0, last_n=0,
+        seq=0, head=GENESIS, worker=None, claim_id=None, lease_until=None, cancel=None, created_at=tx.now, ended_at=None,
+    )  # fmt: skip
+    tx.advance(run)
+    record(tx, run_id, by, events)
+    return held(tx, run_id)
+
+
+def append(
+    tx: Tx, run_id: str, fence: int, n: int, raw: bytes, events: Sequence[NewEvent], also: Sequence[NewEvent] = ()
+) -> Appended:
+    """Append the worker's `n`-th batch, all or none; sent again, only answered again.
+
+    `raw` are the bytes of `events` as they were received; `also` is recorded behind them by the gateway.
+
+    Raises:
+        Fenced: a newer lease holds the run; the worker must stop.
+        Hole, Conflict: batch `n` is not the next one; it is another one than was written as `n`, or the run has ended.
+        Forbidden: a kind that no worker may write.
+    """
+    run = held(tx, run_id)
+    _fence(run, fence)
+    digest = batch_digest(raw)
+    if n <= run.last_n:
+        return _answered_before(tx, run, fence, n, digest)
+    if n != run.last_n + 1:
+        raise Hole(f"append {n} came after {run.last_n}", hint=f"append {run.last_n + 1} first", last_n=run.last_n)
+    _open_for(run, events)
+    for event in events:
+        if event.kind not in WORKER_KINDS:
+            raise Forbidden(
+                f"a worker may not write {event.kind}", hint="workers write: " + ", ".join(sorted(WORKER_KINDS))
+            )
+    authors = [f"worker:{fence}"] * len(events) + ["gateway"] * len(also)
+    return _write(tx, run, [*events, *also], authors, n=n, digest=digest, numbered=len(events))
+
+
+def record(
+    tx: Tx, run_id: str, by: str, events: Sequence[NewEvent], *, fence: int | None = None, after_n: int | None = None, changes: dict[str, Any] | None = None
+) -> Appended:  # fmt: skip
+    """Record events of gateway, service or user:<name>; `changes` are columns of the run that move with them.
+
+    Raises:
+        Fenced: `fence` is given and no longer holds the run.
+        Hole: `after_n` is given and that append is not written yet.
+        Conflict: the run has ended.
+    """
+    run = held(tx, run_id)
+    if fence is not None:
+        _fence(run, fence)
+    if after_n is not None and run.last_n < after_n:
+        raise Hole(f"append {after_n} is not written yet", hint="send it, then ask again", last_n=run.last_n)
+    _open_for(run, events)
+    return _write(tx, run, events, [by] * len(events), changes=changes)
+
+
+def _fence(run: Run, fence: int) -> None:
+    if run.fence != fence or (run.lease_until is None and run.status not in ENDED):
+        raise Fenced(
+            f"run {run.run_id}: fence {fence} was replaced by {run.fence}", hint="stop: another worker has the run"
+        )
+
+
+def _open_for(run: Run, events: Iterable[NewEvent]) -> None:
+    if run.status in ENDED and any(event.kind not in LATE_KINDS for event in events):
+        raise Conflict(
+            f"run {run.run_id} has {run.status}: nothing can be added", hint="submit a new task, or rerun this one"
+        )
+
+
+def _answered_before(tx: Tx, run: Run, fence: int, n: int, digest: bytes) -> Appended:
+    """Return the answer that append `n` got; what stood behind it in its transaction is not told again."""
+    e = events_table.c
+    rows = tx.connection.execute(
+        sa.select(e.seq, e.header, e.digest).where(e.run_no == run.run_no, e.n == n).order_by(e.seq.desc())
+    )
+    for seq, header, known in rows:
+        if msgspec.json.decode(bytes(header), type=Header).by != f"worker:{fence}":
+            continue
+        if bytes(known) != digest:
+            raise Conflict(
+                f"append {n} was another one before", hint="a repeat must have the same bytes; use the next number"
+            )
+        return Appended(n, seq, header_hash(bytes(header)), (), repeated=True)
+    raise Conflict(f"append {n} is not on record under fence {fence}", hint="claim the run anew")
+
+
+def _write(
+    tx: Tx, run: Run, events: Sequence[NewEvent], authors: Sequence[str], *, n: int | None = None, digest: bytes | None = None, numbered: int = 0,
+    changes: dict[str, Any] | None = None,
+) -> Appended:  # fmt: skip
+    """Chain the events, insert them, move run, task and inbox. The heart of the append path."""
+    at, seq, head = timestamp(tx.now), run.seq, run.head
+    rows: list[tuple[Any, ...]] = []
+    made: list[Event] = []
+    for index, (event, by) in enumerate(zip(events, authors, strict=True)):
+        seq += 1
+        salt, body = os.urandom(16), bytes(event.body)
+        header = make_header(
+            epoch=run.epoch,
+            run=run.run_id,
+            seq=seq,
+            kind=event.kind,
+            at=at,
+            by=by,
+            call=event.call,
+            body=body_hash(salt, body),
+            prev=head,
+        )
+        head = header_hash(header)
+        marked = n is not None and index == numbered - 1
+        rows.append((seq, header, salt, body, n if marked else None, digest if marked else None))
+        made.append(
+            Event(run=run.run_id, seq=seq, kind=event.kind, at=at, by=by, call=event.call, hash=head, body=event.body)
+        )
+    moved = {**moves(run, made, tx.now), **(changes or {})}
+    after = replace(run, **{"seq": seq, "head": head, "last_n": run.last_n if n is None else n, **moved})
+    tx.wrote = True
+    _insert(tx, run, after, rows, full=bool(moved))
+    tx.advance(after)
+    if run.task_id and (after.status != run.status or after.waiting != run.waiting or run.seq == 0):
+        _move_task(tx, after, made)
+    follow_inbox(tx, after, made)
+    tx.committed.append(Committed(run.run_id, run.agent, run.owner, tuple(made)))
+    return Appended(after.last_n, seq, head, tuple(made))
+
+
+_MOVING = ("status", "waiting", "fence", "worker", "claim_id", "lease_until", "cancel", "ended_at")
+
+
+def _insert(tx: Tx, before: Run, after: Run, rows: list[tuple[Any, ...]], full: bool) -> None:
+    """Move the head by compare-and-set and insert the rows. Raises Fenced: somebody else moved it."""
+    columns = ("seq", "head", "last_n", *(_MOVING if full else ()))
+    mark = "?" if tx.sqlite else "%s"
+    sets = ", ".join(f"{column} = {mark}" for column in columns)
+    update = f"UPDATE runs SET {sets} WHERE run_no = {mark} AND fence = {mark} AND seq = {mark}"
+    values = (*(getattr(after, column) for column in columns), before.run_no, before.fence, before.seq)
+    if tx.sqlite:
+        if tx.driver.execute(update, values).rowcount != 1:
+            raise Fenced(f"run {before.run_id} was moved by another writer")
+        tx.driver.executemany(
+            "INSERT INTO events (run_no, seq, header, salt, body, n, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(before.run_no, *row) for row in rows],
+        )
+        return
+    seqs, headers, salts, bodies, numbers, digests = (list(column) for column in zip(*rows, strict=True))
+    written = tx.driver.execute(
+        f"WITH ok AS ({update} RETURNING run_no) INSERT INTO events (run_no, seq, header, salt, body, n, digest) "
+        "SELECT ok.run_no, v.* FROM ok, unnest(%s::int[], %s::bytea[], %s::bytea[], %s::bytea[], %s::int[], %s::bytea[]) AS v",
+        (*values, seqs, headers, salts, bodies, numbers, digests),
+    ).rowcount
+    if written != len(rows):
+        raise Fenced(f"run {before.run_id} was moved by another writer")
+
+
+def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:
+    """Return the columns of the run that these events move. Pure; the fold moves the same way."""
+    status, waiting, cancel = run.status, run.waiting, run.cancel
+    freed = False
+    for event in events:
+        kind = event.kind
+        if status in ENDED or status == "chain":
+            break
+        if kind == "run.leased":
+            status, waiting = "running", None
+        elif kind in ("run.requeued", "run.resumed"):
+            status, waiting, freed = "queued", None, True
+        elif kind == "run.parked":
+            status, waiting, freed = "waiting", str(event.data().get("reason", "approval")), True
+        elif kind == "run.paused":
+            status, waiting = "waiting", "paused"
+        elif kind == "tool.doubted":
+            status, waiting = "waiting", "in_doubt"
+        elif kind == "run.cancel_requested":
+            cancel = str(event.data().get("reason", "")) or "cancelled"
+            status, waiting = "cancelling", None
+        elif kind in ("run.succeeded", "run.failed", "run.cancelled"):
+            status, waiting, freed = kind[4:], None, True
+        if cancel is not None and status in ("queued", "running"):
+            status = "cancelling"
+    moved: dict[str, Any] = {}
+    for name, value in (("status", status), ("waiting", waiting), ("cancel", cancel)):
+        if getattr(run, name) != value:
+            moved[name] = value
+    if freed:
+        moved |= {"lease_until": None, "worker": None}
+    if status in ENDED and run.ended_at is None:
+        moved["ended_at"] = now
+    return moved
+
+
+def _move_task(tx: Tx, run: Run, events: Iterable[Event]) -> None:
+    values: dict[str, Any] = {"status": run.status, "waiting": run.waiting}
+    if run.status in ENDED:
+        values["ended_at"] = run.ended_at
+        for event in events:
+            if event.kind in ("run.succeeded", "run.failed", "run.cancelled"):
+                body = event.data()
+                values["result"] = (
+                    msgspec.json.encode(body.get("result")).decode() if event.kind == "run.succeeded" else None
+                )
+                values["error"] = msgspec.json.encode(body["error"]).decode() if body.get("error") else None
+    tx.execute(tasks.update().where(tasks.c.task_id == run.task_id, tasks.c.run_id == run.run_id).values(**values))
+
+
+# -- verifying ---------------------------------------------------------------------------------------------------
+
+
+def verify(connection: Connection, run_id: str) -> Verification:
+    """Check a run's chain from its first event to its row: numbers, hashes, bodies, head. Raises NotFound."""
+    run = read_run(connection, run_id)
+    e = events_table.c
+    rows = connection.execute(sa.select(e.seq, e.header, e.salt, e.body).where(e.run_no == run.run_no).order_by(e.seq))
+    head, count = GENESIS, 0
+    for seq, header, salt, body in rows:
+        count += 1
+        why = _flaw(run, count, head, seq, bytes(header), salt, body)
+        if why:
+            return Verification(run_id, False, count - 1, head, seq, why)
+        head = hashlib.sha256(bytes(header)).hexdigest()
+    if (run.seq, run.head) != (count, head):
+        return Verification(
+            run_id, False, count, head, count + 1, f"the run's row names {run.seq} events, {count} are here"
+        )
+    return Verification(run_id, True, count, head)
+
+
+def _flaw(run: Run, expected: int, prev: str, seq: int, raw: bytes, salt: bytes | None, body: bytes | None) -> str:
+    try:
+        header = msgspec.json.decode(raw, type=Header)
+    except msgspec.MsgspecError:
+        return "its header cannot be read"
+    if seq != expected or header.seq != expected:
+        return f"event {expected} is missing"
+    if header.prev != prev:
+        return "it does not follow the event before it: that one, or this one, was changed"
+    if header.run != run.run_id or header.epoch != run.epoch:
+        return "it belongs to another run or another life of the ledger"
+    if body is not None and body_hash(bytes(salt or b""), bytes(body)) != header.body:
+        return "its body was changed"
+    return ""
+
+
+def verify_all(connection: Connection) -> list[Verification]:
+    """Check every run, the farm's own chain first."""
+    names = connection.execute(sa.select(runs.c.run_id).order_by(runs.c.run_no)).scalars().all()
+    return [verify(connection, name) for name in names]

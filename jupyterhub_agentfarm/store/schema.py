@@ -1,0 +1,96 @@
+"""Which schema a database has, and how it gets the one of this code: Alembic's migrations, nothing else."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection, Engine
+
+from agentfarm_sdk.protocol import GENESIS
+
+from ..errors import StoreError
+from . import engines
+from .tables import FARM_RUN, meta, runs
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def wanted() -> str:
+    """Return the revision of this code."""
+    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+
+
+def prepare(engine: Engine) -> None:
+    """Give an empty database the schema; refuse an older or a newer one. Raises StoreError."""
+    with engine.begin() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current is None:
+            if sa.inspect(connection).get_table_names():
+                raise StoreError("this database holds something else than a ledger", hint="name an empty database")
+            command.upgrade(_config(connection), "head")
+            _begin_life(connection)
+            return
+    if current == wanted():
+        return
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if current in known:
+        raise StoreError("this database is of an older release", hint="make a backup, then run: agentfarm db upgrade")
+    raise StoreError(
+        "this database is of a newer release than this program",
+        hint="install that release of AgentFarm, or restore a backup",
+    )
+
+
+def upgrade(url: str) -> tuple[str, str]:
+    """Bring the database to the schema of this code; return (revision before, revision now).
+
+    Raises StoreError: it cannot be used, or a service is using it.
+    """
+    writer, reader = engines.make(url)
+    reader.dispose()
+    try:
+        engines.check(writer)
+        lock = engines.Lock(writer)
+        try:
+            with writer.begin() as connection:
+                before = MigrationContext.configure(connection).get_current_revision() or ""
+                known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+                if before and before not in known:
+                    raise StoreError(
+                        "this database is of a newer release than this program",
+                        hint="install that release of AgentFarm",
+                    )
+                command.upgrade(_config(connection), "head")
+                if not before:
+                    _begin_life(connection)
+        finally:
+            lock.release()
+    except sa.exc.SQLAlchemyError as error:
+        raise engines.as_store_error(error) from error
+    finally:
+        writer.dispose()
+    return before, wanted()
+
+
+def _begin_life(connection: Connection) -> None:
+    """Name the epoch and open the farm's own chain."""
+    epoch = secrets.token_hex(8)
+    connection.execute(meta.insert().values(key="epoch", value=epoch))
+    connection.execute(
+        runs.insert().values(
+            run_id=FARM_RUN, agent="", owner="", definition_hash="", mode="live", epoch=epoch, status="chain",
+            head=GENESIS, created_at=time.time(),
+        )
+    )  # fmt: skip

@@ -1,0 +1,259 @@
+"""Tasks: submitted once for each key, listed, cancelled, paused, run again. A task for an agent gets its run at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, content_hash, new_event
+
+from ..errors import Conflict, NotFound
+from ..records import Run, Task, new_id
+from . import definitions, leases, ledger, threads
+from .db import Tx
+from .tables import tasks
+
+_COLUMNS = tuple(one.name for one in fields(Task))
+_TASK = sa.select(*(tasks.c[name] for name in _COLUMNS))
+_JSON = ("input", "requirements", "result", "error")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What an owner asks for. `input`: text or any JSON; `variables` fill {{name}} in the prompt."""
+
+    owner: str
+    submitted_by: str
+    target: str
+    input: Any
+    priority: int = 0
+    mode: str = "live"
+    key: str | None = None
+    thread_id: str | None = None
+    workspace: str = "home"
+    deadline: float | None = None
+    requirements: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The agent that takes a task, and the definition it runs. `version` None = a draft."""
+
+    agent: str
+    definition: Definition
+    version: int | None
+    bound: bool = False
+
+
+def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tuple[Task, bool]:
+    """Write the task, and its run where the agent is known (`choice`); return (task, whether it is new).
+
+    Raises:
+        Conflict: the key was used with another body; or the thread takes no second message.
+        Invalid: a variable of the prompt has no value.
+        NotFound: no such thread.
+    """
+    digest = content_hash(
+        {
+            "target": asked.target,
+            "input": asked.input,
+            "mode": asked.mode,
+            "thread": asked.thread_id,
+            "variables": dict(asked.variables),
+        }
+    )
+    if asked.key is not None:
+        known = tx.connection.execute(_TASK.where(tasks.c.owner == asked.owner, tasks.c.key == asked.key)).one_or_none()
+        if known is not None:
+            task = _task(known)
+            before = tx.connection.execute(
+                sa.select(tasks.c.key_digest).where(tasks.c.task_id == task.task_id)
+            ).scalar()
+            if before != digest:
+                raise Conflict(
+                    f"key {asked.key!r} was used for another task ({task.task_id})",
+                    hint="send the same body, or a new key",
+                    task=task.task_id,
+                )
+            return task, False
+    if asked.thread_id is not None:
+        threads.admit(tx, asked.thread_id, asked.owner)
+    task_id = new_id("task")
+    events = first_events(tx, asked, choice, task_id) if choice else None  # may raise: before anything is written
+    requirements = {**asked.requirements, **({"variables": dict(asked.variables)} if asked.variables else {})}
+    tx.execute(
+        tasks.insert().values(
+            task_id=task_id, owner=asked.owner, submitted_by=asked.submitted_by, target=asked.target, agent=choice.agent if choice else None,
+            thread_id=asked.thread_id, input=_json(asked.input), priority=asked.priority, mode=asked.mode, key=asked.key,
+            key_digest=digest, workspace=asked.workspace, deadline=asked.deadline, requirements=_json(requirements),
+            status="queued", created_at=tx.now,
+        )
+    )  # fmt: skip
+    if choice and events:
+        begin(tx, epoch, task_id, asked, choice, events)
+    return show(tx.connection, task_id), True
+
+
+def assign(tx: Tx, epoch: str, task: Task, choice: Choice) -> Run:
+    """Give a pool's task to the member that was chosen: its run begins. Raises Conflict: it has a run already."""
+    if task.run_id or show(tx.connection, task.task_id).run_id:
+        raise Conflict(f"task {task.task_id} has a run already")
+    asked = _asked(task)
+    events = first_events(tx, asked, choice, task.task_id)
+    tx.execute(tasks.update().where(tasks.c.task_id == task.task_id).values(agent=choice.agent))
+    return begin(tx, epoch, task.task_id, asked, choice, events)
+
+
+def begin(tx: Tx, epoch: str, task_id: str, asked: Submission, choice: Choice, events: list[NewEvent]) -> Run:
+    """Begin a run of the task with its first events."""
+    run_id = new_id("run")
+    run = ledger.create_run(
+        tx, run_id=run_id, task_id=task_id, agent=choice.agent, owner=asked.owner, epoch=epoch, version=choice.version,
+        definition_hash=definitions.put(tx, choice.definition), mode=asked.mode, thread_id=asked.thread_id, priority=asked.priority,
+        bound=choice.bound, events=events,
+    )  # fmt: skip
+    tx.execute(
+        tasks.update()
+        .where(tasks.c.task_id == task_id)
+        .values(run_id=run_id, status="queued", waiting=None, ended_at=None, error=None)
+    )
+    return run
+
+
+def first_events(tx: Tx, asked: Submission, choice: Choice, task_id: str, parent: str | None = None) -> list[NewEvent]:
+    """Return run.created and, outside a thread, the rendered prompt and the input. Raises Invalid: a variable has no value."""
+    threads.opening(choice.definition, asked.input, asked.variables, None)
+    created = {
+        "task": task_id, "agent": choice.agent, "version": choice.version, "definition": content_hash(choice.definition),
+        "mode": asked.mode, "thread": asked.thread_id, "parent": parent, "owner": asked.owner, "bound": choice.bound,
+    }  # fmt: skip
+    events = [new_event("run.created", created)]
+    if (
+        asked.thread_id is None
+    ):  # in a thread the messages before it may still be on their way: they are added when it is claimed
+        events += threads.opening(choice.definition, asked.input, asked.variables, None)
+    return events
+
+
+def cancel(tx: Tx, task_id: str, by: str, reason: str) -> Task:
+    """Cancel a task; again is harmless. Raises Conflict: it has ended otherwise."""
+    task = show(tx.connection, task_id)
+    if task.status == "cancelled":
+        return task
+    if task.run_id:
+        leases.cancel(tx, task.run_id, by, reason)
+    elif task.status not in ENDED:
+        tx.execute(
+            tasks.update().where(tasks.c.task_id == task_id).values(status="cancelled", waiting=None, ended_at=tx.now)
+        )
+    return show(tx.connection, task_id)
+
+
+def pause(tx: Tx, task_id: str, by: str, reason: str) -> Task:
+    """Pause: a queued run waits, a running one parks after its step. Raises Conflict: it has ended or has no run yet."""
+    run = _run_of(tx, task_id)
+    if run.waiting != "paused":
+        ledger.record(tx, run.run_id, by, [new_event("run.paused", {"reason": reason})])
+    return show(tx.connection, task_id)
+
+
+def resume(tx: Tx, task_id: str, by: str) -> Task:
+    """Let a paused task go on. Raises Conflict: it is not paused."""
+    run = _run_of(tx, task_id)
+    if run.waiting != "paused":
+        raise Conflict(
+            f"task {task_id} is not paused",
+            hint=f"it is {run.status}" + (f", waiting for {run.waiting}" if run.waiting else ""),
+        )
+    ledger.record(tx, run.run_id, by, [new_event("run.resumed", {})])
+    return show(tx.connection, task_id)
+
+
+def rerun(tx: Tx, epoch: str, task_id: str, by: str, choice: Choice) -> Task:
+    """Submit the same input anew, as a task of its own. Raises Conflict: it has not ended."""
+    task = show(tx.connection, task_id)
+    if task.status not in ENDED:
+        raise Conflict(f"task {task_id} has not ended", hint="cancel it first")
+    return submit(tx, epoch, replace(_asked(task), submitted_by=by, key=None), choice)[0]
+
+
+def show(connection: Connection, task_id: str) -> Task:
+    """Return the task. Raises NotFound."""
+    row = connection.execute(_TASK.where(tasks.c.task_id == task_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no task {task_id}", hint="list them by: agentfarm task list")
+    return _task(row)
+
+
+def listed(
+    connection: Connection, *, owners: Iterable[str] | None = None, agents: Iterable[str] | None = None, status: str | None = None,
+    agent: str | None = None, thread: str | None = None, before: str | None = None, limit: int = 50,
+) -> list[Task]:  # fmt: skip
+    """Return tasks, newest first, of these owners or these agents (None and None = all)."""
+    statement = _TASK.order_by(tasks.c.task_id.desc()).limit(limit)
+    if owners is not None or agents is not None:
+        statement = statement.where(
+            sa.or_(tasks.c.owner.in_(list(owners or ())), tasks.c.agent.in_(list(agents or ())))
+        )
+    for column, value in ((tasks.c.status, status), (tasks.c.agent, agent), (tasks.c.thread_id, thread)):
+        if value is not None:
+            statement = statement.where(column == value)
+    if before:
+        statement = statement.where(tasks.c.task_id < before)
+    return [_task(row) for row in connection.execute(statement)]
+
+
+def unassigned(connection: Connection, limit: int = 100) -> list[Task]:
+    """Return pools' tasks that have no run yet, by priority and age."""
+    statement = _TASK.where(tasks.c.run_id.is_(None), tasks.c.status == "queued").order_by(
+        tasks.c.priority.desc(), tasks.c.task_id
+    )
+    return [_task(row) for row in connection.execute(statement.limit(limit))]
+
+
+def fail(tx: Tx, task: Task, error_type: str, message: str) -> None:
+    """End a task that could not be carried out, with the reason; so too its run."""
+    error = {"type": error_type, "message": message}
+    if task.run_id:
+        ledger.record(tx, task.run_id, "service", [new_event("run.failed", {"error": error})])
+    else:
+        tx.execute(
+            tasks.update()
+            .where(tasks.c.task_id == task.task_id)
+            .values(status="failed", waiting=None, error=_json(error), ended_at=tx.now)
+        )
+
+
+def _run_of(tx: Tx, task_id: str) -> Run:
+    task = show(tx.connection, task_id)
+    if not task.run_id or task.status in ENDED:
+        raise Conflict(
+            f"task {task_id} is {task.status}", hint="only a task whose run has begun and not ended can be paused"
+        )
+    return ledger.held(tx, task.run_id)
+
+
+def _asked(task: Task) -> Submission:
+    requirements = dict(task.requirements)
+    variables = requirements.pop("variables", {})
+    return Submission(
+        owner=task.owner, submitted_by=task.submitted_by, target=task.target, input=task.input, priority=task.priority, mode=task.mode,
+        key=task.key, thread_id=task.thread_id, workspace=task.workspace, deadline=task.deadline, requirements=requirements, variables=variables,
+    )  # fmt: skip
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _task(row: Any) -> Task:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    for name in _JSON:
+        values[name] = None if values[name] is None else msgspec.json.decode(values[name])
+    return Task(**values)

@@ -1,0 +1,112 @@
+"""Threads: the ordered tasks of one conversation; at most one active run in each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from agentfarm_sdk.fold import as_text
+from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, new_event, timestamp
+
+from ..errors import Conflict, Invalid, NotFound
+from ..records import Run, new_id
+from . import definitions, ledger
+from .db import Tx
+from .tables import runs, tasks, threads
+
+POLICIES = ("enqueue", "reject")
+
+
+def create(tx: Tx, *, agent: str, owner: str, title: str = "", policy: str = "enqueue") -> dict[str, Any]:
+    """Begin a thread. `policy`: what a message meets that comes while a run is active. Raises Invalid."""
+    if policy not in POLICIES:
+        raise Invalid(f"there is no policy {policy!r}", hint="one of: " + ", ".join(POLICIES))
+    thread_id = new_id("thread")
+    tx.execute(
+        threads.insert().values(
+            thread_id=thread_id, agent=agent, owner=owner, title=title, policy=policy, created_at=tx.now
+        )
+    )
+    return show(tx.connection, thread_id)
+
+
+def show(connection: Connection, thread_id: str) -> dict[str, Any]:
+    """Return the thread. Raises NotFound."""
+    row = connection.execute(sa.select(threads).where(threads.c.thread_id == thread_id)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"there is no thread {thread_id}", hint="list them at /threads")
+    return {**row, "created_at": timestamp(row["created_at"])}
+
+
+def listed(
+    connection: Connection, *, owners: Iterable[str] | None = None, agents: Iterable[str] | None = None, before: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return threads, newest first, of these owners or these agents (None and None = all)."""
+    statement = sa.select(threads).order_by(threads.c.thread_id.desc()).limit(limit)
+    if owners is not None or agents is not None:
+        statement = statement.where(
+            sa.or_(threads.c.owner.in_(list(owners or ())), threads.c.agent.in_(list(agents or ())))
+        )
+    if before:
+        statement = statement.where(threads.c.thread_id < before)
+    return [{**row, "created_at": timestamp(row["created_at"])} for row in connection.execute(statement).mappings()]
+
+
+def admit(tx: Tx, thread_id: str, owner: str) -> None:
+    """Check that the thread is this owner's and takes a message now. Raises NotFound, Conflict."""
+    thread = show(tx.connection, thread_id)
+    if thread["owner"] != owner:
+        raise NotFound(f"there is no thread {thread_id}")
+    if thread["policy"] == "reject":
+        active = sa.select(tasks.c.task_id).where(tasks.c.thread_id == thread_id, tasks.c.status.not_in(ENDED)).limit(1)
+        if tx.connection.execute(active).scalar():
+            raise Conflict(
+                f"thread {thread_id} has an active run",
+                hint="wait until it ends, or make the thread with policy enqueue",
+            )
+
+
+def opening(definition: Definition, given: Any, variables: Mapping[str, str], previous: Run | None) -> list[NewEvent]:
+    """Return the messages that a run begins with: the thread so far, or the rendered prompt; then the input.
+
+    Raises Invalid: a variable of the prompt has no value.
+    """
+    events = []
+    if previous is not None:
+        events.append(
+            new_event("thread.continued", {"run": previous.run_id, "seq": previous.seq, "head": previous.head})
+        )
+    elif definition.prompt:
+        text = render(definition.prompt, {**definition.variables, **variables})
+        events.append(new_event("message.added", {"role": "system", "content": text}))
+    events.append(new_event("message.added", {"role": "user", "content": as_text(given)}))
+    return events
+
+
+def opening_in_thread(connection: Connection, run: Run) -> list[NewEvent]:
+    """Return the messages of a thread's run at its first lease: after the latest run that succeeded before it."""
+    found = ledger.select_runs(
+        connection, runs.c.thread_id == run.thread_id, runs.c.status == "succeeded", runs.c.run_no < run.run_no,
+        order=(runs.c.run_no.desc(),), limit=1,
+    )  # fmt: skip
+    given, requirements = connection.execute(
+        sa.select(tasks.c.input, tasks.c.requirements).where(tasks.c.task_id == run.task_id)
+    ).one()
+    variables = msgspec.json.decode(requirements).get("variables", {})
+    definition = definitions.get(connection, run.definition_hash)
+    return opening(definition, msgspec.json.decode(given), variables, found[0] if found else None)
+
+
+def render(prompt: str, variables: Mapping[str, str]) -> str:
+    """Fill {{name}} in a prompt. Raises Invalid: a variable has no value."""
+    missing = sorted(set(re.findall(r"\{\{\s*(\w+)\s*\}\}", prompt)) - set(variables))
+    if missing:
+        raise Invalid(
+            "the prompt needs " + ", ".join(missing), hint="give them as variables, or set defaults in the agent"
+        )
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: str(variables[found[1]]), prompt)
