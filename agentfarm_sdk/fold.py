@@ -126,8 +126,9 @@ class Fold:
         self._status("queued")
 
     def _cancel_requested(self, event: Event, body: dict[str, Any]) -> None:
-        self.cancel = str(body.get("reason", "")) or "cancelled"
-        self._status("cancelling")
+        if not self.ended:
+            self.cancel = str(body.get("reason", "")) or "cancelled"
+            self._status("cancelling")
 
     def _cancelled(self, event: Event, body: dict[str, Any]) -> None:
         self._status("cancelled")
