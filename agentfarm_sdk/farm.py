@@ -1,0 +1,423 @@
+"""The farm's API for programmers: submit tasks, follow them, look after agents. The command line is built on it.
+
+farm = Farm()                                  # configured by the environment
+print(farm.submit("analyst", "What is 17*23?").result())
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from . import settings
+from .errors import AgentFarmError, Cancelled, Invalid, Transient, from_problem
+from .protocol import ENDED, PROTOCOL, Event
+
+Json = dict[str, Any]
+SILENCE_SECONDS = 60.0  # a stream sends at least a byte every 15 s
+CUT_SECONDS = 120.0  # how long a stream that was cut is asked for again
+
+
+class Farm:
+    """A farm, over HTTP. `Farm()` reads the environment (AGENTFARM_SOCKET; AGENTFARM_URL and AGENTFARM_TOKEN; .farm/client.json).
+
+    Raises:
+        Invalid: no farm is named anywhere.
+    """
+
+    def __init__(self, url: str = "", token: str = "", *, socket: str = "", timeout: float = 30.0) -> None:
+        address = settings.FarmAddress(settings.api_url(url), token, socket) if url else settings.farm_address()
+        if address is None:
+            hint = (
+                "run this inside a server of the farm, set AGENTFARM_URL and AGENTFARM_TOKEN, or start one: make farm"
+            )
+            raise Invalid("no farm is named here", hint=hint)
+        self.address = address
+        headers = {"Agentfarm-Protocol": str(PROTOCOL), "Accept": "application/json"}
+        if address.token:
+            headers["Authorization"] = f"token {address.token}"
+        transport = (
+            httpx.HTTPTransport(uds=address.socket, retries=1) if address.socket else httpx.HTTPTransport(retries=1)
+        )
+        self._http = httpx.Client(
+            base_url=address.url, headers=headers, timeout=timeout, transport=transport, follow_redirects=False
+        )
+
+    def __repr__(self) -> str:  # never the token
+        return f"<Farm {self.address.socket or self.address.url}>"
+
+    def __enter__(self) -> Farm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # -- the API as it is ----------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        params: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        """Make one request and return its JSON (None for 204; bytes for what is no JSON).
+
+        Raises:
+            AgentFarmError: the problem that the farm answers, as its class in errors.py. Transient: it is not reachable.
+        """
+        try:
+            response = self._http.request(method, path, json=body, params=_given(params), headers=headers)
+        except httpx.TimeoutException as error:
+            raise Transient("the farm did not answer in time", hint="agentfarm status", retry_after=2.0) from error
+        except httpx.TransportError as error:
+            raise Transient(
+                f"the farm at {self.address.url} cannot be reached: {error}", hint="is it up? make farm"
+            ) from error
+        return _answer(response)
+
+    def items(self, path: str, params: dict[str, Any] | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Yield the items of a list, page after page."""
+        cursor, left = None, limit
+        while left is None or left > 0:
+            page = self.request(
+                "GET", path, params={**(params or {}), "cursor": cursor, "limit": min(left or 100, 100)}
+            )
+            for item in page["items"][:left]:
+                yield item
+                left = None if left is None else left - 1
+            cursor = page.get("next")
+            if not cursor:
+                return
+
+    def stream(self, path: str, after: int = 0, timeout: float | None = None) -> Iterator[tuple[int, str, Any]]:
+        """Yield (id, event, data) of server-sent events from `after` on, over cuts, until the farm ends the stream.
+
+        Raises:
+            TimeoutError: `timeout` seconds are over.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        cut_at: float | None = None
+        while True:
+            try:
+                left = None if deadline is None else max(0.01, deadline - time.monotonic())
+                for seq, event, data in self._stream_once(path, after, left):
+                    cut_at, after = None, max(after, seq)
+                    yield seq, event, data
+                    if deadline is not None and time.monotonic() > deadline:
+                        raise TimeoutError(f"nothing final within {timeout} s")
+                return
+            except (httpx.TransportError, Transient) as error:
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    raise TimeoutError(f"nothing final within {timeout} s") from error
+                cut_at = cut_at or now
+                if now - cut_at > CUT_SECONDS:
+                    raise Transient("the farm cannot be reached any more", hint="agentfarm status") from error
+                time.sleep(min(1.0, 0.05 + (now - cut_at)))
+
+    def _stream_once(self, path: str, after: int, timeout: float | None) -> Iterator[tuple[int, str, Any]]:
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
+        read = SILENCE_SECONDS if timeout is None else min(SILENCE_SECONDS, timeout)
+        with self._http.stream("GET", path, headers=headers, timeout=httpx.Timeout(30.0, read=read)) as response:
+            if response.status_code != 200:
+                response.read()
+                _answer(response)
+            yield from sse(response.iter_lines())
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        target: str,
+        input: str,
+        *,
+        priority: int = 0,
+        key: str | None = None,
+        mode: str | None = None,
+        thread: str | None = None,
+        workspace: str | None = None,
+        deadline: float | None = None,
+        variables: dict[str, str] | None = None,
+        wait: bool = False,
+    ) -> Task:
+        """Ask an agent (`analyst`) or a pool (`pool:analysts`) for something; with `wait`, return when it has ended.
+
+        The same `key` submits the same task once; a task without one gets its own, so that a lost answer does no harm.
+        """
+        body = _given({
+            "target": target, "input": input, "priority": priority or None, "key": key, "mode": mode, "thread": thread,
+            "workspace": workspace, "deadline": deadline, "variables": variables,
+        })  # fmt: skip
+        once = {"Idempotency-Key": key or uuid.uuid4().hex}
+        task = Task(self, self._again("POST", "/tasks", body, once))
+        if wait:
+            task.wait()
+        return task
+
+    def _again(self, method: str, path: str, body: Any, headers: dict[str, str], attempts: int = 4) -> Any:
+        """Make a request that does no harm when made twice, again after a cut."""
+        for attempt in range(1, attempts + 1):
+            try:
+                return self.request(method, path, body, headers=headers)
+            except Transient as error:
+                if attempt == attempts:
+                    raise
+                time.sleep(min(float(error.retry_after), 2.0) * attempt / 2)
+
+    def map(
+        self, target: str, inputs: Iterable[str], *, key: str = "", timeout: float | None = None, **options: Any
+    ) -> list[Any]:
+        """Return the results for all inputs, in their order. With a `key`, asking again submits nothing twice."""
+        base = key or uuid.uuid4().hex
+        tasks = [
+            self.submit(target, one, key=f"{base}-{place}-{hashlib.sha256(one.encode()).hexdigest()[:12]}", **options)
+            for place, one in enumerate(inputs)
+        ]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return [task.result(None if deadline is None else max(0.0, deadline - time.monotonic())) for task in tasks]
+
+    def task(self, task_id: str) -> Task:
+        return Task(self, self.request("GET", f"/tasks/{_id(task_id)}"))
+
+    def tasks(self, limit: int | None = None, **filters: Any) -> Iterator[Json]:
+        return self.items("/tasks", filters, limit)
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    def run(self, run_id: str) -> Json:
+        answer: Json = self.request("GET", f"/runs/{_id(run_id)}")
+        return answer
+
+    def events(
+        self, run_id: str, after: int = 0, follow: bool = False, timeout: float | None = None
+    ) -> Iterator[Event]:
+        """Yield a run's events; with `follow`, as they come, until the run has ended."""
+        path = f"/runs/{_id(run_id)}/events"
+        if not follow:
+            page: dict[str, Any] = {"next": after}
+            while page.get("next") is not None:
+                page = self.request("GET", path, params={"after": page["next"] or None, "limit": 500})
+                yield from (_event(item) for item in page["items"])
+            return
+        for _, _, data in self.stream(path, after, timeout):
+            event = _event(data)
+            yield event
+            if event.kind.partition(".")[2] in ENDED and event.kind.startswith("run."):
+                return
+
+    def tokens(self, run_id: str, timeout: float | None = None) -> Iterator[str]:
+        """Yield the model's words as they come; for the eye only."""
+        for _, _, data in self.stream(f"/runs/{_id(run_id)}/tokens", 0, timeout):
+            if isinstance(data, dict) and isinstance(data.get("content"), str):
+                yield data["content"]
+
+    def verify(self, run_id: str) -> Json:
+        """Check a run's chain; `{ok, events, head}` or the first bad event and why."""
+        answer: Json = self.request("GET", f"/runs/{_id(run_id)}/verify")
+        return answer
+
+    # -- agents --------------------------------------------------------------------------------------------------
+
+    def agents(self, limit: int | None = None) -> Iterator[Json]:
+        return self.items("/agents", None, limit)
+
+    def agent(self, name: str) -> Json:
+        answer: Json = self.request("GET", f"/agents/{_id(name)}")
+        return answer
+
+    def create_agent(self, name: str, definition: Json | None = None, **options: Any) -> Json:
+        answer: Json = self.request("POST", "/agents", _given({"name": name, "definition": definition, **options}))
+        return answer
+
+    def publish(self, name: str, note: str = "") -> Json:
+        answer: Json = self.request("POST", f"/agents/{_id(name)}/publish", {"note": note})
+        return answer
+
+    def export_agent(self, name: str) -> str:
+        """Return the agent as one YAML document."""
+        answer = self.request("GET", f"/agents/{_id(name)}/export")
+        return answer.decode() if isinstance(answer, bytes) else json.dumps(answer, indent=2)
+
+    def import_agent(self, document: str | Path, name: str | None = None) -> Json:
+        """Make or change an agent from an exported document, or from a file with one."""
+        text = document.read_text() if isinstance(document, Path) else document
+        response = self._http.post(
+            "/agents/import",
+            content=text.encode(),
+            params=_given({"name": name}),
+            headers={"Content-Type": "application/yaml"},
+        )
+        answer: Json = _answer(response)
+        return answer
+
+    # -- what waits for a person, and the state of things --------------------------------------------------------
+
+    def inbox(self, limit: int | None = None, **filters: Any) -> Iterator[Json]:
+        return self.items("/inbox", filters, limit)
+
+    def resolve(
+        self, item: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None
+    ) -> Json:
+        """Decide what waits: approve, refuse; happened, not_happened, given_up."""
+        body = {"decision": decision, "reason": reason, **_given({"arguments": arguments, "result": result})}
+        answer: Json = self.request("POST", f"/inbox/{_id(str(item))}", body)
+        return answer
+
+    def tools(self) -> list[Json]:
+        return list(self.items("/tools"))
+
+    def models(self) -> list[Json]:
+        answer: list[Json] = self.request("GET", "/model/v1/models")["data"]
+        return answer
+
+    def microservers(self) -> list[Json]:
+        return list(self.items("/microservers"))
+
+    def status(self) -> Json:
+        """Return the service's own word on its health."""
+        answer: Json = self.request("GET", "/health")
+        return answer
+
+
+class Task:
+    """A submitted task."""
+
+    def __init__(self, farm: Farm, data: Json) -> None:
+        self._farm, self.data = farm, data
+        self.id: str = str(data.get("id") or data.get("task_id") or data.get("task"))
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} {self.data.get('status', '')}>"
+
+    def refresh(self) -> Task:
+        self.data = self._farm.request("GET", f"/tasks/{_id(self.id)}")
+        return self
+
+    @property
+    def status(self) -> str:
+        """Ask the farm for the status."""
+        return str(self.refresh().data["status"])
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the task's run, once there is one."""
+        found = self.data.get("run") or self.data.get("run_id")
+        return str(found["id"] if isinstance(found, dict) else found) if found else None
+
+    def events(self, follow: bool = True, timeout: float | None = None) -> Iterator[Event]:
+        """Yield the events of the task's run, as they come."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.run_id is None:
+            if self.refresh().data["status"] in ENDED:
+                return
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"task {self.id} has no run after {timeout} s")
+            if self.run_id is None:
+                time.sleep(0.1)
+        yield from self._farm.events(self.run_id, follow=follow, timeout=timeout)
+
+    def tokens(self, timeout: float | None = None) -> Iterator[str]:
+        if self.run_id is None:
+            self.refresh()
+        if self.run_id is not None:
+            yield from self._farm.tokens(self.run_id, timeout)
+
+    def wait(self, timeout: float | None = None) -> Task:
+        """Wait for the end. Raises TimeoutError."""
+        if self.data.get("status") not in ENDED:
+            for _ in self.events(timeout=timeout):
+                pass
+            self.refresh()
+        deadline = time.monotonic() + 10.0  # the row of the task moves with its run; a stream may end a moment before
+        while self.data.get("status") not in ENDED and time.monotonic() < deadline:
+            time.sleep(0.05)
+            self.refresh()
+        return self
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the result. Raises the run's error, Cancelled, or TimeoutError."""
+        self.wait(timeout)
+        if self.data["status"] == "succeeded":
+            return self.data.get("result")
+        if self.data["status"] == "cancelled":
+            raise Cancelled(f"task {self.id} was cancelled")
+        raise run_error(self.data.get("error"))
+
+    def cancel(self, reason: str = "") -> Task:
+        self.data = self._farm.request("POST", f"/tasks/{_id(self.id)}/cancel", {"reason": reason}) or self.data
+        return self
+
+
+def _event(data: Json) -> Event:
+    """Return the event of parsed JSON: its body is kept as bytes again."""
+    return msgspec.convert({**data, "body": msgspec.Raw(msgspec.json.encode(data.get("body")))}, Event)
+
+
+def run_error(error: Any) -> AgentFarmError:
+    """Return what ended a run as the error that it stands for."""
+    told = error if isinstance(error, dict) else {"message": str(error or "the run failed")}
+    return from_problem({"type": told.get("type", ""), "detail": told.get("message", "the run failed")})
+
+
+def sse(lines: Iterable[str]) -> Iterator[tuple[int, str, Any]]:
+    """Read server-sent events: (id or 0, event name, parsed JSON or text)."""
+    seq, name, data = 0, "message", list[str]()
+    for line in lines:
+        if not line:
+            if data:
+                text = "\n".join(data)
+                try:
+                    value = json.loads(text)
+                except ValueError:
+                    value = text
+                yield seq, name, value
+            name, data = "message", []
+            continue
+        field, _, value_text = line.partition(":")
+        value_text = value_text.removeprefix(" ")
+        if field == "data":
+            data.append(value_text)
+        elif field == "event":
+            name = value_text
+        elif field == "id" and value_text.isdigit():
+            seq = int(value_text)
+
+
+def _answer(response: httpx.Response) -> Any:
+    kind = response.headers.get("content-type", "").partition(";")[0]
+    if response.is_success:
+        if response.status_code == 204 or not response.content:
+            return None
+        return response.json() if kind.endswith("json") else response.content
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = {}
+    if not isinstance(problem, dict) or "detail" not in problem:
+        transient = response.status_code in (502, 503, 504)
+        problem = {"type": "unavailable" if transient else "error", "status": response.status_code}
+        problem["detail"] = f"the farm answered {response.status_code} {response.reason_phrase}".rstrip()
+    raise from_problem(problem)
+
+
+def _given(values: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (values or {}).items() if value is not None}
+
+
+def _id(text: str) -> str:
+    return quote(text, safe="")
