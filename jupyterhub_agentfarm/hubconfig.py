@@ -1,0 +1,141 @@
+"""What a Hub must be told to have a farm: scopes, roles, groups, services, who signs in. For jupyterhub_config.py.
+
+A production Hub calls `configure(c, …)` from its own file and keeps its authenticator: `farm_authenticator(ItsClass)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from jupyterhub import orm
+from jupyterhub.auth import Authenticator
+
+AGENT_PREFIX = "agent-"
+SERVICE = "agentfarm"
+
+CUSTOM_SCOPES: dict[str, dict[str, Any]] = {
+    "custom:agentfarm:act": {"description": "Act as this agent"},
+    "custom:agentfarm:view": {"description": "See an agent's tasks and runs"},
+    "custom:agentfarm:chat": {"description": "Give an agent tasks"},
+    "custom:agentfarm:manage": {
+        "description": "Manage an agent",
+        "subscopes": ["custom:agentfarm:view", "custom:agentfarm:chat"],
+    },
+    "custom:agentfarm:approve": {"description": "Decide approvals and calls in doubt"},
+    "custom:agentfarm:admin": {"description": "Administer the farm"},
+}
+
+ROLES: list[dict[str, Any]] = [
+    # Creating users has no narrower scope than admin:users, so it is the fleet daemon's alone: it makes `agent-*` only.
+    {"name": "agentfarm-fleet", "services": ["agentfarm-fleet"], "scopes": ["admin:users", "groups!group=agents"]},
+    {
+        "name": "agentfarm-service",
+        "services": [SERVICE],
+        "scopes": [
+            "admin:servers!group=agents",
+            "tokens!group=agents",
+            "shares!group=agents",
+            "read:users!group=agents",
+            "access:servers!group=agents",
+            "custom:agentfarm:manage!group=agents",
+            "read:users:name",
+            "read:hub",
+        ],
+    },
+    {"name": "agentfarm-agent", "groups": ["agents"], "scopes": ["custom:agentfarm:act!user"]},
+    # By group and not by JupyterHub.extra_user_scopes: that would give it to agents too.
+    {"name": "agentfarm-people", "groups": ["people"], "scopes": ["custom:agentfarm:approve"]},
+    {
+        "name": "agentfarm-admin",
+        "groups": ["agentfarm-admins"],
+        "scopes": [
+            "custom:agentfarm:admin",
+            "custom:agentfarm:manage",
+            "custom:agentfarm:approve",
+            "access:servers!group=agents",
+            "servers!group=agents",
+        ],
+    },
+]
+
+# What a page of the farm may do in a person's name (never more than the person may).
+PAGE_SCOPES = ["custom:agentfarm:admin", "custom:agentfarm:manage", "custom:agentfarm:approve"]
+
+# What a server's own token may do, as far as its user may: no approving, no managing, no other server.
+SERVER_SCOPES = [
+    "users:activity!user",
+    "access:servers!server",
+    "access:services!service=agentfarm",
+    "custom:agentfarm:act!user",
+]
+
+
+def configure(
+    c: Any, *, service_url: str, service_token: str, fleet_token: str, admins: list[str], page_url: str = ""
+) -> None:
+    """Add the farm to a Hub's configuration.
+
+    Args:
+        service_url: the service's own listener, as the proxy reaches it.
+        admins: people who administer the farm.
+        page_url: origin of the farm's pages where it is not the Hub's own, for the OAuth redirect.
+    """
+    service: dict[str, Any] = {
+        "name": SERVICE,
+        "url": service_url,
+        "api_token": service_token,
+        "display": True,  # in the Hub's navigation, under Services
+        "info": {"name": "AgentFarm"},
+        "oauth_no_confirm": True,  # a part of this Hub, not a stranger: no "do you allow" page
+        "oauth_client_allowed_scopes": PAGE_SCOPES,
+    }
+    if page_url:
+        service["oauth_redirect_uri"] = f"{page_url}/services/{SERVICE}/oauth_callback"
+    c.JupyterHub.custom_scopes = CUSTOM_SCOPES
+    c.JupyterHub.extra_user_scopes = {"access:services!service=agentfarm"}  # agents too: they report to it
+    c.JupyterHub.load_groups = {
+        "agents": {"users": []},
+        "people": {"users": list(admins)},
+        "agentfarm-admins": {"users": list(admins)},
+    }
+    c.JupyterHub.load_roles = [*ROLES]
+    c.JupyterHub.services = [service, {"name": "agentfarm-fleet", "api_token": fleet_token}]
+    c.JupyterHub.spawner_class = "jupyterhub_agentfarm.spawner.AgentFarmSpawner"
+    c.Spawner.server_token_scopes = SERVER_SCOPES
+    c.Authenticator.post_auth_hook = refuse_agents
+
+
+def is_agent(username: str) -> bool:
+    return username.startswith(AGENT_PREFIX)
+
+
+def refuse_agents(authenticator: Any, handler: Any, authentication: dict[str, Any]) -> dict[str, Any] | None:
+    """Refuse a login as an agent: a login session could mint tokens, and nobody is an agent. (A post_auth_hook.)"""
+    if is_agent(authentication["name"]):
+        authenticator.log.warning("login as %s refused: agents do not log in", authentication["name"])
+        return None
+    return authentication
+
+
+def farm_authenticator(base: type[Authenticator]) -> type[Authenticator]:
+    """Return the authenticator with one more habit: whoever it knows, and is no agent, belongs to group `people`.
+
+    By group membership in the Hub's database, not by `manage_groups`: that would close the REST API by which agents
+    enter their group.
+    """
+
+    class FarmAuthenticator(base):  # type: ignore[misc, valid-type]
+        async def add_user(self, user: Any) -> None:
+            added = super().add_user(user)
+            if inspect.isawaitable(added):
+                await added
+            if is_agent(user.name):
+                return
+            people = orm.Group.find(user.db, "people")
+            if people is not None and people not in user.orm_user.groups:
+                user.orm_user.groups.append(people)
+                user.db.commit()
+
+    FarmAuthenticator.__name__ = f"Farm{base.__name__}"
+    return FarmAuthenticator

@@ -1,0 +1,200 @@
+"""`agentfarm up`: brings a farm of one machine up, keeps it up, and takes all of it down again. Called by the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+import agentfarm_sdk
+from agentfarm_sdk.errors import AgentFarmError
+
+from ..errors import StartError
+from . import bootstrap, servers, story
+from .keeper import Keeper, kill_group
+from .parts import model_directory, parts
+from .state import State, any_free_port, choose_ports, held, is_free, prepare, write_atomically
+
+LEFTOVER_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the asker said. `port` 0 = any free one, None = as before, or 8000."""
+
+    directory: Path
+    port: int | None = None
+    port_base: int | None = None
+    demo: bool = True
+
+
+def up(wish: Wish) -> int:
+    """Run a farm until it is told to stop; return the exit code.
+
+    Raises:
+        StartError: it cannot start; what had started is stopped again.
+    """
+    directory = wish.directory.absolute()
+    os.umask(0o077)
+    with held(directory):
+        clear_leftovers(directory)
+        state = prepare(directory, lambda kept: choose_ports(kept, wish.port, wish.port_base, is_free, any_free_port))
+        return asyncio.run(Launcher(state, wish).run())
+
+
+class Launcher:
+    def __init__(self, state: State, wish: Wish) -> None:
+        self.state, self.wish = state, wish
+        self.keeper = Keeper(state.directory / "logs", say, self._remember)
+        self.is_ready = False
+        self.model, self.why_no_model = usable_model(state)
+
+    async def run(self) -> int:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._asked_to_stop, stop)
+        waiting = asyncio.create_task(stop.wait())
+        starting = asyncio.create_task(self._start())
+        try:
+            await asyncio.wait({waiting, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                kept = asyncio.create_task(self.keeper.failed())
+                watching = asyncio.create_task(self._show_demo())
+                await asyncio.wait({waiting, kept}, return_when=asyncio.FIRST_COMPLETED)
+                watching.cancel()
+                if kept.done():
+                    kept.result()
+        finally:
+            waiting.cancel()
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await self._stop()
+        return 0
+
+    async def _start(self) -> None:
+        began = time.monotonic()
+        made = parts(self.state, os.environ, model=self.model)
+        early = [part for name, part in made.items() if name != "hub"]
+        say(f"starting {', '.join(part.name for part in early)}")
+        await self.keeper.start(*early)
+        say("starting hub")  # it waits for the others at its own start, so they come first
+        await self.keeper.start(made["hub"])
+        self.keeper.on_restart["proxy"] = self._fill_proxy
+        await asyncio.to_thread(bootstrap.client_file, self.state)
+        if self.wish.demo:
+            with bootstrap.farm(self.state) as farm:
+                await asyncio.to_thread(bootstrap.demo_agents, farm)
+        self.is_ready = True
+        self._remember()
+        print(
+            story.welcome(self.state, agentfarm_sdk.__version__, self.why_no_model, time.monotonic() - began),
+            flush=True,
+        )
+
+    async def _show_demo(self) -> None:
+        """Have the first demo task done, and its steps shown as they come."""
+        if not self.wish.demo or not self.model:
+            return
+        with bootstrap.farm(self.state) as farm:
+            try:
+                task = await asyncio.to_thread(bootstrap.demo_task, farm)
+                if task is not None:
+                    await asyncio.to_thread(story.tell, task)
+            except (AgentFarmError, TimeoutError) as error:
+                say(f"the demo task did not end: {error}")
+
+    async def _fill_proxy(self) -> None:
+        try:
+            await asyncio.to_thread(bootstrap.fill_proxy, self.state)
+        except Exception as error:  # the Hub may be away too: it fills the proxy when it comes back
+            say(f"the proxy is not filled yet: {error}")
+
+    def _asked_to_stop(self, stop: asyncio.Event) -> None:
+        if stop.is_set():
+            say("stopping at once")
+            for pid in self.keeper.pids.values():
+                kill_group(pid)
+            return
+        stop.set()
+        say("stopping")
+
+    async def _stop(self) -> None:
+        """The Hub first, so that it takes no server for lost; agents' servers while the service can still hear them."""
+        (self.state.directory / "ready.json").unlink(missing_ok=True)
+        await self.keeper.stop("hub")
+        if "daemon" in self.keeper.pids:
+            await servers.stop_all(self.state, say)
+        await asyncio.gather(*(self.keeper.stop(name) for name in ("service", "daemon")))
+        await asyncio.gather(*(self.keeper.stop(name) for name in ("model", "proxy")))
+        (self.state.directory / "processes.json").unlink(missing_ok=True)
+        say("stopped; the ledger and the workspaces are as they were")
+
+    def _remember(self) -> None:
+        """Write which processes there are: for whoever asks, and for the next start, should this one be killed."""
+        pids = self.keeper.pids
+        known = {name: [pid, started_at(pid)] for name, pid in pids.items()}
+        write_atomically(self.state.directory / "processes.json", json.dumps(known) + "\n")
+        if self.is_ready:
+            ready = {
+                "public_url": self.state.public_url, "service_url": self.state.url("service"),
+                "hub_url": self.state.url("hub", "/hub/"), "state": str(self.state.directory),
+                "pid": os.getpid(), "pids": pids,
+            }  # fmt: skip
+            write_atomically(self.state.directory / "ready.json", json.dumps(ready) + "\n")
+
+
+def usable_model(state: State) -> tuple[bool, str]:
+    """Say whether the embedded model can run here; if not, why, for the person."""
+    from importlib.util import find_spec
+
+    if find_spec("xllamacpp") is None:
+        return False, "the package xllamacpp has no build for this machine"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if "avx2" not in flags.split():
+        return False, "this CPU has no AVX2"
+    if not any(model_directory(state).glob("*.gguf")):
+        return False, "its file is not here (make farm fetches it)"
+    return True, ""
+
+
+def started_at(pid: int) -> float:
+    """Return when a process was started, by which its number is told from a later process with the same; 0 if gone."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return 0.0
+
+
+def clear_leftovers(
+    directory: Path, now: Callable[[], float] = time.monotonic, seconds: float = LEFTOVER_SECONDS
+) -> None:
+    """End the parts of a launcher that was killed. They were told to end with it: mostly this only waits a moment."""
+    try:
+        known = json.loads((directory / "processes.json").read_text())
+    except (OSError, ValueError):
+        return
+    left = {pid for pid, when in known.values() if when and started_at(pid) == when}
+    until = now() + seconds
+    while left and now() < until:
+        time.sleep(0.05)
+        left = {pid for pid in left if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE}
+    for pid in left:
+        kill_group(pid)
+    (directory / "processes.json").unlink(missing_ok=True)
+    (directory / "ready.json").unlink(missing_ok=True)
+
+
+def say(text: str) -> None:
+    print(f"agentfarm: {text}", file=sys.stderr, flush=True)
+
+
+__all__ = ["StartError", "Wish", "up"]

