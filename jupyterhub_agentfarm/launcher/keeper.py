@@ -179,7 +179,7 @@ async def end(process: subprocess.Popen[bytes], seconds: float) -> None:
     if process.poll() is None:
         process.terminate()
         until = time.monotonic() + seconds
-        while process.poll() is None and time.monotonic() < until:
+        while process.poll() is None and time.monotonic() < until:  # noqa: ASYNC110 (a process sends no event)
             await asyncio.sleep(0.02)
     kill_group(process.pid)
     process.wait()
