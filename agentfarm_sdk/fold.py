@@ -51,6 +51,7 @@ class Fold:
     history: Callable[[str, int], list[dict[str, Any]]] | None = None
     seq: int = 0
     fence: int = 0
+    held: bool = False  # a worker holds a lease on it
     status: str = "queued"
     waiting: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)  # OpenAI chat messages, complete steps only
@@ -101,7 +102,7 @@ class Fold:
     # -- how each kind moves the state ---------------------------------------------------------------------------
 
     def _leased(self, event: Event, body: dict[str, Any]) -> None:
-        self.fence = int(body["fence"])
+        self.fence, self.held = int(body["fence"]), True
         self._status("running")
         self.leased_at = self.leased_at or event.at
         for call in self.open_calls:
@@ -114,16 +115,18 @@ class Fold:
             self.status, self.waiting = status, waiting
 
     def _requeued(self, event: Event, body: dict[str, Any]) -> None:
+        self.held = False
         self._status("queued")
 
     def _parked(self, event: Event, body: dict[str, Any]) -> None:
+        self.held = False
         self._status("waiting", str(body.get("reason", "approval")))
 
     def _paused(self, event: Event, body: dict[str, Any]) -> None:
         self._status("waiting", "paused")
 
     def _resumed(self, event: Event, body: dict[str, Any]) -> None:
-        self._status("queued")
+        self._status("running" if self.held else "queued")  # its worker may not even have parked yet
 
     def _cancel_requested(self, event: Event, body: dict[str, Any]) -> None:
         if not self.ended:
@@ -240,7 +243,12 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str:
-    """Return a tool's result as the model is told it: text stays text, the rest is compact JSON."""
+    """Return a tool's result as the model is told it: text stays text, the rest is compact JSON.
+
+    A result over 16 kB lies in a blob, `{"$blob": sha256, "size": bytes, "preview": text}`: the model sees its beginning.
+    """
+    if isinstance(value, dict) and "$blob" in value:
+        return f"{value.get('preview', '')}\n[the first part of {value.get('size')} bytes]"
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 

@@ -158,10 +158,14 @@ class Database:
 
         Raises what `fn` raised, or Transient: the database is away, full or read-only; nothing was written.
         """
+        return await self.submit(fn)
+
+    def submit(self, fn: Callable[[Tx], T]) -> asyncio.Future[T]:
+        """Put `fn` into the writer's queue now, behind all that was put there before; the future is `write`'s answer."""
         loop = asyncio.get_running_loop()
         write = _Write(fn, loop, loop.create_future())
         self._queue.put(write)
-        return await write.future  # type: ignore[no-any-return]
+        return write.future
 
     async def close(self) -> None:
         """Finish what waits and close. Closing twice is harmless."""

@@ -5,7 +5,6 @@ Rows of `runs` and `tasks` and the inbox follow the kinds that are written, in t
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -30,7 +29,7 @@ from agentfarm_sdk.protocol import (
     timestamp,
 )
 
-from ..errors import Conflict, Fenced, Forbidden, Hole, NotFound
+from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid, NotFound, Transient
 from ..records import Committed, Run
 from .db import Tx
 from .inbox import follow as follow_inbox
@@ -38,6 +37,7 @@ from .tables import events as events_table
 from .tables import runs, tasks
 
 LATE_KINDS = frozenset({"body.erased"})  # what an ended run still takes
+_ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 _COLUMNS = tuple(field.name for field in fields(Run))
 _RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
 
@@ -137,23 +137,19 @@ def append(
     `raw` are the bytes of `events` as they were received; `also` is recorded behind them by the gateway.
 
     Raises:
-        Fenced: a newer lease holds the run; the worker must stop.
+        Fenced: a newer lease holds the run, or none does; the worker must stop.
         Hole, Conflict: batch `n` is not the next one; it is another one than was written as `n`, or the run has ended.
-        Forbidden: a kind that no worker may write.
+        Forbidden, Invalid: a kind that no worker may write; no events, or some behind the run's end.
     """
     run = held(tx, run_id)
-    _fence(run, fence)
     digest = batch_digest(raw)
-    if n <= run.last_n:
+    if run.fence == fence and 1 <= n <= run.last_n:  # also after the run was parked or has ended: the answer was lost
         return _answered_before(tx, run, fence, n, digest)
+    _fence(run, fence)
     if n != run.last_n + 1:
         raise Hole(f"append {n} came after {run.last_n}", hint=f"append {run.last_n + 1} first", last_n=run.last_n)
     _open_for(run, events)
-    for event in events:
-        if event.kind not in WORKER_KINDS:
-            raise Forbidden(
-                f"a worker may not write {event.kind}", hint="workers write: " + ", ".join(sorted(WORKER_KINDS))
-            )
+    _of_a_worker(events)
     authors = [f"worker:{fence}"] * len(events) + ["gateway"] * len(also)
     return _write(tx, run, [*events, *also], authors, n=n, digest=digest, numbered=len(events))
 
@@ -174,7 +170,22 @@ def record(
     if after_n is not None and run.last_n < after_n:
         raise Hole(f"append {after_n} is not written yet", hint="send it, then ask again", last_n=run.last_n)
     _open_for(run, events)
+    if not events:
+        return Appended(run.last_n, run.seq, run.head, ())
     return _write(tx, run, events, [by] * len(events), changes=changes)
+
+
+def _of_a_worker(events: Sequence[NewEvent]) -> None:
+    if not events:
+        raise Invalid("an append without events has no place in the ledger", hint="append at least one event")
+    for event in events:
+        if event.kind not in WORKER_KINDS:
+            raise Forbidden(
+                f"a worker may not write {event.kind}", hint="workers write: " + ", ".join(sorted(WORKER_KINDS))
+            )
+    for event in events[:-1]:
+        if event.kind in _ENDS:
+            raise Invalid(f"{event.kind} ends the run: nothing can stand behind it", hint="append it last")
 
 
 def _fence(run: Run, fence: int) -> None:
@@ -252,7 +263,7 @@ _MOVING = ("status", "waiting", "fence", "worker", "claim_id", "lease_until", "c
 
 
 def _insert(tx: Tx, before: Run, after: Run, rows: list[tuple[Any, ...]], full: bool) -> None:
-    """Move the head by compare-and-set and insert the rows. Raises Fenced: somebody else moved it."""
+    """Move the head by compare-and-set and insert the rows. Raises Transient: somebody else moved it."""
     columns = ("seq", "head", "last_n", *(_MOVING if full else ()))
     mark = "?" if tx.sqlite else "%s"
     sets = ", ".join(f"{column} = {mark}" for column in columns)
@@ -260,7 +271,7 @@ def _insert(tx: Tx, before: Run, after: Run, rows: list[tuple[Any, ...]], full: 
     values = (*(getattr(after, column) for column in columns), before.run_no, before.fence, before.seq)
     if tx.sqlite:
         if tx.driver.execute(update, values).rowcount != 1:
-            raise Fenced(f"run {before.run_id} was moved by another writer")
+            raise _moved(before)
         tx.driver.executemany(
             "INSERT INTO events (run_no, seq, header, salt, body, n, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(before.run_no, *row) for row in rows],
@@ -273,23 +284,30 @@ def _insert(tx: Tx, before: Run, after: Run, rows: list[tuple[Any, ...]], full: 
         (*values, seqs, headers, salts, bodies, numbers, digests),
     ).rowcount
     if written != len(rows):
-        raise Fenced(f"run {before.run_id} was moved by another writer")
+        raise _moved(before)
+
+
+def _moved(run: Run) -> Transient:
+    """Another writer moved the row (repair by hand, a restore): the writer forgets its heads, sending it again is right."""
+    return Transient(f"run {run.run_id} was moved by another writer", hint="send it again", retry_after=0.1)
 
 
 def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:
     """Return the columns of the run that these events move. Pure; the fold moves the same way."""
     status, waiting, cancel = run.status, run.waiting, run.cancel
-    freed = False
+    held, freed = run.lease_until is not None, False
     for event in events:
         kind = event.kind
         if status in ENDED or status == "chain":
             break
         if kind == "run.leased":
-            status, waiting = "running", None
-        elif kind in ("run.requeued", "run.resumed"):
-            status, waiting, freed = "queued", None, True
+            status, waiting, held = "running", None, True
+        elif kind == "run.requeued":
+            status, waiting, held, freed = "queued", None, False, True
+        elif kind == "run.resumed":  # its worker may not even have parked yet
+            status, waiting = "running" if held else "queued", None
         elif kind == "run.parked":
-            status, waiting, freed = "waiting", str(event.data().get("reason", "approval")), True
+            status, waiting, held, freed = "waiting", str(event.data().get("reason", "approval")), False, True
         elif kind == "run.paused":
             status, waiting = "waiting", "paused"
         elif kind == "tool.doubted":
@@ -297,7 +315,7 @@ def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:
         elif kind == "run.cancel_requested":
             cancel = str(event.data().get("reason", "")) or "cancelled"
             status, waiting = "cancelling", None
-        elif kind in ("run.succeeded", "run.failed", "run.cancelled"):
+        elif kind in _ENDS:
             status, waiting, freed = kind[4:], None, True
         if cancel is not None and status in ("queued", "running"):
             status = "cancelling"
@@ -317,7 +335,7 @@ def _move_task(tx: Tx, run: Run, events: Iterable[Event]) -> None:
     if run.status in ENDED:
         values["ended_at"] = run.ended_at
         for event in events:
-            if event.kind in ("run.succeeded", "run.failed", "run.cancelled"):
+            if event.kind in _ENDS:
                 body = event.data()
                 values["result"] = (
                     msgspec.json.encode(body.get("result")).decode() if event.kind == "run.succeeded" else None
@@ -334,31 +352,50 @@ def verify(connection: Connection, run_id: str) -> Verification:
     run = read_run(connection, run_id)
     e = events_table.c
     rows = connection.execute(sa.select(e.seq, e.header, e.salt, e.body).where(e.run_no == run.run_no).order_by(e.seq))
-    head, count = GENESIS, 0
-    for seq, header, salt, body in rows:
-        count += 1
-        why = _flaw(run, count, head, seq, bytes(header), salt, body)
-        if why:
-            return Verification(run_id, False, count - 1, head, seq, why)
-        head = hashlib.sha256(bytes(header)).hexdigest()
-    if (run.seq, run.head) != (count, head):
-        return Verification(
-            run_id, False, count, head, count + 1, f"the run's row names {run.seq} events, {count} are here"
-        )
-    return Verification(run_id, True, count, head)
+    chain: list[tuple[str, str]] = []  # prev and hash of each event that is whole by itself
+    why = ""
+    for seq, raw, salt, body in rows:
+        header = _header(bytes(raw))
+        why = _flaw(run, len(chain) + 1, seq, header, salt, body)
+        if header is None or why:
+            break
+        chain.append((header.prev, header_hash(bytes(raw))))
+    head = GENESIS
+    for seq, (prev, hashed) in enumerate(chain, 1):
+        if prev != head:  # this event or the one before it lies; what its successor names is the true one
+            proven = hashed == (chain[seq][0] if seq < len(chain) else run.head)
+            liar = seq - 1 if proven and seq > 1 else seq
+            return _bad(run_id, liar, head, "the events beside it name another hash: it was changed")
+        head = hashed
+    if why:
+        return _bad(run_id, len(chain) + 1, head, why)
+    if run.seq != len(chain):
+        why = f"the run's row counts {run.seq} events, {len(chain)} are here"
+        return _bad(run_id, min(run.seq, len(chain)) + 1, head, why)
+    if run.head != head:
+        return _bad(run_id, len(chain), head, "the run's row names another hash: one of the two was changed")
+    return Verification(run_id, True, len(chain), head)
 
 
-def _flaw(run: Run, expected: int, prev: str, seq: int, raw: bytes, salt: bytes | None, body: bytes | None) -> str:
+def _bad(run_id: str, seq: int, head: str, why: str) -> Verification:
+    return Verification(run_id, False, max(seq - 1, 0), head, seq, why)
+
+
+def _header(raw: bytes) -> Header | None:
     try:
-        header = msgspec.json.decode(raw, type=Header)
-    except msgspec.MsgspecError:
-        return "its header cannot be read"
-    if seq != expected or header.seq != expected:
-        return f"event {expected} is missing"
-    if header.prev != prev:
-        return "it does not follow the event before it: that one, or this one, was changed"
-    if header.run != run.run_id or header.epoch != run.epoch:
-        return "it belongs to another run or another life of the ledger"
+        return msgspec.json.decode(raw, type=Header)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _flaw(run: Run, expected: int, seq: int, header: Header | None, salt: bytes | None, body: bytes | None) -> str:
+    """Return what is wrong with one event by itself; "" = nothing."""
+    if seq != expected:
+        return f"it is missing: event {seq} stands in its place"
+    if header is None:
+        return "its header cannot be read: it was changed"
+    if header.seq != expected or header.run != run.run_id or header.epoch != run.epoch:
+        return "its header is of another event, run or life of the ledger: it was changed"
     if body is not None and body_hash(bytes(salt or b""), bytes(body)) != header.body:
         return "its body was changed"
     return ""

@@ -1,0 +1,130 @@
+"""Which of a reply's calls may start. Pure: no I/O, no clock; the same reply gets the same verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from agentfarm_sdk.protocol import AdmittedCall, Definition, NewEvent, ToolSpec, call_id, call_key, new_event
+
+from .asking import AskedCall
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a call: what the worker is told, and the event that records it."""
+
+    told: AdmittedCall
+    event: NewEvent
+
+
+def validators(definition: Definition) -> dict[str, Draft202012Validator]:
+    """Compile the argument schemas of a definition's tools."""
+    return {tool.name: Draft202012Validator(tool.schema or {"type": "object"}) for tool in definition.tools}
+
+
+def message(step: int, content: str, calls: list[AskedCall]) -> dict[str, Any]:
+    """Return the assistant's message as it is recorded: OpenAI's form, with our own call ids."""
+    said: dict[str, Any] = {"role": "assistant", "content": content}
+    if calls:
+        said["tool_calls"] = [
+            {
+                "id": call_id(step, index),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for index, call in enumerate(calls)
+        ]
+    return said
+
+
+def admit(
+    definition: Definition, compiled: Mapping[str, Draft202012Validator], said: Mapping[str, Any], *, mode: str, calls_before: int,
+    cancelled: bool, epoch: str, run: str, fence: int,
+) -> list[Verdict]:  # fmt: skip
+    """Return a verdict for each call of the message `said`, in call order."""
+    verdicts = []
+    for index, asked in enumerate(said.get("tool_calls") or []):
+        call, name, text = asked["id"], asked["function"]["name"], asked["function"]["arguments"]
+        spec = definition.tool(name)
+        arguments, flaw = parse(text)
+        limit = definition.limits.calls
+        why = ""
+        if cancelled:
+            why = "the run was cancelled"
+        elif spec is None:
+            why = f"there is no tool {name!r}; there are: {', '.join(tool.name for tool in definition.tools) or 'none'}"
+        elif limit is not None and calls_before + index >= limit:
+            why = f"this run may make {limit} calls and has made them: answer with what you have"
+        else:
+            why = flaw or disagreement(compiled[name], arguments)
+            if not why and mode == "simulate" and spec.effect != "read":
+                why = "this run is simulated and there is no recorded answer for this call"
+        if why or spec is None:
+            verdicts.append(_refused(call, name, arguments, why))
+        elif spec.approval == "always" or (mode == "ask" and spec.effect != "read"):
+            verdicts.append(_awaiting(call, spec, arguments, call_key(epoch, run, call)))
+        else:
+            verdicts.append(started(call, spec, arguments, epoch=epoch, run=run, fence=fence, attempt=1))
+    return verdicts
+
+
+def started(
+    call: str, spec: ToolSpec, arguments: dict[str, Any], *, epoch: str, run: str, fence: int, attempt: int
+) -> Verdict:
+    """Admit a call: `tool.started` with its key, the same in every attempt."""
+    key = call_key(epoch, run, call)
+    body = {
+        "tool": spec.name,
+        "key": key,
+        "effect": spec.effect,
+        "attempt": attempt,
+        "timeout": spec.timeout,
+        "fence": fence,
+    }
+    return Verdict(
+        AdmittedCall(call=call, tool=spec.name, arguments=arguments, key=key, attempt=attempt),
+        new_event("tool.started", body, call),
+    )
+
+
+def parse(text: Any) -> tuple[dict[str, Any], str]:
+    """Read a call's arguments strictly; JSON that was encoded twice is the one thing repaired. Return (arguments, flaw)."""
+    value = text
+    for _ in range(2):
+        if not isinstance(value, str):
+            break
+        if not value.strip():
+            return {}, ""
+        try:
+            value = json.loads(value)
+        except (json.JSONDecodeError, RecursionError) as error:
+            return {}, f"the arguments are not JSON: {error}"
+    if not isinstance(value, dict):
+        return {}, "the arguments must be a JSON object"
+    return value, ""
+
+
+def disagreement(validator: Draft202012Validator, arguments: Any) -> str:
+    """Say where the arguments stand against the schema; "" where they agree."""
+    error = best_match(validator.iter_errors(arguments))
+    if error is None:
+        return ""
+    where = ".".join(str(part) for part in error.absolute_path)
+    return f"the arguments do not fit{f' at {where}' if where else ''}: {error.message[:300]}"
+
+
+def _refused(call: str, tool: str, arguments: dict[str, Any], why: str) -> Verdict:
+    event = new_event("tool.failed", {"error": {"type": "not-admitted", "message": why}}, call)
+    return Verdict(AdmittedCall(call=call, tool=tool, arguments=arguments, state="failed", error=why), event)
+
+
+def _awaiting(call: str, spec: ToolSpec, arguments: dict[str, Any], key: str) -> Verdict:
+    body = {"tool": spec.name, "effect": spec.effect, "key": key, "arguments": arguments}
+    told = AdmittedCall(call=call, tool=spec.name, arguments=arguments, state="awaiting", key=key)
+    return Verdict(told, new_event("approval.requested", body, call))

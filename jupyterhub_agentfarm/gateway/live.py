@@ -1,0 +1,463 @@
+"""Runs in the service's memory: what a leased run looks like between two of its worker's messages.
+
+The only caller of `ledger.append`. Appends are folded when they arrive and written in order behind; a write that fails
+drops the run from memory, so that the next use reads the ledger again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import msgspec
+from jsonschema import Draft202012Validator
+
+from agentfarm_sdk.fold import Fold
+from agentfarm_sdk.protocol import (
+    ENDED,
+    LEASE_SECONDS,
+    WORKER_KINDS,
+    AdmittedCall,
+    AppendAnswer,
+    AppendRequest,
+    Definition,
+    Event,
+    HeartbeatAnswer,
+    HeartbeatRequest,
+    NewEvent,
+    Opened,
+    decode_events,
+    new_event,
+    roll,
+    timestamp,
+)
+
+from .. import runtokens
+from ..errors import AgentFarmError, Conflict, Fenced, Forbidden, Hole, Invalid
+from ..records import Committed, Run
+from ..store import definitions, inbox, leases, ledger
+from ..store.db import Database, Tx
+from . import admission
+from .asking import AskedCall
+
+log = logging.getLogger(__name__)
+Secrets = Callable[[str, list[str]], Awaitable[dict[str, str]]]
+Push = Callable[[str, list[Event]], None]
+ARRIVAL_SECONDS = 10.0
+RENEW_TOKEN_AFTER = 300.0
+OUTCOMES = frozenset({"tool.succeeded", "tool.failed"})
+
+
+class LiveRun:
+    """One leased run: its fold, its definition, how far its worker is."""
+
+    def __init__(self, run: Run, definition: Definition, fold: Fold) -> None:
+        self.run, self.definition, self.fold = run, definition, fold
+        self.validators: dict[str, Draft202012Validator] = admission.validators(definition)
+        self.fence, self.n = run.fence, run.last_n
+        self.known_seq = run.seq  # committed events up to here stand in the fold already
+        self.inbox: list[Event] = []  # what others recorded since the worker's last answer
+        self.calls_made = sum(1 for call in fold.calls.values() if call.attempts)
+        self.requests: dict[str, asyncio.Task[Any]] = {}
+        self.digest, self.digested = "", 0
+        self.token_at = time.monotonic()
+        self._arrival = asyncio.Event()
+
+    def apply(self, event: NewEvent | Event, by: str) -> None:
+        """Fold an event in the order of its arrival."""
+        if event.kind == "context.compacted":
+            self.digest, self.digested = "", 0
+        at = event.at if isinstance(event, Event) else timestamp(time.time())
+        self.fold.apply(
+            Event(
+                run=self.run.run_id,
+                seq=self.fold.seq + 1,
+                kind=event.kind,
+                at=at,
+                by=by,
+                call=event.call,
+                body=event.body,
+            )
+        )
+
+    def arrived(self, n: int) -> None:
+        self.n = n
+        self._arrival.set()
+        self._arrival = asyncio.Event()
+
+    async def wait_for(self, n: int) -> None:
+        """Wait until the worker's append `n` has arrived. Raises Hole."""
+        deadline = time.monotonic() + ARRIVAL_SECONDS
+        while self.n < n:
+            try:
+                await asyncio.wait_for(self._arrival.wait(), max(0.01, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                raise Hole(f"append {n} did not arrive", hint=f"append {self.n + 1} first", last_n=self.n) from None
+
+    def roll_digest(self) -> str:
+        """Return the rolling digest of the folded messages; each is hashed once."""
+        messages = self.fold.messages
+        while self.digested < len(messages):
+            self.digest = roll(self.digest, msgspec.json.encode(messages[self.digested]))
+            self.digested += 1
+        return self.digest
+
+    def take_inbox(self) -> list[Event]:
+        taken, self.inbox = self.inbox, []
+        return taken
+
+
+class LiveRuns:
+    """All runs that have a worker. `push` tells a run's worker of events at once, where it listens."""
+
+    def __init__(self, db: Database, key: bytes, secrets: Secrets, *, lease: float = LEASE_SECONDS) -> None:
+        self.db, self.key, self.secrets, self.lease = db, key, secrets, lease
+        self.push: Push = lambda _run, _events: None
+        self._runs: dict[str, LiveRun] = {}
+        self._loading: dict[str, asyncio.Task[LiveRun]] = {}
+        db.on_commit(self._heard)
+
+    # -- in and out of memory ------------------------------------------------------------------------------------
+
+    async def get(self, run_id: str, fence: int) -> LiveRun:
+        """Return the run for the worker that holds it. Raises Fenced, NotFound, Transient."""
+        live = self._runs.get(run_id)
+        if live is None:
+            if run_id not in self._loading:
+                self._loading[run_id] = asyncio.create_task(self._load(run_id))
+            live = await asyncio.shield(self._loading[run_id])
+        if live.fence != fence:
+            raise Fenced(
+                f"run {run_id}: fence {fence} was replaced by {live.fence}", hint="stop: another worker has the run"
+            )
+        return live
+
+    async def _load(self, run_id: str) -> LiveRun:
+        try:
+            live = await self.db.read(lambda c: load(c, run_id))
+            if live.run.lease_until is not None:
+                self._runs[run_id] = live
+            return live
+        finally:
+            self._loading.pop(run_id, None)
+
+    def drop(self, run_id: str) -> None:
+        """Forget the run; the next use reads the ledger."""
+        self._runs.pop(run_id, None)
+
+    def _heard(self, committed: list[Committed]) -> None:
+        """Take in what others recorded: the service, people; a run that is nobody's any more is forgotten."""
+        for one in committed:
+            live = self._runs.get(one.run_id)
+            if live is None:
+                continue
+            mine = f"worker:{live.fence}"
+            others = [e for e in one.events if e.by not in (mine, "gateway") and e.seq > live.known_seq]
+            live.known_seq = max(live.known_seq, one.events[-1].seq)
+            if any(e.kind in ("run.leased", "run.requeued") for e in others):
+                self.drop(one.run_id)
+            else:
+                for event in others:
+                    live.apply(event, event.by)
+                live.inbox += others
+            if others:
+                self.push(one.run_id, others)
+
+    # -- the worker's messages -----------------------------------------------------------------------------------
+
+    async def open(self, run_id: str, fence: int, files: Callable[[Definition], list[str]]) -> Opened:
+        """Take a run up: its events, and the calls to do now. Raises Fenced, NotFound, Transient."""
+        self.drop(run_id)
+        live = await self.get(run_id, fence)
+        verdicts = [
+            admission.started(
+                call.call, spec, admission.parse(call.arguments)[0], epoch=live.run.epoch, run=run_id, fence=fence, attempt=call.attempts + 1
+            )
+            for call in live.fold.open_calls
+            if (spec := live.definition.tool(call.tool)) and not live.fold.cancel
+            if call.state == "approved" or (call.state == "started" and call.fence != fence and call.effect != "once")
+        ]  # fmt: skip
+        if verdicts:
+            await self._record(live, [verdict.event for verdict in verdicts])
+        events = await self.db.read(lambda c: ledger.read_events(c, run_id))
+        calls = [
+            AdmittedCall(
+                call=call.call,
+                tool=call.tool,
+                arguments=admission.parse(call.arguments)[0],
+                key=call.key,
+                attempt=call.attempts,
+            )
+            for call in live.fold.open_calls
+            if call.state == "started" and call.fence == fence
+        ]
+        return Opened(
+            run=run_id, epoch=live.run.epoch, fence=fence, n=live.n, definition=live.definition, mode=live.run.mode,  # type: ignore[arg-type]
+            events=events, calls=await self.with_secrets(live, calls), files=files(live.definition), task=live.run.task_id, agent=live.run.agent,
+        )  # fmt: skip
+
+    async def append(self, run_id: str, fence: int, request: AppendRequest) -> AppendAnswer:
+        """Take the worker's next events. Raises Fenced, Hole, Conflict, Invalid, Forbidden, Transient."""
+        raw = bytes(request.events)
+        try:
+            events = decode_events(raw)
+        except msgspec.ValidationError as error:
+            raise Invalid(str(error), hint='events are a list of {"kind", "call"?, "body": {…}}') from error
+        if not events:
+            raise Invalid("an append needs at least one event")
+        live = await self.get(run_id, fence)
+        also: list[NewEvent] = []
+        verdicts: list[admission.Verdict] = []
+        new = request.n > live.n
+        if new:
+            if request.n != live.n + 1:
+                raise Hole(f"append {request.n} came after {live.n}", hint=f"append {live.n + 1} first", last_n=live.n)
+            _check(live, events)
+            for event in events:
+                live.apply(event, f"worker:{fence}")
+            verdicts = self._admit_reported(live, events)
+            also = [verdict.event for verdict in verdicts]
+            for event in also:
+                live.apply(event, "gateway")
+            live.arrived(request.n)
+        try:
+            done = await self.db.submit(lambda tx: _append(tx, run_id, fence, request.n, raw, events, also))
+        except AgentFarmError:
+            self.drop(run_id)
+            raise
+        if live.fold.ended or any(event.kind == "run.parked" for event in events):
+            self.drop(run_id)
+        if not new:
+            verdicts_told = self.told_before(live, events)
+        else:
+            verdicts_told = [verdict.told for verdict in verdicts]
+        return AppendAnswer(
+            n=done.n, seq=done.seq, head=done.head, admitted=await self.with_secrets(live, verdicts_told), inbox=live.take_inbox(),
+            token=self.fresh_token(live),
+        )  # fmt: skip
+
+    def _admit_reported(self, live: LiveRun, events: Iterable[NewEvent]) -> list[admission.Verdict]:
+        for event in events:
+            if event.kind == "model.reported":
+                said = msgspec.json.decode(event.body).get("message") or {}
+                return self.admit(live, said)
+        return []
+
+    def admit(self, live: LiveRun, said: dict[str, Any]) -> list[admission.Verdict]:
+        """Decide the calls of a message, and count them."""
+        verdicts = admission.admit(
+            live.definition, live.validators, said, mode=live.run.mode, calls_before=live.calls_made, cancelled=live.fold.cancel is not None,
+            epoch=live.run.epoch, run=live.run.run_id, fence=live.fence,
+        )  # fmt: skip
+        live.calls_made += sum(1 for verdict in verdicts if verdict.told.state != "failed")
+        return verdicts
+
+    @staticmethod
+    def told_before(live: LiveRun, events: Iterable[NewEvent] = ()) -> list[AdmittedCall]:
+        """Return what became of the latest reply's calls, from the fold: for an answer that is given again."""
+        if events and not any(event.kind == "model.reported" for event in events):
+            return []
+        told = []
+        for asked in (live.fold.last_reply or {}).get("tool_calls") or []:
+            call = live.fold.calls[asked["id"]]
+            state = {"started": "admitted", "awaiting": "awaiting", "failed": "failed"}.get(call.state)
+            if state:
+                told.append(
+                    AdmittedCall(
+                        call=call.call, tool=call.tool, arguments=admission.parse(call.arguments)[0], state=state,  # type: ignore[arg-type]
+                        key=call.key, attempt=max(1, call.attempts), error=call.outcome or "",
+                    )
+                )  # fmt: skip
+        return told
+
+    async def heartbeat(self, run_id: str, fence: int, request: HeartbeatRequest) -> HeartbeatAnswer:
+        """Keep the lease, or report the worker dead: then the run goes on elsewhere at once. Raises Fenced."""
+        if request.dead is not None:
+            why = request.dead[:500] or "the kernel died"
+            await self.db.write(lambda tx: leases.requeue(tx, run_id, fence, "the worker died", why))
+            return HeartbeatAnswer(lease=0.0, token="")
+        await self.db.write(lambda tx: leases.renew(tx, run_id, fence, self.lease))
+        live = await self.get(run_id, fence)
+        wish = [new_event("run.cancel_requested", {"reason": live.fold.cancel})] if live.fold.cancel else []
+        told = [Event(run=run_id, seq=0, kind=e.kind, at="", by="service", body=e.body) for e in wish]
+        return HeartbeatAnswer(lease=self.lease, token=self.token(live), inbox=told)
+
+    async def outcome(self, run_id: str, call: str, fence: int, event: NewEvent) -> ledger.Appended:
+        """Take the outcome of a call that comes late, from the fence that started it, while nothing else stands.
+
+        Raises Conflict: the call has an outcome. Forbidden: another worker started it.
+        """
+        if event.kind not in OUTCOMES:
+            raise Invalid("an outcome is tool.succeeded or tool.failed")
+
+        def late(tx: Tx) -> ledger.Appended:
+            fold = load(tx.connection, run_id).fold
+            known = fold.calls.get(call)
+            if known is None or not known.open:
+                raise Conflict(f"call {call} has its outcome already", hint="nothing is to be done")
+            if known.fence != fence:
+                raise Forbidden(f"call {call} was started under fence {known.fence}")
+            events = [NewEvent(kind=event.kind, call=call, body=event.body)]
+            rest = [one for one in inbox.waiting_of(tx.connection, run_id) if one["call"] != call]
+            if known.state == "doubted" and not rest:
+                events.append(new_event("run.requeued", {"reason": "the outcome came late", "proof": None}))
+            return ledger.record(tx, run_id, f"worker:{fence}", events)
+
+        self.drop(run_id)
+        return await self.db.write(late)
+
+    # -- a person's decision -------------------------------------------------------------------------------------
+
+    async def decide(
+        self,
+        inbox_id: str,
+        decision: str,
+        by: str,
+        reason: str = "",
+        arguments: Any = None,
+        result: Any = None,
+        force: bool = False,
+    ) -> None:
+        """Decide an approval (approve, refuse) or a doubt (happened, not_happened, give_up); the run goes on.
+
+        Raises NotFound; Conflict: it is decided, or the worker may still be doing it; Invalid: no such decision here.
+        """
+
+        def decided(tx: Tx) -> None:
+            item = inbox.show(tx.connection, inbox_id)
+            if item["decided_at"] is not None:
+                raise Conflict(f"this was decided by {item['decided_by']}: {item['decision']}", hint="reload the inbox")
+            live = load(tx.connection, item["run_id"])
+            events = _decision(live, item, decision, reason, arguments, result, force)
+            others = [one for one in inbox.waiting_of(tx.connection, item["run_id"]) if one["inbox_id"] != inbox_id]
+            if not others and live.run.lease_until is None and events[-1].kind != "run.failed":
+                events.append(new_event("run.requeued", {"reason": "decided", "proof": None}))
+            ledger.record(tx, item["run_id"], f"user:{by}", events)
+
+        await self.db.write(decided)
+
+    # -- small things --------------------------------------------------------------------------------------------
+
+    async def _record(self, live: LiveRun, events: list[NewEvent]) -> None:
+        await self.db.write(lambda tx: ledger.record(tx, live.run.run_id, "gateway", events, fence=live.fence))
+        for event in events:
+            live.apply(event, "gateway")
+
+    async def with_secrets(self, live: LiveRun, calls: list[AdmittedCall]) -> list[AdmittedCall]:
+        """Add to each admitted call the secrets that its tool names."""
+        told = []
+        for call in calls:
+            spec = live.definition.tool(call.tool)
+            if call.state == "admitted" and spec and spec.secrets:
+                call = msgspec.structs.replace(call, secrets=await self.secrets(live.run.owner, spec.secrets))
+            told.append(call)
+        return told
+
+    def token(self, live: LiveRun) -> str:
+        live.token_at = time.monotonic()
+        return runtokens.mint(self.key, epoch=live.run.epoch, run=live.run.run_id, fence=live.fence, now=time.time())
+
+    def fresh_token(self, live: LiveRun) -> str:
+        """Return a new run token where the last one is some minutes old, else ""."""
+        return self.token(live) if time.monotonic() - live.token_at > RENEW_TOKEN_AFTER else ""
+
+
+def load(connection: Any, run_id: str) -> LiveRun:
+    """Read a run from the ledger: row, definition, fold."""
+    run = ledger.read_run(connection, run_id)
+
+    def history(earlier: str, seq: int) -> list[dict[str, Any]]:
+        events = ledger.read_events(connection, earlier, limit=seq)
+        return Fold(history=history).apply_all(events).messages
+
+    fold = Fold(history=history).apply_all(ledger.read_events(connection, run_id))
+    return LiveRun(run, definitions.get(connection, run.definition_hash), fold)
+
+
+def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:
+    """Refuse what this worker cannot say now."""
+    for event in events:
+        if event.kind not in WORKER_KINDS:
+            raise Forbidden(
+                f"a worker may not write {event.kind}", hint="workers write: " + ", ".join(sorted(WORKER_KINDS))
+            )
+        if event.kind in OUTCOMES:
+            call = live.fold.calls.get(event.call or "")
+            if call is None or call.state != "started":
+                raise Conflict(
+                    f"call {event.call} is not under way", hint="only an admitted call without outcome can get one"
+                )
+        if event.kind == "run.succeeded" and live.fold.open_calls:
+            raise Conflict("a call has no outcome yet", hint="append the outcomes first")
+        if event.kind == "model.reported":
+            _check_reported(live, event)
+
+
+def _check_reported(live: LiveRun, event: NewEvent) -> None:
+    if live.fold.open_calls:
+        raise Conflict("a call has no outcome yet", hint="append the outcomes before the next reply")
+    said = msgspec.json.decode(event.body).get("message")
+    try:
+        asked = [
+            AskedCall(c["function"]["name"], c["function"]["arguments"], c["id"])
+            for c in (said.get("tool_calls") or [])
+        ]
+        if said["role"] != "assistant" or not isinstance(said.get("content") or "", str):
+            raise KeyError
+        wanted = admission.message(live.fold.steps, said.get("content") or "", asked)
+    except (TypeError, KeyError, AttributeError):
+        raise Invalid("model.reported needs a message of the assistant in OpenAI's form") from None
+    if [c["id"] for c in wanted.get("tool_calls", [])] != [c.id for c in asked]:
+        raise Invalid(
+            "the calls of a reported reply need our ids", hint=f"c{live.fold.steps}-0, c{live.fold.steps}-1, …"
+        )
+
+
+def _append(
+    tx: Tx, run_id: str, fence: int, n: int, raw: bytes, events: list[NewEvent], also: list[NewEvent]
+) -> ledger.Appended:
+    done = ledger.append(tx, run_id, fence, n, raw, events, also)
+    parked = next((event for event in done.events if event.kind == "run.parked"), None)
+    if parked is not None and parked.data().get("reason") == "approval" and not inbox.waiting_of(tx.connection, run_id):
+        ledger.record(
+            tx, run_id, "service", [new_event("run.requeued", {"reason": "decided meanwhile", "proof": None})]
+        )
+    return done
+
+
+def _decision(
+    live: LiveRun, item: dict[str, Any], decision: str, reason: str, arguments: Any, result: Any, force: bool
+) -> list[NewEvent]:
+    """Return the events of a decision. Pure. Raises Invalid, Conflict."""
+    call, kind = item["call"], item["kind"]
+    if live.run.status in ENDED:
+        raise Conflict(f"the run has {live.run.status}")
+    if kind == "approval":
+        if decision == "refuse":
+            return [new_event("approval.refused", {"reason": reason}, call)]
+        if decision != "approve":
+            raise Invalid(f"an approval cannot be decided by {decision!r}", hint="approve or refuse")
+        if arguments is None:
+            return [new_event("approval.given", {"reason": reason}, call)]
+        flaw = admission.disagreement(live.validators[item["detail"]["tool"]], arguments)
+        if flaw:
+            raise Invalid(flaw, hint="mend the arguments")
+        return [new_event("approval.given", {"arguments": arguments, "reason": reason}, call)]
+    if decision == "happened":
+        return [new_event("tool.resolved", {"decision": "happened", "result": result, "reason": reason}, call)]
+    if decision == "not_happened":
+        if not item["detail"].get("proof") and not (force and reason):
+            raise Conflict(
+                "the worker is only silent: it may still be doing it", hint="wait for proof, or force it with a reason"
+            )
+        return [new_event("tool.resolved", {"decision": "not_happened", "reason": reason, "forced": force}, call)]
+    if decision == "give_up":
+        error = {"type": "given-up", "message": reason or "given up while a call was in doubt"}
+        return [
+            new_event("tool.resolved", {"decision": "given_up", "reason": reason}, call),
+            new_event("run.failed", {"error": error}),
+        ]
+    raise Invalid(f"a call in doubt cannot be decided by {decision!r}", hint="happened, not_happened or give_up")

@@ -1,0 +1,99 @@
+"""The model servers of the farm: which one serves a model, whose turn it is, what they list."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import NotFound, Transient
+from .asking import Ask, OnToken, Reply, Upstream, UpstreamError
+from .turns import Turns
+
+MAX_ATTEMPTS = 4
+MAX_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """An upstream and the model names that go to it (shell patterns)."""
+
+    upstream: Upstream
+    models: tuple[str, ...] = ("*",)
+    note: str = ""
+
+
+class Upstreams:
+    """All model servers, in the order of the operator's configuration; `default` is the model of agents that name none."""
+
+    def __init__(self, routes: Sequence[Route], default: str = "") -> None:
+        self.routes = list(routes)
+        self._default = default
+        self._turns = {id(route.upstream): Turns(route.upstream.max_in_flight) for route in self.routes}
+
+    @property
+    def default(self) -> str:
+        """The farm's default model; "" where there is none."""
+        if self._default:
+            return self._default
+        return next((name for route in self.routes for name in route.models if "*" not in name), "")
+
+    def route(self, model: str) -> tuple[Route, str]:
+        """Return who serves the model ("" = the default), and its full name. Raises NotFound, Transient."""
+        if not self.routes:
+            raise Transient(
+                "this farm has no model",
+                hint="set HF_API_URL and HUGGING_FACE_AUTH_TOKEN, or c.AgentFarm.upstreams in agentfarm_config.py",
+                retry_after=60,
+            )
+        name = model or self.default
+        exact = [route for route in self.routes if name in route.models]
+        found = exact or [
+            route for route in self.routes if any(fnmatch.fnmatchcase(name, pattern) for pattern in route.models)
+        ]
+        if not found or not name:
+            served = sorted({pattern for route in self.routes for pattern in route.models})
+            raise NotFound(
+                f"no model server serves {name or 'the default model'!r}",
+                hint="served: " + ", ".join(served) + "; see: agentfarm model list",
+            )
+        return found[0], name
+
+    async def attempt(self, route: Route, ask: Ask, owner: str, on_token: OnToken | None) -> Reply:
+        """Wait for a turn and make one attempt. Raises UpstreamError."""
+        async with self._turns[id(route.upstream)].turn(owner):
+            return await route.upstream.complete(ask, on_token)
+
+    async def listed(self) -> list[dict[str, Any]]:
+        """Return the models that can be asked for, OpenAI's form, with who serves them; a server that is away says so."""
+        models: list[dict[str, Any]] = []
+        for route in self.routes:
+            extra = {
+                "object": "model",
+                "owned_by": route.upstream.name,
+                "note": route.note,
+                "created": int(time.time()),
+            }
+            named = [name for name in route.models if "*" not in name]
+            try:
+                answered = await route.upstream.models() if len(named) < len(route.models) or not named else []
+            except UpstreamError as error:
+                extra["error"] = error.message
+                answered = []
+            entries = [{"id": name} for name in named] + [model for model in answered if model["id"] not in named]
+            models += [{**entry, **extra, "default": entry["id"] == self.default} for entry in entries]
+        return models
+
+    async def close(self) -> None:
+        for route in self.routes:
+            await route.upstream.close()
+
+
+def pause(error: UpstreamError, attempt: int) -> float | None:
+    """Return the seconds until the next attempt, or None: no further one. Pure. `attempt` counts from 1."""
+    if not error.retry or attempt >= MAX_ATTEMPTS:
+        return None
+    wait = error.retry_after if error.retry_after is not None else min(0.5 * 2 ** (attempt - 1), 8.0)
+    return wait if wait <= MAX_WAIT else None

@@ -1,0 +1,247 @@
+"""Any OpenAI-compatible server: the Hugging Face router, vLLM, Ollama, llama.cpp, TGI and the embedded one.
+
+One attempt for each call; who retries is proxy.py, visibly. The key never reaches an event, a log or an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+
+from .. import schema_mode
+from ..accumulate import Accumulator, Lines
+from ..asking import Ask, OnToken, Reply, UpstreamError
+
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+_NO_TOOLS = ("tool", "function call", "--enable-auto-tool-choice", "--jinja")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to reach a server. prices: USD per million tokens, {model: (in, out)}; timeouts in seconds.
+
+    native_tools: True, False, or None = try, and ask by JSON Schema once the server says it has none.
+    """
+
+    name: str
+    url: str  # up to and with /v1
+    key: str = ""
+    models: tuple[str, ...] = ("*",)
+    native_tools: bool | None = None
+    max_in_flight: int = 8
+    prices: dict[str, tuple[float, float]] = field(default_factory=dict)
+    connect_timeout: float = 10.0
+    silence_timeout: float = 120.0  # between two pieces of a stream
+    max_tokens: int | None = None  # where the request says nothing
+    note: str = ""  # shown to people beside its models
+
+
+class OpenAICompatible:
+    """One server, one pool of connections."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.name, self.max_in_flight = settings.name, settings.max_in_flight
+        self.native_tools = settings.native_tools
+        self._session: aiohttp.ClientSession | None = None
+
+    async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
+        """Make one attempt. Raises UpstreamError."""
+        if ask.tools and self.native_tools is not False:
+            try:
+                return await self._attempt(ask, self._body(ask), on_token)
+            except UpstreamError as error:
+                if (
+                    self.native_tools is None
+                    and error.status in (400, 422, 501)
+                    and any(word in error.message.lower() for word in _NO_TOOLS)
+                ):
+                    self.native_tools = False  # it said so: from here on calls are asked for by JSON Schema
+                else:
+                    raise
+        elif self.native_tools is not False:
+            return await self._attempt(ask, self._body(ask), on_token)
+        plain, form = schema_mode.translate(ask)
+        body = self._body(plain)
+        if form:
+            body["response_format"] = form
+        hidden = form is not None and bool(ask.tools)  # the JSON of a call is not for the eye
+        return schema_mode.read(ask, await self._attempt(plain, body, None if hidden else on_token))
+
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        model = f"{ask.model}:{ask.provider}" if ask.provider else ask.model
+        body: dict[str, Any] = {"model": model, "messages": ask.messages, **ask.parameters}
+        if self.settings.max_tokens and "max_tokens" not in body:
+            body["max_tokens"] = self.settings.max_tokens
+        if ask.tools and ask.tool_choice != "none":
+            body["tools"] = [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": tool.name,
+                        "description": tool.description,
+                        "parameters": tool.schema or {"type": "object"},
+                    },
+                }
+                for tool in ask.tools
+            ]
+            body["tool_choice"] = ask.tool_choice
+        elif ask.answer:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": ask.answer},
+            }
+        return body
+
+    async def _attempt(self, ask: Ask, body: dict[str, Any], on_token: OnToken | None) -> Reply:
+        if on_token is not None:
+            body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        try:
+            async with self._client().post(f"{self.settings.url}/chat/completions", json=body) as response:
+                if response.status >= 400:
+                    raise await _refusal(response, self.name)
+                accumulator = Accumulator()
+                if response.content_type == "text/event-stream":
+                    await self._stream(response, accumulator, on_token)
+                else:
+                    accumulator.chunk(await _json(response, self.name))
+                provider = response.headers.get("x-inference-provider", "") or (ask.provider or "")
+        except asyncio.TimeoutError as error:
+            raise UpstreamError(
+                "slow",
+                f"the model server {self.name} did not answer in time",
+                hint="see whether it is overloaded",
+                retry=True,
+            ) from error
+        except aiohttp.ClientError as error:
+            raise UpstreamError(
+                "down",
+                f"the model server {self.name} cannot be reached or broke off ({type(error).__name__})",
+                hint="start it, or check its address",
+                retry=True,
+            ) from error
+        characters = (
+            sum(len(str(message.get("content") or "")) for message in ask.messages) if not accumulator.usage else 0
+        )
+        return replace(accumulator.reply(characters), provider=provider, model=accumulator.model or ask.model)
+
+    async def _stream(
+        self, response: aiohttp.ClientResponse, accumulator: Accumulator, on_token: OnToken | None
+    ) -> None:
+        lines, seen = Lines(), 0
+        async for data in _events(response, lines):
+            seen += len(data)
+            if seen > MAX_ANSWER_BYTES:
+                raise UpstreamError("nonsense", f"the model server {self.name} does not end its answer")
+            if data == "[DONE]":
+                return
+            try:
+                chunk = json.loads(data)
+            except json.JSONDecodeError as error:
+                raise UpstreamError(
+                    "nonsense", f"the model server {self.name} sent a chunk that is not JSON", retry=True
+                ) from error
+            text = accumulator.chunk(chunk)
+            if text and on_token is not None:
+                on_token({"text": text})
+        if not accumulator.finish:  # neither [DONE] nor a finish reason: it broke off
+            raise UpstreamError(
+                "down", f"the model server {self.name} broke off in the middle of its answer", retry=True
+            )
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return what the server lists. Raises UpstreamError."""
+        try:
+            async with self._client().get(
+                f"{self.settings.url}/models", timeout=aiohttp.ClientTimeout(total=10)
+            ) as response:
+                if response.status >= 400:
+                    raise await _refusal(response, self.name)
+                listed = (await _json(response, self.name)).get("data") or []
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            raise UpstreamError("down", f"the model server {self.name} cannot be reached", retry=True) from error
+        return [model for model in listed if isinstance(model, dict) and model.get("id")]
+
+    def cost(self, reply: Reply) -> float:
+        per_in, per_out = self.settings.prices.get(reply.model) or self.settings.prices.get("*") or (0.0, 0.0)
+        return (reply.tokens_in * per_in + reply.tokens_out * per_out) / 1e6
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            headers = {"Authorization": f"Bearer {self.settings.key}"} if self.settings.key else {}
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=self.settings.connect_timeout, sock_read=self.settings.silence_timeout
+            )
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+            self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector, trust_env=True)
+        return self._session
+
+
+async def _events(response: aiohttp.ClientResponse, lines: Lines) -> AsyncIterator[str]:
+    async for chunk in response.content.iter_any():
+        for data in lines.feed(chunk):
+            yield data
+    for data in lines.end():
+        yield data
+
+
+async def _json(response: aiohttp.ClientResponse, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(await response.read())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UpstreamError(
+            "nonsense",
+            f"{name} answered something that is not JSON",
+            hint="is its address right? It ends in /v1",
+            status=response.status,
+            retry=True,
+        ) from error
+    if not isinstance(value, dict):
+        raise UpstreamError("nonsense", f"{name} answered something that is no chat completion", status=response.status)
+    return value
+
+
+_STATUS: dict[int, tuple[str, str, bool]] = {
+    401: ("unauthorised", "check the key of this model server", False),
+    402: ("no-credit", "add credit at the provider, or choose another model", False),
+    403: ("unauthorised", "the key may not use this model", False),
+    404: ("not-found", "check the model's name and the server's address (it ends in /v1)", False),
+    408: ("slow", "try again", True),
+    413: ("refused", "the messages are too long for this model", False),
+    429: ("busy", "the provider limits requests", True),
+}
+
+
+async def _refusal(response: aiohttp.ClientResponse, name: str) -> UpstreamError:
+    text = (await response.content.read(4096)).decode("utf-8", "replace")
+    try:
+        value = json.loads(text)
+        error = value.get("error", value) if isinstance(value, dict) else value
+        said = str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
+    except json.JSONDecodeError:
+        said = "a page that is no JSON" if "<" in text else text
+    kind, hint, retry = _STATUS.get(
+        response.status,
+        ("failed", "see the model server's log", True) if response.status >= 500 else ("refused", "", False),
+    )
+    if kind == "refused" and "--enable-auto-tool-choice" in said:
+        hint = "start vLLM with --enable-auto-tool-choice --tool-call-parser NAME"
+    wait = response.headers.get("Retry-After", "")
+    after = float(wait) if wait.replace(".", "", 1).isdigit() else None
+    return UpstreamError(
+        kind,
+        f"{name} answered {response.status}: {said[:300]}",
+        hint=hint,
+        status=response.status,
+        retry=retry,
+        retry_after=after,
+    )

@@ -1,0 +1,77 @@
+"""What the scheduler looks at: agents with runs that wait for a worker, members of pools, deadlines that passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from agentfarm_sdk.protocol import ENDED
+
+from .leases import CLAIMABLE
+from .tables import agents, runs, tasks
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An agent with claimable runs: the run whose turn is next, and since when it waits (epoch seconds)."""
+
+    agent: str
+    run_id: str
+    since: float
+
+
+def waiting(connection: Connection, now: float) -> list[Waiting]:
+    """Return, by priority and age, the agents that have runs to be claimed now, one row each."""
+    rows = connection.execute(
+        sa.select(runs.c.agent, runs.c.run_id, runs.c.created_at, runs.c.not_before)
+        .where(
+            runs.c.status.in_(CLAIMABLE),
+            runs.c.bound.is_(False),
+            sa.or_(runs.c.not_before.is_(None), runs.c.not_before <= now),
+        )
+        .order_by(runs.c.priority.desc(), runs.c.run_no)
+    )
+    found: dict[str, Waiting] = {}
+    for agent, run_id, created, not_before in rows:
+        found.setdefault(agent, Waiting(agent, run_id, max(created, not_before or 0.0)))
+    return list(found.values())
+
+
+def next_not_before(connection: Connection, now: float) -> float | None:
+    """Return when the next run that has to wait may be claimed again."""
+    found = connection.execute(
+        sa.select(sa.func.min(runs.c.not_before)).where(runs.c.status.in_(CLAIMABLE), runs.c.not_before > now)
+    ).scalar()
+    return None if found is None else float(found)
+
+
+def load(connection: Connection, names: list[str]) -> dict[str, int]:
+    """Return how many runs of each agent have not ended and do not wait for a person."""
+    rows = connection.execute(
+        sa.select(runs.c.agent, sa.func.count())
+        .where(runs.c.agent.in_(names), runs.c.status.not_in([*ENDED, "waiting"]))
+        .group_by(runs.c.agent)
+    )
+    return {name: int(count) for name, count in rows}
+
+
+def members(connection: Connection, pool: str) -> list[str]:
+    """Return the pool's agents that are published and in use."""
+    return list(
+        connection.execute(
+            sa.select(agents.c.name)
+            .where(agents.c.pool == pool, agents.c.retired_at.is_(None), agents.c.published.is_not(None))
+            .order_by(agents.c.name)
+        ).scalars()
+    )
+
+
+def overdue(connection: Connection, now: float) -> list[str]:
+    """Return the tasks whose deadline has passed before they ended."""
+    return list(
+        connection.execute(
+            sa.select(tasks.c.task_id).where(tasks.c.deadline < now, tasks.c.status.not_in([*ENDED, "cancelling"]))
+        ).scalars()
+    )

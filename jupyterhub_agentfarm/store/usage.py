@@ -1,0 +1,36 @@
+"""What was used: requests, tokens and cost by day, agent, owner and model. Written with the reply it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from .db import Tx
+from .tables import usage
+
+
+def add(tx: Tx, *, agent: str, owner: str, model: str, tokens_in: int, tokens_out: int, cost: float) -> None:
+    """Count one reply (cost in USD)."""
+    day = datetime.fromtimestamp(tx.now, tz=timezone.utc).strftime("%Y-%m-%d")
+    mark = "?" if tx.sqlite else "%s"
+    tx.wrote = True
+    tx.driver.execute(
+        f"INSERT INTO usage (day, agent, owner, model, requests, tokens_in, tokens_out, cost) VALUES ({', '.join([mark] * 8)}) "
+        "ON CONFLICT (day, agent, owner, model) DO UPDATE SET requests = usage.requests + 1, tokens_in = usage.tokens_in + excluded.tokens_in, "
+        "tokens_out = usage.tokens_out + excluded.tokens_out, cost = usage.cost + excluded.cost",
+        (day, agent, owner, model, 1, tokens_in, tokens_out, cost),
+    )
+
+
+def listed(connection: Connection, *, owners: Iterable[str] | None = None, since: str = "") -> list[dict[str, Any]]:
+    """Return rows of these owners (None = all) from the day `since` (YYYY-MM-DD) on."""
+    statement = (
+        sa.select(usage).where(usage.c.day >= since).order_by(usage.c.day, usage.c.owner, usage.c.agent, usage.c.model)
+    )
+    if owners is not None:
+        statement = statement.where(usage.c.owner.in_(list(owners)))
+    return [dict(row) for row in connection.execute(statement).mappings()]
