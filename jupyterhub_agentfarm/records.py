@@ -33,6 +33,7 @@ class Agent:
     published: int | None  # number of the published version
     created_at: float
     retired_at: float | None = None
+    owner_since: float | None = None  # creation time of the owner's hub user, where the Hub told it
 
 
 @dataclass(frozen=True)
