@@ -125,7 +125,7 @@ def farm_authenticator(base: type[Authenticator]) -> type[Authenticator]:
     enter their group.
     """
 
-    class FarmAuthenticator(base):  # type: ignore[misc, valid-type]
+    class FarmAuthenticator(base):  # type: ignore[misc]
         async def add_user(self, user: Any) -> None:
             added = super().add_user(user)
             if inspect.isawaitable(added):

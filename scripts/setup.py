@@ -148,8 +148,13 @@ def why(said, code):
     for pattern, sentence in REASONS:
         if re.search(pattern, said):
             return "%s (%s)" % (sentence, os.path.relpath(LOG, os.getcwd()))
-    lines = [line.strip() for line in said.splitlines() if re.search("error|fail", line, re.IGNORECASE)]
-    return "%s (exit code %d, %s)" % ((lines or ["no reason given"])[-1][:300], code, os.path.relpath(LOG, os.getcwd()))
+    lines = [
+        line.strip()
+        for line in said.splitlines()
+        if re.search(r"^ *(ERROR|error|npm error|E:|\w+(\.\w+)*(Error|Exception)):? ", line)
+    ]
+    text = (lines or said.strip().splitlines() or ["it said nothing"])[-1]
+    return "%s (exit code %d, %s)" % (text[:300], code, os.path.relpath(LOG, os.getcwd()))
 
 
 # --- the steps ---------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Hub:
 
 
 def admin_name(state: State) -> str:
-    return next(iter(json.loads((state.secrets / "passwords.json").read_text())["admin"]))
+    return str(next(iter(json.loads((state.secrets / "passwords.json").read_text())["admin"])))
 
 
 def client_file(state: State) -> None:
