@@ -20,11 +20,11 @@ LEAVES = ["records runtokens scheduling.placement", "errors", "sdk.fold", "sdk.p
 LADDERS: dict[str, list[str]] = {
     "service": ["app", "handlers scheduling monitoring", "gateway ticks", "store hub fleet.client", *LEAVES],
     "model server": ["gateway.embedded", *LEAVES],
-    "hub": ["spawner", "fleet.client", *LEAVES],
+    "hub": ["spawner hubconfig", "fleet.client", *LEAVES],
     "fleet": ["fleet.daemon", "fleet.microserver", "fleet", *LEAVES],
     "helper": ["fleet.helper"],
     "server extension": ["labserver", "records runtokens", "errors", "sdk.protocol", "sdk.errors"],
-    "command line": ["cli", "sdk.farm", *LEAVES],
+    "command line": ["cli", "launcher", "sdk", "sdk.farm", *LEAVES],
     "kernel": [
         "sdk.worker sdk.panel sdk.interop sdk.testing",
         "sdk.agent",
@@ -41,7 +41,7 @@ FRONT_DOORS = {SDK, FARM}
 
 
 def full(name: str) -> str:
-    return f"{SDK}.{name[4:]}" if name.startswith("sdk.") else f"{FARM}.{name}"
+    return SDK if name == "sdk" else f"{SDK}.{name[4:]}" if name.startswith("sdk.") else f"{FARM}.{name}"
 
 
 RUNGS = {process: [[full(name) for name in rung.split()] for rung in rungs] for process, rungs in LADDERS.items()}
@@ -63,7 +63,7 @@ MODULES = {
 
 def place(module: str) -> str | None:
     """Return the longest name of the ladders that stands for the module."""
-    fitting = [name for name in PLACES if module == name or module.startswith(name + ".")]
+    fitting = [name for name in PLACES if module == name or (module.startswith(name + ".") and name != SDK)]
     return max(fitting, key=len, default=None)
 
 

@@ -134,7 +134,7 @@ def documented_kinds() -> set[str]:
 
 
 def test_every_kind_that_the_fold_or_a_worker_knows_is_documented() -> None:
-    later = {"run.paused", "run.resumed", "approval.expired", "context.compacted", "person.executed"}  # no writer yet
+    later = {"approval.expired", "context.compacted", "person.executed"}  # no writer yet
     assert set(_HANDLERS) | WORKER_KINDS <= documented_kinds() | later
 
 
@@ -180,6 +180,8 @@ def test_importing_a_module_does_nothing() -> None:
 import importlib, pkgutil, sys, threading
 import agentfarm_sdk, jupyterhub_agentfarm
 def audit(event, args):
+    if event == "subprocess.Popen" and "ldconfig" in str(args[0]):  # ctypes.util, in a library
+        return
     if event in {"socket.bind", "socket.connect", "subprocess.Popen", "os.mkdir"} or (
         event == "open" and args[1] and set(str(args[1])) & set("wax+") and not str(args[0]).endswith((".pyc", "null"))
         and ".pyc." not in str(args[0])
