@@ -15,8 +15,7 @@ from ..errors import StartError
 from .keeper import Part
 from .state import State
 
-PACKAGE = Path(__file__).parents[1]
-CHECKOUT = PACKAGE.parent
+CHECKOUT = Path(__file__).parents[2]
 NODE_AT_LEAST = 20
 
 Ask = Callable[[], Awaitable[bool]]
@@ -68,8 +67,8 @@ def _service(state: State, env: dict[str, str], *, model: bool) -> Part:
     }
     if model:
         env["AGENTFARM_MODEL_SERVER"] = state.url("model")
-    argv = [sys.executable, "-m", "jupyterhub_agentfarm.app"]
-    return Part("service", argv, env, _where_dotenv_is(state), _get(state.url("service", "/api/v1/health")))
+    argv = [sys.executable, "-m", "jupyterhub_agentfarm.app"]  # it reads .env from its working directory
+    return Part("service", argv, env, CHECKOUT, _get(state.url("service", "/api/v1/health")))
 
 
 def _daemon(state: State, env: dict[str, str]) -> Part:
@@ -109,15 +108,12 @@ def _get(url: str, headers: Mapping[str, str] | None = None, *, says: str = "", 
     return ask
 
 
-def _where_dotenv_is(state: State) -> Path:
-    """The service reads `.env` from its working directory: the checkout's, where there is one."""
-    return CHECKOUT if (CHECKOUT / "pyproject.toml").exists() else state.directory
-
-
 def hub_config() -> Path:
-    """Return jupyterhub_config.py: the checkout's, or the one that the package brings."""
-    in_checkout, in_package = CHECKOUT / "jupyterhub_config.py", PACKAGE / "jupyterhub_config.py"
-    return in_checkout if in_checkout.exists() else in_package
+    """Return the checkout's jupyterhub_config.py. Raises StartError."""
+    file = CHECKOUT / "jupyterhub_config.py"
+    if not file.exists():
+        raise StartError(f"{file} is not there", hint="agentfarm up runs from a checkout of the project: make farm")
+    return file
 
 
 def model_directory(state: State) -> Path:
