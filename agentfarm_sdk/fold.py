@@ -207,7 +207,7 @@ class Fold:
     def _tool_doubted(self, event: Event, body: dict[str, Any]) -> None:
         if (call := self.calls.get(event.call or "")) and call.open:
             call.state = "doubted"
-            self._status("waiting", "in_doubt")
+        self._status("waiting", "in_doubt")  # by the kind alone, as the run's row moves
 
     def _tool_resolved(self, event: Event, body: dict[str, Any]) -> None:
         call, decision = self.calls.get(event.call or ""), body.get("decision")

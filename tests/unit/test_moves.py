@@ -29,3 +29,4 @@ def test_the_row_of_a_run_says_what_its_events_fold_to(history: list[Raw], data:
         row = replace(row, **moves(row, batch, 1.0))
         fold.apply_all(batch)
         assert (row.status, row.waiting, row.cancel) == (fold.status, fold.waiting, fold.cancel)
+        row = replace(row, lease_until=1.0 if fold.held else None)  # what claiming writes beside the event
