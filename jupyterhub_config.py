@@ -61,6 +61,7 @@ configure(
     service_token=secret("hub-service.token"),
     fleet_token=secret("hub-fleet.token"),
     admins=admins,
+    pages=f"http://agentfarm--service.farm.localhost:{ports['public']}/services/{SERVICE}/",
 )
 # The launcher: tells the Hub to fill a restarted proxy, and mints the command line's token.
 c.JupyterHub.services.append({"name": "agentfarm-launcher", "api_token": secret("hub-launcher.token")})

@@ -6,6 +6,7 @@ A production Hub calls `configure(c, …)` from its own file and keeps its authe
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from jupyterhub import orm
@@ -72,26 +73,23 @@ SERVER_SCOPES = [
 
 
 def configure(
-    c: Any, *, service_url: str, service_token: str, fleet_token: str, admins: list[str], page_url: str = ""
+    c: Any, *, service_url: str, service_token: str, fleet_token: str, admins: list[str], pages: str = ""
 ) -> None:
     """Add the farm to a Hub's configuration.
 
     Args:
         service_url: the service's own listener, as the proxy reaches it.
         admins: people who administer the farm.
-        page_url: origin of the farm's pages where it is not the Hub's own, for the OAuth redirect.
+        pages: address of the farm's pages for browsers, which the Hub's navigation links to.
     """
-    service: dict[str, Any] = {
+    service = {
         "name": SERVICE,
         "url": service_url,
         "api_token": service_token,
-        "display": True,  # in the Hub's navigation, under Services
-        "info": {"name": "AgentFarm"},
+        "display": False,  # not under Services: our page.html puts it into the navigation itself
         "oauth_no_confirm": True,  # a part of this Hub, not a stranger: no "do you allow" page
         "oauth_client_allowed_scopes": PAGE_SCOPES,
     }
-    if page_url:
-        service["oauth_redirect_uri"] = f"{page_url}/services/{SERVICE}/oauth_callback"
     c.JupyterHub.custom_scopes = CUSTOM_SCOPES
     c.JupyterHub.extra_user_scopes = {"access:services!service=agentfarm"}  # agents too: they report to it
     c.JupyterHub.load_groups = {
@@ -100,6 +98,8 @@ def configure(
         "agentfarm-admins": {"users": list(admins)},
     }
     c.JupyterHub.load_roles = [*ROLES]
+    c.JupyterHub.template_paths = [str(Path(__file__).parent / "templates")]
+    c.JupyterHub.template_vars = {"agentfarm_url": pages or f"/services/{SERVICE}/"}
     c.JupyterHub.services = [service, {"name": "agentfarm-fleet", "api_token": fleet_token}]
     c.JupyterHub.spawner_class = "jupyterhub_agentfarm.spawner.AgentFarmSpawner"
     c.Spawner.server_token_scopes = SERVER_SCOPES

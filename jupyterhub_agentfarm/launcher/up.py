@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from agentfarm_sdk.errors import AgentFarmError
 
 from ..errors import StartError
 from . import bootstrap, servers, story
-from .keeper import Keeper, kill_group
+from .keeper import Keeper, Part, kill_group
 from .parts import model_directory, parts
 from .state import State, any_free_port, choose_ports, held, is_free, prepare, write_atomically
 
@@ -83,11 +83,11 @@ class Launcher:
     async def _start(self) -> None:
         began = time.monotonic()
         made = parts(self.state, os.environ, model=self.model)
-        early = [part for name, part in made.items() if name != "hub"]
-        say(f"starting {', '.join(part.name for part in early)}")
-        await self.keeper.start(*early)
-        say("starting hub")  # it waits for the others at its own start, so they come first
-        await self.keeper.start(made["hub"])
+        say(f"starting {', '.join(made)}")
+        await gather_or_first_error(
+            self.keeper.start(*(made[name] for name in ("service", "model") if name in made)),
+            self._start_hub(made),
+        )
         self.keeper.on_restart["proxy"] = self._fill_proxy
         await asyncio.to_thread(bootstrap.client_file, self.state)
         if self.wish.demo:
@@ -99,6 +99,11 @@ class Launcher:
             story.welcome(self.state, agentfarm_sdk.__version__, self.why_no_model, time.monotonic() - began),
             flush=True,
         )
+
+    async def _start_hub(self, made: dict[str, Part]) -> None:
+        """After proxy and daemon: at its start it fills the one and asks the other for the servers that it knows."""
+        await self.keeper.start(made["proxy"], made["daemon"])
+        await self.keeper.start(made["hub"])
 
     async def _show_demo(self) -> None:
         """Have the first demo task done, and its steps shown as they come."""
@@ -150,6 +155,16 @@ class Launcher:
                 "pid": os.getpid(), "pids": pids,
             }  # fmt: skip
             write_atomically(self.state.directory / "ready.json", json.dumps(ready) + "\n")
+
+
+async def gather_or_first_error(*doing: Coroutine[None, None, None]) -> None:
+    """Await all; the first error ends the others."""
+    tasks = [asyncio.create_task(one) for one in doing]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def usable_model(state: State) -> tuple[bool, str]:
