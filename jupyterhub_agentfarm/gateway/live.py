@@ -230,12 +230,9 @@ class LiveRuns:
             raise
         if live.fold.ended or any(event.kind == "run.parked" for event in events):
             self.drop(run_id)
-        if not new:
-            verdicts_told = self.told_before(live, events)
-        else:
-            verdicts_told = [verdict.told for verdict in verdicts]
+        told = [verdict.told for verdict in verdicts] if new else self.told_before(live, events)
         return AppendAnswer(
-            n=done.n, seq=done.seq, head=done.head, admitted=await self.with_secrets(live, verdicts_told), inbox=live.take_inbox(),
+            n=done.n, seq=done.seq, head=done.head, admitted=await self.with_secrets(live, told), inbox=live.take_inbox(),
             token=self.fresh_token(live),
         )  # fmt: skip
 

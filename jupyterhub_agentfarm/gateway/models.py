@@ -129,15 +129,7 @@ class Models:
                 return await self.upstreams.attempt(route, ask, live.run.owner, self._teller(live, on_token)), asked
             except UpstreamError as error:
                 wait = pause(error, attempt)
-                body = {
-                    "request": request.request, "attempt": attempt, "retry_in": wait,
-                    "error": {"type": error.kind, "message": error.message, "status": error.status},
-                }  # fmt: skip
-                await self.lives.db.write(
-                    lambda tx: ledger.record(
-                        tx, live.run.run_id, "gateway", [new_event("model.failed", body)], fence=live.fence
-                    )
-                )
+                await self._failed(live, request, error, attempt, wait)
                 if wait is None:
                     raise _as_ours(error) from error
                 log.warning(
@@ -146,6 +138,14 @@ class Models:
                 await asyncio.sleep(wait)
                 if live.fold.cancel:
                     raise Cancelled(f"run {live.run.run_id} was cancelled: {live.fold.cancel}") from error
+
+    async def _failed(
+        self, live: LiveRun, request: ModelRequest, error: UpstreamError, attempt: int, wait: float | None
+    ) -> None:
+        said = {"type": error.kind, "message": error.message, "status": error.status}
+        body = {"request": request.request, "attempt": attempt, "error": said, "retry_in": wait}
+        event = new_event("model.failed", body)
+        await self.lives.db.write(lambda tx: ledger.record(tx, live.run.run_id, "gateway", [event], fence=live.fence))
 
     def _requested(
         self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask, digest: str, attempt: int

@@ -14,10 +14,7 @@ from .asking import Ask, AskedCall, Reply
 
 def translate(ask: Ask) -> tuple[Ask, dict[str, Any] | None]:
     """Return the request without tools, and the `response_format` that takes their place (None = free text)."""
-    names = {
-        call["id"]: call["function"]["name"] for message in ask.messages for call in message.get("tool_calls") or []
-    }  # fmt: skip
-    messages = [_plain(message, names) for message in ask.messages]
+    messages = _said_plainly(ask.messages, asking=bool(ask.tools) and ask.tool_choice != "none")
     form = response_format(ask)
     if ask.tools and ask.tool_choice != "none":
         messages = _with_tools(messages, ask)
@@ -72,20 +69,42 @@ def _named(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
 
 
-def _plain(message: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """Say calls and their results in plain messages."""
-    if message.get("tool_calls"):
-        calls = [
-            {"tool": c["function"]["name"], "arguments": _json(c["function"]["arguments"])}
-            for c in message["tool_calls"]
-        ]
-        return {"role": "assistant", "content": json.dumps(calls[0] if len(calls) == 1 else calls)}
-    if message["role"] == "tool":
-        return {
-            "role": "user",
-            "content": f"{names.get(message['tool_call_id'], 'The tool')} returned: {message['content']}",
-        }
-    return message
+def _said_plainly(messages: list[dict[str, Any]], asking: bool) -> list[dict[str, Any]]:
+    """Say calls and results in plain messages.
+
+    Where a call is asked for, earlier ones stand in the form that is wanted; where an answer is, only their results do:
+    a small model goes on in the form that it sees.
+    """
+    calls = {call["id"]: call["function"] for message in messages for call in message.get("tool_calls") or []}
+    plain: list[dict[str, Any]] = []
+    for message in messages:
+        if message.get("tool_calls"):
+            asked = [
+                {"tool": c["function"]["name"], "arguments": _json(c["function"]["arguments"])}
+                for c in message["tool_calls"]
+            ]
+            if asking:
+                plain.append({"role": "assistant", "content": json.dumps(asked[0] if len(asked) == 1 else asked)})
+            elif message.get("content"):
+                plain.append({"role": "assistant", "content": message["content"]})
+        elif message["role"] == "tool":
+            call = calls.get(message["tool_call_id"], {"name": "The tool", "arguments": ""})
+            given = _json(call["arguments"])
+            values = ", ".join(str(value) for value in given.values()) if isinstance(given, dict) else str(given)
+            _say(plain, f"{call['name']}({values}) = {message['content']}")
+        elif message["role"] == "user":
+            _say(plain, message["content"])
+        else:
+            plain.append(message)
+    return plain
+
+
+def _say(plain: list[dict[str, Any]], text: Any) -> None:
+    """Add to what the user says: two messages of a user in a row are refused by some chat templates."""
+    if plain and plain[-1]["role"] == "user" and isinstance(text, str) and isinstance(plain[-1]["content"], str):
+        plain[-1] = {"role": "user", "content": f"{plain[-1]['content']}\n{text}"}
+    else:
+        plain.append({"role": "user", "content": text})
 
 
 def _json(text: str) -> Any:
@@ -96,12 +115,11 @@ def _json(text: str) -> Any:
 
 
 def _with_tools(messages: list[dict[str, Any]], ask: Ask) -> list[dict[str, Any]]:
-    lines = [
-        f"- {tool.name}({', '.join(tool.schema.get('properties', {}))}): {tool.description.splitlines()[0] if tool.description else ''}"
-        for tool in ask.tools
-    ]
-    how = 'To use one, reply with JSON: {"tool": name, "arguments": {...}}.'
-    text = "Tools:\n" + "\n".join(lines) + "\n" + how
+    lines = []
+    for tool in ask.tools:
+        example = json.dumps({"tool": tool.name, "arguments": dict.fromkeys(tool.schema.get("properties", {}), "...")})
+        lines.append(f"{tool.description.splitlines()[0] if tool.description else tool.name} Reply: {example}")
+    text = "\n".join(lines)
     if messages and messages[0]["role"] == "system":
         return [{"role": "system", "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
