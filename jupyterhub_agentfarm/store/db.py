@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from ..errors import AgentFarmError, Conflict, StoreError, Transient
 from ..records import Committed, Run
-from . import engines, schema
+from . import appending, engines, schema
 from .tables import meta
 
 log = logging.getLogger(__name__)
@@ -37,19 +37,29 @@ class Tx:
     """
 
     def __init__(self, connection: Connection, heads: dict[str, Run], now: float, sqlite: bool) -> None:
-        self.connection = connection
-        self.driver: Any = connection.connection.driver_connection
         self.now = now
         self.sqlite = sqlite
-        self.wrote = False
+        self.wrote = False  # set by the statements themselves; one who writes by the driver sets it first
         self.committed: list[Committed] = []
+        self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
         self._heads = heads
         self._overlay: dict[str, Run] = {}
+        self._gathered = appending.Gathered()
+        connection.info["tx"] = self
+
+    @property
+    def connection(self) -> Connection:
+        self.flush()
+        return self._connection
+
+    @property
+    def driver(self) -> Any:
+        self.flush()
+        return self._driver
 
     def execute(self, statement: Any, *args: Any) -> sa.CursorResult[Any]:
-        """Execute with SQLAlchemy Core; anything but a SELECT counts as a write."""
-        if not isinstance(statement, sa.Select):
-            self.wrote = True
+        """Execute with SQLAlchemy Core."""
         return self.connection.execute(statement, *args)
 
     def head(self, run_id: str) -> Run | None:
@@ -59,6 +69,25 @@ class Tx:
     def advance(self, run: Run) -> None:
         """Remember the run's new row; it holds beyond this transaction only after COMMIT."""
         self._overlay[run.run_id] = run
+
+    def insert(self, before: Run, after: Run, rows: list[appending.Row], *, whole: bool) -> None:
+        """Move a run's row from `before` to `after` (`whole`: more than its head moves) and insert its events.
+
+        Raises Transient, now or when the batch is sent: another writer moved the row.
+        """
+        self.wrote = True
+        if self.sqlite:
+            appending.insert_sqlite(self._driver, before, after, rows, whole=whole)
+        elif whole:
+            alone = appending.Gathered(whole=True)
+            alone.add(before, after, rows)
+            alone.send(self.driver)
+        else:
+            self._gathered.add(before, after, rows)
+
+    def flush(self) -> None:
+        """Send what was gathered (PostgreSQL)."""
+        self._gathered.send(self._driver)
 
 
 @dataclass
@@ -78,11 +107,12 @@ class _Spoiled(Exception):
 class Database:
     """An open ledger. Make it with `Database.open`; one active one for each database."""
 
-    def __init__(self, writer: Engine, reader: Engine, lock: engines.Lock) -> None:
+    def __init__(self, writer: Engine, reader: Engine, lock: engines.Lock, connection: Connection) -> None:
         self.sqlite = writer.dialect.name == "sqlite"
         self._driver_error: type[Exception] = writer.dialect.loaded_dbapi.Error
         self._writer, self._reader, self._lock = writer, reader, lock
-        self._connection: Connection | None = None
+        self._connection: Connection | None = connection
+        self._closing = False
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._heads: dict[str, Run] = {}
         self._listeners: list[Callable[[list[Committed]], None]] = []
@@ -107,20 +137,19 @@ class Database:
                 service, or its schema is older or newer than this code. `hint` is the way out.
         """
         writer, reader = engines.make(url)
-        lock = None
+        lock = engines.Lock(writer)
         try:
-            engines.check(writer)
-            lock = engines.Lock(writer)
-            schema.prepare(writer)
-            return cls(writer, reader, lock)
-        except (StoreError, sa.exc.SQLAlchemyError) as error:
-            if lock is not None:
-                lock.release()
+            connection = lock.connect()
+            engines.check(connection)
+            schema.prepare(connection)
+            return cls(writer, reader, lock, connection)
+        except BaseException as error:
+            lock.release()
             writer.dispose()
             reader.dispose()
-            if isinstance(error, StoreError):
-                raise
-            raise engines.as_store_error(error) from error
+            if isinstance(error, sa.exc.SQLAlchemyError):
+                raise engines.as_store_error(error) from error
+            raise
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -163,19 +192,22 @@ class Database:
     def submit(self, fn: Callable[[Tx], T]) -> asyncio.Future[T]:
         """Put `fn` into the writer's queue now, behind all that was put there before; the future is `write`'s answer."""
         loop = asyncio.get_running_loop()
+        if self._closing:
+            raise Transient("the service is stopping", retry_after=2.0)
         write = _Write(fn, loop, loop.create_future())
         self._queue.put(write)
         return write.future
 
     async def close(self) -> None:
         """Finish what waits and close. Closing twice is harmless."""
+        self._closing = True
         self._queue.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
         self._pool.shutdown()
+        self._lock.release()
         self._drop_connection()
         self._writer.dispose()
         self._reader.dispose()
-        self._lock.release()
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
@@ -201,9 +233,9 @@ class Database:
             for write in batch:
                 try:
                     self._attempt([write])
-                except Exception as error:
+                except BaseException as error:
                     write.error = self._explained(error)
-        except Exception as error:  # begin or commit failed: nothing of the batch is there
+        except BaseException as error:  # of one member, or nothing of the batch is there
             explained = self._explained(error)
             for write in batch:
                 write.error = explained
@@ -214,27 +246,19 @@ class Database:
             write.result, write.error, write.committed = None, None, []
         try:
             connection = self._connected()
-            with connection.begin():
+            with connection.begin(), self._driver_errors():
                 tx = Tx(connection, self._heads, self.now(), self.sqlite)
                 for write in batch:
-                    tx.wrote, tx.committed = False, write.committed
-                    try:
-                        write.result = write.fn(tx)
-                    except self._driver_error as error:  # of the append path, which speaks to the driver
-                        raise sa.exc.DBAPIError.instance(None, None, error, self._driver_error) from error
-                    except sa.exc.DBAPIError:
-                        raise
-                    except Exception as error:
-                        harmless = not tx.wrote and isinstance(error, AgentFarmError)
-                        if not harmless:
-                            raise (_Spoiled() if len(batch) > 1 else error) from error
-                        write.error = error
-        except sa.exc.DBAPIError as error:
-            if len(batch) > 1 and not _lost(error):
-                raise _Spoiled() from error
-            self._heads.clear()
-            self._drop_connection()
-            raise
+                    _member(tx, write)
+                tx.flush()
+        except BaseException as error:
+            self._heads.clear()  # whatever they said: the next use reads the rows
+            gone = isinstance(error, sa.exc.DBAPIError) and _lost(error)
+            if gone or not isinstance(error, Exception):
+                self._drop_connection()
+            if gone or len(batch) == 1 or self._connection is None:
+                raise
+            raise _Spoiled() from error
         self.commits += 1
         self.writes += len(batch)
         self.last_error = None
@@ -245,10 +269,20 @@ class Database:
         if len(self._heads) > MAX_HEADS:
             self._heads.clear()
 
+    @contextmanager
+    def _driver_errors(self) -> Iterator[None]:
+        """Turn errors of the append path, which speaks to the driver, into SQLAlchemy's."""
+        try:
+            yield
+        except self._driver_error as error:
+            raise sa.exc.DBAPIError.instance(None, None, error, self._driver_error) from error
+
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._lock.ensure(self._writer)
-            self._connection = self._writer.connect()
+            try:
+                self._connection = self._lock.connect()
+            except StoreError as error:  # while the database was away another service began to use it
+                raise Transient(error.detail, hint=error.hint, retry_after=2.0) from error
         return self._connection
 
     def _drop_connection(self) -> None:
@@ -260,7 +294,7 @@ class Database:
                 log.debug("closing a broken connection: %s", type(error).__name__)
             self._connection = None
 
-    def _explained(self, error: Exception) -> BaseException:
+    def _explained(self, error: BaseException) -> BaseException:
         explained = explain(error)
         if isinstance(explained, Transient):
             self.last_error = explained.detail
@@ -295,23 +329,31 @@ class Database:
                 write.future.set_result(write.result)
 
 
+def _member(tx: Tx, write: _Write) -> None:
+    """Let one member of a batch write; one that gives up before it wrote anything harms nobody."""
+    tx.wrote, tx.committed = False, write.committed
+    try:
+        write.result = write.fn(tx)
+    except AgentFarmError as error:
+        if tx.wrote:
+            raise
+        write.error = error
+
+
 def _lost(error: sa.exc.DBAPIError) -> bool:
     return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
 
 
-def explain(error: Exception) -> Exception:
+def explain(error: BaseException) -> BaseException:
     """Turn a database's error into ours; any other is returned as it is."""
     if isinstance(error, sa.exc.IntegrityError):
-        return Conflict(
-            "another write came first",
-            hint="read the thing again and decide anew",
-        )
-    if isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError) or (
-        isinstance(error, sa.exc.DBAPIError) and (error.connection_invalidated or engines.is_full_or_read_only(error))
-    ):
+        return Conflict("another write came first", hint="read the thing again and decide anew")
+    if not isinstance(error, sa.exc.DBAPIError):
+        return error
+    if _lost(error) or engines.is_full_or_read_only(error):
         said = engines.as_store_error(error)
         return Transient(said.detail, hint=said.hint, retry_after=2.0)
-    return error
+    return engines.as_store_error(error) if engines.is_damaged(error) else error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ..errors import StoreError
 
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.glusterfs", "ceph", "lustre"}
 LEADER_KEY = 0x6166726D  # "afrm": the advisory lock of the active service
+LEADER_WAIT = 2  # seconds to wait for a service before us that is about to be gone
 
 
 def make(url: str) -> tuple[Engine, Engine]:
@@ -51,6 +52,7 @@ def _sqlite(url: URL) -> tuple[Engine, Engine]:
 
     writer = engine(pool_size=1, max_overflow=0, poolclass=sa.pool.QueuePool)
     sa.event.listen(writer, "begin", _begin_immediate)
+    sa.event.listen(writer, "before_cursor_execute", _note_write)
     reader = engine(pool_size=5, max_overflow=10, poolclass=sa.pool.QueuePool, pool_timeout=10)
     return writer, reader
 
@@ -66,6 +68,12 @@ def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def _note_write(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+    """Tell the transaction in hand (db.Tx) that it is more than a look: then giving up must roll it back."""
+    if (tx := connection.info.get("tx")) is not None and statement.lstrip()[:6].upper() != "SELECT":
+        tx.wrote = True
+
+
 def _postgresql(url: URL) -> tuple[Engine, Engine]:
     args = {
         "connect_timeout": 5,
@@ -74,7 +82,8 @@ def _postgresql(url: URL) -> tuple[Engine, Engine]:
         "keepalives_interval": 5,
         "keepalives_count": 3,
     }
-    writer = sa.create_engine(url, pool_size=1, max_overflow=1, connect_args=args)
+    writer = sa.create_engine(url, pool_size=1, max_overflow=0, connect_args=args)
+    sa.event.listen(writer, "before_cursor_execute", _note_write)
     reader = sa.create_engine(url, pool_size=4, max_overflow=6, connect_args=args, pool_pre_ping=True)
     return writer, reader
 
@@ -111,10 +120,10 @@ def _file_system(folder: Path) -> str:
     return kind
 
 
-def check(engine: Engine) -> None:
+def check(connection: Connection) -> None:
     """Refuse a database that would forget what it said it had written. Raises StoreError or SQLAlchemy's errors."""
-    with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
+    with connection.begin():
+        if connection.dialect.name == "sqlite":
             mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
             if mode != "wal":
                 raise StoreError(
@@ -133,54 +142,60 @@ def check(engine: Engine) -> None:
 
 
 class Lock:
-    """One active service for each database: a file lock beside SQLite, an advisory lock in PostgreSQL.
+    """One active service for each database: a file lock beside SQLite; in PostgreSQL an advisory lock of the very
+    session that writes, so that who loses the lock has lost the connection too, and every transaction is the leader's.
 
     Raises StoreError when another service holds it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, writer: Engine) -> None:
+        self._writer = writer
         self._file: int | None = None
         self._session: Connection | None = None
-        if engine.dialect.name == "sqlite":
-            self._file = os.open(f"{engine.url.database}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if writer.dialect.name == "sqlite":
+            name = f"{writer.url.database}.lock"
+            try:
+                self._file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise StoreError(
+                    f"{name} cannot be written: {error.strerror}", hint="check the disk and the folder's rights"
+                ) from error
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                os.close(self._file)
-                self._file = None
+                self.release()
                 raise _taken() from error
-        else:
-            self.ensure(engine)
 
-    def ensure(self, engine: Engine) -> None:
-        """Hold the lock, again after the database was away. Called by the writer before it connects."""
-        if engine.dialect.name == "sqlite" or (self._session is not None and self._alive()):
-            return
-        session = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if not session.exec_driver_sql(f"SELECT pg_try_advisory_lock({LEADER_KEY})").scalar():
-            session.close()
-            raise _taken()
-        self._session = session
-
-    def _alive(self) -> bool:
-        assert self._session is not None
+    def connect(self) -> Connection:
+        """Return a connection of the writer that holds the lock. Raises StoreError, SQLAlchemy's errors."""
+        connection = self._writer.connect()
+        if self._writer.dialect.name == "sqlite":
+            return connection
         try:
-            self._session.exec_driver_sql("SELECT 1")
-            return True
-        except sa.exc.DBAPIError:
-            self._session.invalidate()
-            self._session.close()
-            self._session = None
-            return False
+            with connection.begin():  # a service that was killed just now may hold it for a moment still
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LEADER_WAIT}s'")
+                connection.exec_driver_sql(f"SELECT pg_advisory_lock({LEADER_KEY})")
+        except sa.exc.DBAPIError as error:
+            connection.invalidate()
+            connection.close()
+            if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_not_available
+                raise _taken() from error
+            raise
+        self._session = connection
+        return connection
 
     def release(self) -> None:
+        """Let another service have the database. Twice is harmless."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        if self._session is not None:
-            self._session.invalidate()  # not back into the pool: the lock goes with the session
-            self._session.close()
-            self._session = None
+        if self._session is not None and not self._session.closed:
+            try:
+                with self._session.begin():
+                    self._session.exec_driver_sql(f"SELECT pg_advisory_unlock({LEADER_KEY})")
+            except sa.exc.SQLAlchemyError:
+                pass  # the session is gone, and the lock with it
+        self._session = None
 
 
 def _taken() -> StoreError:
@@ -198,6 +213,10 @@ def is_full_or_read_only(error: sa.exc.DBAPIError) -> bool:
         or "read-only" in text
         or "disk i/o" in text
     )
+
+
+def is_damaged(error: sa.exc.DBAPIError) -> bool:
+    return bool(re.search("malformed|not a database", str(error.orig).lower()))
 
 
 def as_store_error(error: sa.exc.SQLAlchemyError) -> StoreError:
@@ -240,4 +259,4 @@ _SAYINGS = [
     ),
 ]
 
-__all__ = ["Lock", "as_store_error", "check", "is_full_or_read_only", "make"]
+__all__ = ["Lock", "as_store_error", "check", "is_damaged", "is_full_or_read_only", "make"]

@@ -24,8 +24,8 @@ _CLOSES = {
 _ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 
 
-def follow(tx: Tx, run: Run, events: Iterable[Event]) -> None:
-    """Open and close rows as the events say."""
+def follow(tx: Tx, before: Run, run: Run, events: Iterable[Event]) -> None:
+    """Open and close rows as the events say; `before` and `run`: the row before and after them."""
     for event in events:
         if kind := _ASKS.get(event.kind):
             tx.execute(
@@ -35,7 +35,7 @@ def follow(tx: Tx, run: Run, events: Iterable[Event]) -> None:
                 )
             )  # fmt: skip
         elif event.kind in _CLOSES:
-            if event.kind in ("tool.succeeded", "tool.failed") and run.waiting != "in_doubt":
+            if event.kind in ("tool.succeeded", "tool.failed") and before.status == "running":
                 continue  # the common case: nothing was in doubt
             body = event.data()
             decision = str(body.get("decision") or event.kind.split(".")[1])

@@ -29,8 +29,9 @@ from agentfarm_sdk.protocol import (
     timestamp,
 )
 
-from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid, NotFound, Transient
+from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid, NotFound
 from ..records import Committed, Run
+from .appending import Row
 from .db import Tx
 from .inbox import follow as follow_inbox
 from .tables import events as events_table
@@ -225,7 +226,7 @@ def _write(
 ) -> Appended:  # fmt: skip
     """Chain the events, insert them, move run, task and inbox. The heart of the append path."""
     at, seq, head = timestamp(tx.now), run.seq, run.head
-    rows: list[tuple[Any, ...]] = []
+    rows: list[Row] = []
     made: list[Event] = []
     for index, (event, by) in enumerate(zip(events, authors, strict=True)):
         seq += 1
@@ -249,47 +250,13 @@ def _write(
         )
     moved = {**moves(run, made, tx.now), **(changes or {})}
     after = replace(run, **{"seq": seq, "head": head, "last_n": run.last_n if n is None else n, **moved})
-    tx.wrote = True
-    _insert(tx, run, after, rows, full=bool(moved))
+    tx.insert(run, after, rows, whole=bool(moved))
     tx.advance(after)
     if run.task_id and (after.status != run.status or after.waiting != run.waiting or run.seq == 0):
         _move_task(tx, after, made)
-    follow_inbox(tx, after, made)
+    follow_inbox(tx, run, after, made)
     tx.committed.append(Committed(run.run_id, run.agent, run.owner, tuple(made)))
     return Appended(after.last_n, seq, head, tuple(made))
-
-
-_MOVING = ("status", "waiting", "fence", "worker", "claim_id", "lease_until", "cancel", "ended_at")
-
-
-def _insert(tx: Tx, before: Run, after: Run, rows: list[tuple[Any, ...]], full: bool) -> None:
-    """Move the head by compare-and-set and insert the rows. Raises Transient: somebody else moved it."""
-    columns = ("seq", "head", "last_n", *(_MOVING if full else ()))
-    mark = "?" if tx.sqlite else "%s"
-    sets = ", ".join(f"{column} = {mark}" for column in columns)
-    update = f"UPDATE runs SET {sets} WHERE run_no = {mark} AND fence = {mark} AND seq = {mark}"
-    values = (*(getattr(after, column) for column in columns), before.run_no, before.fence, before.seq)
-    if tx.sqlite:
-        if tx.driver.execute(update, values).rowcount != 1:
-            raise _moved(before)
-        tx.driver.executemany(
-            "INSERT INTO events (run_no, seq, header, salt, body, n, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(before.run_no, *row) for row in rows],
-        )
-        return
-    seqs, headers, salts, bodies, numbers, digests = (list(column) for column in zip(*rows, strict=True))
-    written = tx.driver.execute(
-        f"WITH ok AS ({update} RETURNING run_no) INSERT INTO events (run_no, seq, header, salt, body, n, digest) "
-        "SELECT ok.run_no, v.* FROM ok, unnest(%s::int[], %s::bytea[], %s::bytea[], %s::bytea[], %s::int[], %s::bytea[]) AS v",
-        (*values, seqs, headers, salts, bodies, numbers, digests),
-    ).rowcount
-    if written != len(rows):
-        raise _moved(before)
-
-
-def _moved(run: Run) -> Transient:
-    """Another writer moved the row (repair by hand, a restore): the writer forgets its heads, sending it again is right."""
-    return Transient(f"run {run.run_id} was moved by another writer", hint="send it again", retry_after=0.1)
 
 
 def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.protocol import GENESIS
 
@@ -32,25 +32,39 @@ def wanted() -> str:
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
 
 
-def prepare(engine: Engine) -> None:
-    """Give an empty database the schema; refuse an older or a newer one. Raises StoreError."""
-    with engine.begin() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _check_known(revision: str) -> None:
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision not in known:
+        raise StoreError(
+            "this database is of a newer release than this program",
+            hint="install that release of AgentFarm, or restore a backup",
+        )
+
+
+def prepare(connection: Connection) -> None:
+    """Give an empty database the schema; refuse an older or a newer one, or one that cannot be written.
+
+    Raises StoreError, and SQLAlchemy's errors.
+    """
+    with connection.begin():
+        current = _revision(connection)
         if current is None:
             if sa.inspect(connection).get_table_names():
                 raise StoreError("this database holds something else than a ledger", hint="name an empty database")
             command.upgrade(_config(connection), "head")
             _begin_life(connection)
             return
-    if current == wanted():
-        return
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if current in known:
-        raise StoreError("this database is of an older release", hint="make a backup, then run: agentfarm db upgrade")
-    raise StoreError(
-        "this database is of a newer release than this program",
-        hint="install that release of AgentFarm, or restore a backup",
-    )
+        _check_known(current)
+        if current != wanted():
+            raise StoreError(
+                "this database is of an older release", hint="make a backup, then run: agentfarm db upgrade"
+            )
+        # A full disk or a standby shows only when something is written.
+        connection.execute(meta.update().where(meta.c.key == "epoch").values(value=meta.c.value))
 
 
 def upgrade(url: str) -> tuple[str, str]:
@@ -60,26 +74,22 @@ def upgrade(url: str) -> tuple[str, str]:
     """
     writer, reader = engines.make(url)
     reader.dispose()
+    lock = engines.Lock(writer)
     try:
-        engines.check(writer)
-        lock = engines.Lock(writer)
-        try:
-            with writer.begin() as connection:
-                before = MigrationContext.configure(connection).get_current_revision() or ""
-                known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-                if before and before not in known:
-                    raise StoreError(
-                        "this database is of a newer release than this program",
-                        hint="install that release of AgentFarm",
-                    )
+        with lock.connect() as connection:
+            engines.check(connection)
+            with connection.begin():
+                before = _revision(connection) or ""
+                if before:
+                    _check_known(before)
                 command.upgrade(_config(connection), "head")
                 if not before:
                     _begin_life(connection)
-        finally:
             lock.release()
     except sa.exc.SQLAlchemyError as error:
         raise engines.as_store_error(error) from error
     finally:
+        lock.release()
         writer.dispose()
     return before, wanted()
 
