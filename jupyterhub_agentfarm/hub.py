@@ -1,0 +1,122 @@
+"""The few calls of the Hub's REST API that the service makes. Its token never reaches a log or an error."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+from .errors import Conflict, Transient, UserError
+
+SECONDS = 20.0  # starting a server answers after up to 10 s
+SHARED = {  # each scope by itself: tokens do not expand the subscopes of shares
+    "view": ("custom:agentfarm:view",),
+    "chat": ("custom:agentfarm:view", "custom:agentfarm:chat"),
+    "manage": (
+        "access:servers", "read:servers", "start:servers", "delete:servers",
+        "custom:agentfarm:manage", "custom:agentfarm:view", "custom:agentfarm:chat",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Minted:
+    token: str
+    token_id: str
+    expires_at: str
+
+
+class Hub:
+    """`api_url` up to and with /hub/api. Names of users are the Hub's: an agent's begins with agent-."""
+
+    def __init__(self, api_url: str, token: str) -> None:
+        self.api_url = api_url.rstrip("/")
+        self._token = token
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(self, method: str, path: str, body: Any = None, *, absent: bool = False) -> Any:
+        """Return the answer's JSON, None where there is none, or on 404 with `absent`.
+
+        Raises:
+            Transient: the Hub does not answer.  UserError: it refuses, in its own words.
+        """
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                headers={"Authorization": f"token {self._token}"}, timeout=aiohttp.ClientTimeout(total=SECONDS)
+            )
+        try:
+            async with self._session.request(method, self.api_url + path, json=body) as response:
+                if response.status == 404 and absent:
+                    return None
+                if response.status >= 500:
+                    said = await _message(response)
+                    raise Transient(f"the Hub failed: {said}", hint="see the Hub's log", retry_after=5.0)
+                if response.status >= 400:
+                    error = UserError(f"the Hub refuses: {await _message(response)}")
+                    error.extra["hub_status"] = response.status
+                    raise error
+                return await response.json(content_type=None) if response.content_type.endswith("json") else None
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
+            raise Transient(
+                "the Hub does not answer", hint="try again shortly; runs go on meanwhile", retry_after=5.0
+            ) from error
+
+    async def user(self, name: str) -> dict[str, Any] | None:
+        """Return the user as far as the service may see it, None where there is none."""
+        found: dict[str, Any] | None = await self._ask("GET", f"/users/{quote(name)}", absent=True)
+        return found
+
+    async def start_server(self, user: str) -> None:
+        """Ask for the user's default server; one that runs or starts already is fine. Raises Transient, UserError."""
+        try:
+            await self._ask("POST", f"/users/{quote(user)}/server", {"user_options": {}})
+        except UserError as error:
+            server = await self.server(user)
+            if server is None:
+                raise error
+
+    async def stop_server(self, user: str) -> None:
+        """Stop the user's default server; one that does not run is fine. Raises Transient, UserError."""
+        try:
+            await self._ask("DELETE", f"/users/{quote(user)}/server", absent=True)
+        except UserError as error:
+            if error.extra.get("hub_status") != 400 or await self.server(user) is not None:
+                raise
+
+    async def server(self, user: str) -> dict[str, Any] | None:
+        """Return the default server where it runs or is on its way: `{ready, pending, url, …}`."""
+        found = await self.user(user)
+        server = ((found or {}).get("servers") or {}).get("")
+        return server if server and (server.get("ready") or server.get("pending")) else None
+
+    async def share(self, user: str, person: str, rights: str | None) -> None:
+        """Mirror a grant to a share of the user's default server; None takes it away. Raises Transient, UserError."""
+        path = f"/shares/{quote(user)}/"
+        await self._ask("PATCH", path, {"user": person}, absent=True)  # all that was shared with that person
+        if rights is not None:
+            scopes = [f"{scope}!server={user}/" for scope in SHARED[rights]]
+            await self._ask("POST", path, {"user": person, "scopes": scopes})
+
+    async def mint(self, user: str, scopes: list[str], seconds: int, note: str) -> Minted:
+        """Make a token of the user. Raises Transient, UserError."""
+        made = await self._ask(
+            "POST", f"/users/{quote(user)}/tokens", {"expires_in": seconds, "note": note, "scopes": scopes}
+        )
+        if not isinstance(made, dict) or "token" not in made:
+            raise Conflict(f"the Hub made no token for {user}")
+        return Minted(str(made["token"]), str(made.get("id", "")), str(made.get("expires_at") or ""))
+
+
+async def _message(response: aiohttp.ClientResponse) -> str:
+    try:
+        said = await response.json(content_type=None)
+        return str(said.get("message") or response.reason)[:500] if isinstance(said, dict) else str(response.reason)
+    except (ValueError, aiohttp.ClientError):
+        return str(response.reason)
