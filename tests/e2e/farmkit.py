@@ -17,7 +17,11 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+import sqlalchemy as sa
 import websockets
+from ledgercheck import engine_url
+
+from jupyterhub_agentfarm.store.tables import runs
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -63,37 +67,156 @@ class Counter:
 
 
 @dataclass
+class Person:
+    """Somebody at the farm: a personal token of the Hub, as one makes it on the Hub's token page."""
+
+    farm: Farm
+    name: str
+    password: str
+    token: str
+
+    def api(self) -> httpx.Client:
+        """Speak to the service's own listener in this person's name."""
+        return httpx.Client(base_url=f"{self.farm.ready['service_url']}/api/v1", headers=self.headers, timeout=30)
+
+    def hub(self) -> httpx.Client:
+        return httpx.Client(base_url=f"{self.farm.ready['hub_url']}/hub/api", headers=self.headers, timeout=30)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"token {self.token}"}
+
+    def submit(self, target: str, input: str, **options: Any) -> dict[str, Any]:
+        with self.api() as api:
+            return dict(
+                api.post("/tasks", json={"target": target, "input": input, **options}).raise_for_status().json()
+            )
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        with self.api() as api:
+            return dict(api.get(f"/tasks/{task_id}").raise_for_status().json())
+
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        with self.api() as api:
+            return list(api.get(f"/runs/{run_id}/events", params={"limit": 500}).raise_for_status().json()["items"])
+
+    def settled(self, task_id: str, seconds: float = 90) -> dict[str, Any]:
+        """Wait until the task has ended or waits for somebody; the service may be away meanwhile."""
+
+        def look() -> dict[str, Any] | None:
+            try:
+                task = self.task(task_id)
+            except httpx.HTTPError:
+                return None
+            return task if task["status"] in {"succeeded", "failed", "cancelled", "waiting"} else None
+
+        return until(look, seconds, f"{task_id} has ended or waits")
+
+    def server(self, user: str, seconds: float = 60) -> Kernel:
+        """Start a server of this person's, or one that is shared, and return the way to its kernels."""
+        with self.hub() as hub:
+            started = hub.post(f"/users/{user}/server", json={"user_options": {}})
+            assert started.status_code in (201, 202, 400), started.text
+            if user == self.name:
+                until(
+                    lambda: hub.get(f"/users/{user}").json()["servers"].get("", {}).get("ready"),
+                    seconds,
+                    f"{user}'s server",
+                )
+        return self.farm.kernels(user, self.token)
+
+
+@dataclass
 class Farm:
     """One farm under its launcher. `ready` is what the launcher writes when everything answers."""
 
     state: Path
     env: dict[str, str]
+    database: str = ""
     launcher: subprocess.Popen[bytes] = field(init=False)
-    ready: dict[str, Any] = field(init=False)
 
-    def start(self, seconds: float = 120) -> None:
+    def start(self, seconds: float = 120, *options: str) -> None:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         marker = self.state / "ready.json"
         marker.unlink(missing_ok=True)
         self.log = self.state.parent / f"{self.state.name}.log"
         with self.log.open("ab") as out:
             self.launcher = subprocess.Popen(
-                [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(self.state), "--port", "0"],
-                cwd=ROOT, env=self.env, stdout=out, stderr=out, start_new_session=True,
+                [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(self.state), "--port", "0", *options],
+                cwd=self.state, env=self.env, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         until(
             lambda: marker.exists() or self.launcher.poll() is not None, seconds, f"the farm is ready, see {self.log}"
         )
         assert self.launcher.poll() is None, self.log.read_text()[-4000:]
-        self.ready = json.loads(marker.read_text())
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        return dict(json.loads((self.state / "ready.json").read_text()))
 
     def stop(self) -> None:
         self.launcher.send_signal(signal.SIGINT)
         try:
-            self.launcher.wait(30)
+            self.launcher.wait(60)
         except subprocess.TimeoutExpired:
             self.launcher.kill()
             self.launcher.wait(10)
+
+    def leftovers(self) -> list[str]:
+        """Return the command lines of processes that name this farm's directory."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get("AGENTFARM_STATE") == str(self.state):
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self, name: str) -> None:
+        """Kill -9 one of the launcher's processes, and wait until it is started anew and answers."""
+        before = self.ready["pids"][name]
+        kill(before)
+
+        def again() -> bool:
+            try:
+                return bool(self.ready["pids"][name] != before)
+            except (ValueError, KeyError, FileNotFoundError):
+                return False
+
+        until(again, 30, f"{name} is started again")
+
+    def passwords(self) -> dict[str, Any]:
+        return dict(json.loads((self.state / "secrets" / "passwords.json").read_text()))
+
+    def person(self, name: str) -> Person:
+        """Sign a person in and make a token of theirs, by the Hub's API as VS Code does."""
+        passwords = self.passwords()
+        password = passwords["admin"].get(name, passwords["people"])
+        auth = {"auth": {"username": name, "password": password}, "note": "a test"}
+        answer = httpx.post(f"{self.ready['hub_url']}/hub/api/users/{name}/tokens", json=auth, timeout=30)
+        assert answer.status_code == 201, answer.text
+        return Person(self, name, password, answer.json()["token"])
+
+    def cli(self, *arguments: str, seconds: float = 120, token: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `agentfarm …` as the person whose token it is; without one, as the launcher's client.json says."""
+        client = json.loads((self.state / "client.json").read_text())
+        env = self.env | {"AGENTFARM_URL": client["url"], "AGENTFARM_TOKEN": token or client["token"]}
+        command = [sys.executable, "-m", "jupyterhub_agentfarm.cli", *arguments]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=seconds, check=False)
+
+    def busy(self) -> list[str]:
+        """Return the runs that a worker has, or that wait for one."""
+        engine = sa.create_engine(engine_url(self.database))
+        with engine.connect() as db:
+            where = runs.c.status.in_(["queued", "assigned", "running", "cancelling"])
+            found = list(db.execute(sa.select(runs.c.run_id).where(where)).scalars())
+        engine.dispose()
+        return found
+
+    def kernels(self, user: str, token: str) -> Kernel:
+        public = httpx.URL(self.ready["public_url"])
+        return Kernel(f"http://127.0.0.1:{public.port}/user/{user}/", f"{user}.{public.host}:{public.port}", token)
 
 
 def kill(pid: int) -> None:

@@ -1,0 +1,245 @@
+"""Kill any process at any moment: each run ends right, or waits for a named reason; a `once` effect never happens twice.
+
+The effects are counted by a stranger (counter.py), which holds its answer back while somebody is killed: the effect has
+happened, and the farm cannot know yet.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from farmkit import Counter, Farm, Person, kill, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+TOOLS = """
+import urllib.request
+from agentfarm_sdk import tool
+
+def effect(ctx, where: str) -> str:
+    request = urllib.request.Request(where, method="POST", headers={"Idempotency-Key": ctx.key})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read().decode()
+
+@tool(effect="once", timeout=60)
+def charge(ctx, where: str) -> str:
+    "Do something that must not happen twice."
+    return effect(ctx, where)
+
+@tool(effect="idempotent", timeout=60)
+def store(ctx, where: str) -> str:
+    "Do something that may be done again with the same key."
+    return effect(ctx, where)
+"""
+
+
+@pytest.fixture(scope="session")
+def hands(farm: Farm, alice: Person) -> dict[str, str]:
+    """Two agents of Alice's with one tool each, driven by the scripted model; by the tool's name."""
+    with alice.api() as api:
+        for tool in ("charge", "store"):
+            draft = {
+                "prompt": "Do what you are told.",
+                "model": {"name": "scripted"},
+                "tools": [{"name": tool, "source": "tools.py"}],
+            }
+            made = api.post("/agents", json={"name": f"hands-{tool}", "draft": draft, "files": {"tools.py": TOOLS}})
+            assert made.status_code == 201, made.text
+            api.post(f"/agents/hands-{tool}/publish", json={}).raise_for_status()
+    return {"charge": "hands-charge", "store": "hands-store"}
+
+
+class Held:
+    """A run whose effect has just happened outside, and whose worker still waits for the answer."""
+
+    def __init__(self, person: Person, agent: str, tool: str, counter: Counter) -> None:
+        self.person, self.counter, self.name = person, counter, f"{tool}-{uuid.uuid4().hex[:8]}"
+        self.gate = counter.directory / f"{self.name}.go"
+        where = f"{counter.url}/effect/{self.name}?hold={self.gate}"
+        self.task_id = person.submit(agent, json.dumps({"tool": tool, "arguments": {"where": where}}))["task_id"]
+
+    def reached(self, times: int = 1) -> None:
+        until(lambda: len(self.counter.requests(self.name)) >= times, 60, f"{self.name} reached the outside world")
+
+    def release(self) -> None:
+        self.gate.touch()
+
+    def settled(self, seconds: float = 120) -> dict[str, Any]:
+        return self.person.settled(self.task_id, seconds)
+
+    def kinds(self) -> list[str]:
+        return [event["kind"] for event in self.person.events(self.person.task(self.task_id)["run_id"])]
+
+    def worker(self) -> psutil.Process:
+        """Find the process that waits for the counter's answer to this run."""
+        agent = self.person.task(self.task_id)["agent"]
+        for process in psutil.process_iter():
+            try:
+                here = any(c.raddr and c.raddr.port == self.counter.port for c in process.net_connections("tcp"))
+                if here and process.pid != self.counter.process.pid and self.agent_of(process) == agent:
+                    return process
+            except psutil.Error:
+                continue
+        raise AssertionError(f"no worker of {agent} speaks to the counter")
+
+    @staticmethod
+    def agent_of(process: psutil.Process) -> str | None:
+        for one in [process, *process.parents()]:
+            try:
+                if agent := one.environ().get("AGENTFARM_AGENT"):
+                    return agent
+            except psutil.Error:
+                continue
+        return None
+
+    def server(self) -> psutil.Process:
+        """Find the agent's Jupyter server: the topmost process with the agent's name in its environment."""
+        worker = self.worker()
+        return [one for one in [worker, *worker.parents()] if "singleuser" in " ".join(one.cmdline())][-1]
+
+
+@pytest.fixture
+def held(hands: dict[str, str], alice: Person, counter: Counter) -> Iterator[dict[str, Held]]:
+    """A run of each agent in the middle of its effect."""
+    made = {tool: Held(alice, agent, tool, counter) for tool, agent in hands.items()}
+    for one in made.values():
+        one.reached()
+    yield made
+    for one in made.values():
+        one.release()
+
+
+@pytest.mark.parametrize("victim", ["service", "hub", "daemon", "proxy"])
+def test_a_run_goes_on_over_the_death_of(victim: str, farm: Farm, held: dict[str, Held], counter: Counter) -> None:
+    farm.kill(victim)
+    for one in held.values():
+        one.release()
+    for one in held.values():
+        task = one.settled()
+        assert task["status"] == "succeeded", (task, one.kinds())
+        assert len(counter.requests(one.name)) == 1, "the worker lived: nothing was to be called again"
+    answers(farm)
+
+
+def answers(farm: Farm) -> None:
+    """Wait until every part of the farm works again, so that the next test finds it whole."""
+    person = farm.person("alice")
+    until(
+        lambda: person.hub().get("/user").status_code == 200 and person.api().get("/health").status_code == 200,
+        60,
+        "the farm",
+    )
+
+
+def test_a_killed_worker_leaves_a_once_call_in_doubt_and_a_person_says_that_it_happened(
+    farm: Farm, held: dict[str, Held], counter: Counter, alice: Person
+) -> None:
+    once, again = held["charge"], held["store"]
+    for one in held.values():
+        kill(one.worker().pid)
+    task = once.settled(20)
+    assert (task["status"], task["waiting"]) == ("waiting", "in_doubt"), once.kinds()
+    assert once.kinds()[-2:] == ["run.requeued", "tool.doubted"] or once.kinds()[-1] == "tool.doubted", once.kinds()
+    again.reached(2)
+    for one in held.values():
+        one.release()
+    assert again.settled()["status"] == "succeeded", again.kinds()
+    keys = {request["key"] for request in counter.requests(again.name)}
+    assert counter.effects(again.name) == 1 and len(keys) == 1
+    item = doubt_of(alice, once)
+    assert item["detail"]["proof"], "the supervisor saw the kernel end: that is proof"
+    said = farm.cli(
+        "inbox",
+        "resolve",
+        item["inbox_id"],
+        "happened",
+        "--result",
+        '"charged"',
+        "--reason",
+        "the bank says so",
+        token=alice.token,
+    )
+    assert said.returncode == 0, said.stderr
+    task = until(lambda: (t := once.settled())["status"] == "succeeded" and t, 60, "the run goes on")
+    assert len(counter.requests(once.name)) == 1, "a once effect happened twice"
+    resolved = [e for e in alice.events(task["run_id"]) if e["kind"] == "tool.resolved"]
+    assert resolved[0]["by"] == "user:alice" and resolved[0]["body"]["reason"] == "the bank says so"
+
+
+def doubt_of(person: Person, one: Held) -> dict[str, Any]:
+    with person.api() as api:
+        run = person.task(one.task_id)["run_id"]
+        return next(item for item in api.get("/inbox").raise_for_status().json()["items"] if item["run_id"] == run)
+
+
+def test_the_death_of_an_agents_server_is_healed_and_a_doubt_that_is_given_up_ends_the_run(
+    farm: Farm, held: dict[str, Held], counter: Counter, alice: Person
+) -> None:
+    once, again = held["charge"], held["store"]
+    for one in held.values():
+        server = one.server()
+        for process in [server, *server.children(recursive=True)]:
+            if process.is_running():
+                process.kill()
+    again.reached(2)
+    for one in held.values():
+        one.release()
+    assert again.settled()["status"] == "succeeded", again.kinds()
+    assert counter.effects(again.name) == 1
+    task = once.settled()
+    assert (task["status"], task["waiting"]) == ("waiting", "in_doubt"), once.kinds()
+    with alice.api() as api:
+        item = doubt_of(alice, once)
+        decided = api.post(f"/inbox/{item['inbox_id']}", json={"decision": "given_up", "reason": "nobody knows"})
+        assert decided.status_code == 200, decided.text
+        assert api.post(f"/inbox/{item['inbox_id']}", json={"decision": "happened", "reason": "no"}).status_code == 409
+    assert until(lambda: (t := alice.task(once.task_id))["status"] == "failed" and t, 30, "the run is given up")
+    assert len(counter.requests(once.name)) == 1, "a once effect happened twice"
+
+
+def test_a_doubt_that_did_not_happen_is_called_again_with_its_key(
+    farm: Farm, hands: dict[str, str], counter: Counter, alice: Person
+) -> None:
+    once = Held(alice, hands["charge"], "charge", counter)
+    once.reached()
+    kill(once.worker().pid)
+    assert once.settled(20)["waiting"] == "in_doubt"
+    once.release()
+    with alice.api() as api:
+        item = doubt_of(alice, once)
+        answer = api.post(
+            f"/inbox/{item['inbox_id']}", json={"decision": "not_happened", "reason": "the bank has nothing"}
+        )
+        assert answer.status_code == 200, answer.text
+    task = until(lambda: (t := once.settled())["status"] == "succeeded" and t, 60, "the run goes on")
+    assert task["status"] == "succeeded"
+    keys = [request["key"] for request in counter.requests(once.name)]
+    assert len(keys) == 2 and len(set(keys)) == 1, "a person said so, and the key tells the other side"
+
+
+def test_everything_dies_at_once_and_the_next_start_goes_on(
+    farm: Farm, held: dict[str, Held], counter: Counter
+) -> None:
+    for pid in [farm.ready["pid"], *farm.ready["pids"].values()]:
+        if psutil.pid_exists(pid):
+            psutil.Process(pid).kill()
+    farm.launcher.wait(10)
+    farm.start()
+    for one in held.values():
+        one.release()
+    for one in held.values():
+        task = one.settled()
+        assert task["status"] == "succeeded", (task, one.kinds())
+        assert len(counter.requests(one.name)) == 1, "the workers lived: nothing was to be called again"
+
+
+def test_after_all_this_the_ledger_is_whole(farm: Farm, hands: dict[str, str]) -> None:
+    said = farm.cli("audit", "verify")
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert not [line for line in Path(farm.log).read_text().splitlines() if "Traceback" in line]
