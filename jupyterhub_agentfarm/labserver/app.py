@@ -1,0 +1,135 @@
+"""The extension as jupyter_server sees it: loaded in every server of the farm, started when the event loop runs.
+
+In a person's server it is the panel's back end and the kernels' way to the farm; where AGENTFARM_AGENT is set, it is
+the supervisor. Outside a farm (no AGENTFARM_URL) it does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+from jupyter_server.extension.application import ExtensionApp
+from traitlets import Integer, List, Unicode
+
+from . import activity, hubtoken
+from .forward import PanelHandler, Service
+from .kernels import kernel_environment
+from .kernelsocket import KernelSocket
+from .supervisor import Supervisor
+
+IPC_NAME_BYTES = len("/kernel-01234567-89ab-cdef-0123-456789abcdef-ipc-5")
+SOCKET_PATH_BYTES = 107  # unix(7), without the final zero
+
+
+class AgentFarmExtension(ExtensionApp):
+    """Options are set as c.AgentFarmExtension.… in the server's configuration."""
+
+    name = "agentfarm"
+    extension_url = "/lab"
+
+    slots = Integer(
+        2, min=1, config=True, help="Runs at once in an agent's server (default 2). Each takes a kernel: raise it where RAM allows."
+    )  # fmt: skip
+    kernel_name = Unicode(
+        "", config=True,
+        help='Kernel spec of worker kernels (default "": the server\'s own). It must be a Python in which agentfarm_sdk is installed.',
+    )  # fmt: skip
+    kernel_variables = List(
+        Unicode(), config=True,
+        help="Further environment variables of worker kernels, as shell patterns (default none). Agents' code reads them: no secrets.",
+    )  # fmt: skip
+
+    def initialize_settings(self) -> None:
+        """Before handlers: nothing here needs the event loop."""
+        self.farm_url = os.environ.get("AGENTFARM_URL", "")
+        self.agent = os.environ.get("AGENTFARM_AGENT", "")
+        self.supervisor: Supervisor | None = None
+        self.socket: KernelSocket | None = None
+        self.service = Service(self.farm_url, "", self.log)
+        self._without_delay()
+
+    def initialize_handlers(self) -> None:
+        if self.farm_url and not self.agent:
+            self.handlers.append((r"/agentfarm/(.*)", PanelHandler, {"service": self.service}))
+
+    async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        """Run in the first turn of the event loop, before any kernel or terminal can be asked for."""
+        if not self.farm_url:
+            return
+        self._hide_token()
+        self._kernels_off_the_network()
+        if not self.service.token:
+            self.log.error("AgentFarm: no JUPYTERHUB_API_TOKEN here; start this server from the hub")
+        elif self.agent:
+            self._supervise()
+        else:
+            self.socket = KernelSocket(self.service, serverapp.runtime_dir)
+            os.environ["AGENTFARM_SOCKET"] = self.socket.start()
+
+    async def stop_extension(self) -> None:
+        if self.supervisor:
+            await self.supervisor.stop()
+        if self.socket:
+            await self.socket.stop()
+        await self.service.close()
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _readers_of_token(self) -> Iterable[Any]:
+        """Who reads the Hub's token from the environment, when first asked."""
+        assert self.serverapp is not None
+        yield self.serverapp
+        yield self.serverapp.identity_provider
+        for apps in self.serverapp.extension_manager.extension_apps.values():
+            yield from apps
+
+    def _hide_token(self) -> None:
+        self.service.token = hubtoken.take_token(self._readers_of_token())
+        hubtoken.erase_first_environment()
+        hubtoken.forbid_reading()
+
+    def _supervise(self) -> None:
+        assert self.serverapp is not None
+        web_app, env = self.serverapp.web_app, dict(os.environ)
+        env.setdefault("AGENTFARM_WORKSPACE", self.serverapp.root_dir)
+        self.supervisor = Supervisor(
+            url=self.farm_url, token=self.service.token, agent=self.agent, slots=self.slots, log=self.log,
+            manager=self.serverapp.kernel_manager, sessions=self.serverapp.session_manager, kernel_name=self.kernel_name,
+            kernel_env=kernel_environment(env, self.kernel_variables),
+            active=lambda: activity.mark(web_app.settings), broken=self._broken,
+        )  # fmt: skip
+        self.supervisor.start()
+
+    def _broken(self, error: BaseException) -> None:
+        """A supervisor with a dead loop would hold leases and do nothing: the server ends, the hub starts another."""
+        self.log.critical("AgentFarm: the supervisor is broken, this server ends", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _without_delay(self) -> None:
+        """Let kernels' WebSockets send small frames at once; with Nagle's algorithm a tiny cell takes 48 ms instead of 7."""
+        assert self.serverapp is not None
+        settings = self.serverapp.web_app.settings
+        base = settings["kernel_websocket_connection_class"]
+
+        class WithoutDelay(base):  # type: ignore[misc, valid-type]
+            def connect(self) -> Any:
+                self.websocket_handler.set_nodelay(True)
+                return super().connect()
+
+        WithoutDelay.__name__ = base.__name__  # its configuration is found by name
+        settings["kernel_websocket_connection_class"] = WithoutDelay
+
+    def _kernels_off_the_network(self) -> None:
+        """Kernels speak over unix sockets where their names are short enough: TCP ports are open to every local user."""
+        assert self.serverapp is not None
+        runtime_dir = self.serverapp.runtime_dir
+        section = self.serverapp.kernel_manager.config.KernelManager
+        if "transport" in section:
+            return
+        if len(runtime_dir.encode()) + IPC_NAME_BYTES <= SOCKET_PATH_BYTES:
+            section.transport = "ipc"
+        else:
+            self.log.warning("kernels listen on loopback TCP: the path %s is too long for unix sockets", runtime_dir)

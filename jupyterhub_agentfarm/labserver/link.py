@@ -1,0 +1,143 @@
+"""The supervisor's one WebSocket to the service: ordered, both ways, opened again after every cut.
+
+Requests and answers are paired by number. What was asked when the connection fell raises Cut: whether it was done is
+not known, and the asker asks again under the same name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+
+from agentfarm_sdk.errors import from_problem
+from agentfarm_sdk.protocol import PROTOCOL
+from jupyterhub_agentfarm.errors import Transient
+
+LONGEST_WAIT_SECONDS = 10.0  # between attempts while the service is away
+REFUSED_WAIT_SECONDS = 30.0  # after a refused token: only a new start of the server brings another
+ANSWER_SECONDS = 15.0  # within which an answer comes, beyond what the request itself allows
+MAX_FRAME = 16 * 1024 * 1024
+
+
+class Cut(Transient):
+    """The connection fell before the answer came."""
+
+
+class Link:
+    """Keeps the connection; `up`, `down` and `push(run, events)` are called on the event loop."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        up: Callable[[], None],
+        down: Callable[[], None],
+        push: Callable[[str, list[Any]], None],
+        log: logging.Logger,
+    ) -> None:
+        parts = urlsplit(url)
+        self.url = (
+            f"{'wss' if parts.scheme == 'https' else 'ws'}://{parts.netloc}{parts.path.rstrip('/')}/api/v1/worker"
+        )
+        self._token, self._up, self._down, self._push, self._log = token, up, down, push, log
+        self._socket: ClientConnection | None = None
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count(1)
+
+    async def run(self) -> None:
+        """Connect, read until it falls, wait, again; until cancelled."""
+        attempt = 0
+        while True:
+            wait = 0.0
+            try:
+                headers = {"Authorization": f"token {self._token}", "Agentfarm-Protocol": str(PROTOCOL)}
+                async with connect(
+                    self.url, additional_headers=headers, max_size=MAX_FRAME, compression=None, proxy=None
+                ) as socket:
+                    attempt = 0
+                    await self._serve(socket)
+            except InvalidStatus as error:
+                status = error.response.status_code
+                said = _problem(error.response.body)
+                if status in (401, 403, 426):
+                    wait = REFUSED_WAIT_SECONDS
+                    self._log.error(
+                        "the farm refuses this server (%d: %s); no run is taken. Start the server again from the hub", status, said,
+                    )  # fmt: skip
+                else:
+                    self._log.warning("the farm at %s is not ready (%d: %s)", self.url, status, said)
+            except (OSError, WebSocketException, InvalidHandshake) as error:
+                if attempt in (0, 10):  # a long outage is not said every few seconds
+                    self._log.warning("no connection to the farm at %s: %s; trying again", self.url, error)
+            wait = wait or min(0.1 * 2**attempt, LONGEST_WAIT_SECONDS)
+            attempt = min(attempt + 1, 10)
+            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+
+    async def ask(self, op: str, run: str, body: Any, patience: float = 0.0) -> Any:
+        """Ask once and return the answer. `patience`: seconds that the request itself allows the service.
+
+        Raises:
+            Cut: there is no connection, or it fell. AgentFarmError: the problem that the service answered.
+        """
+        if self._socket is None:
+            raise Cut("there is no connection to the farm")
+        number = next(self._numbers)
+        future = self._answers[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._socket.send(json.dumps({"id": number, "op": op, "run": run, "body": body}))
+            return await asyncio.wait_for(future, patience + ANSWER_SECONDS)
+        except asyncio.TimeoutError as error:
+            await self._socket.close() if self._socket else None  # half dead: a new one is better than waiting
+            raise Cut(f"the farm did not answer {op} in time") from error
+        except (OSError, WebSocketException) as error:
+            raise Cut(f"the connection to the farm fell: {error}") from error
+        finally:
+            self._answers.pop(number, None)
+
+    async def _serve(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._log.info("connected to the farm at %s", self.url)
+        self._up()
+        try:
+            async for frame in socket:
+                self._take(json.loads(frame))
+        finally:
+            self._socket = None
+            for future in self._answers.values():
+                if not future.done():
+                    future.set_exception(Cut("the connection to the farm fell"))
+            self._down()
+        self._log.warning("the farm closed the connection (%s); runs go on", socket.close_code)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "push" in message:
+            if message["push"] == "inbox":
+                self._push(str(message["run"]), message["events"])
+            return
+        future = self._answers.get(message.get("id", 0))
+        if future is None or future.done():
+            return
+        if "error" in message:
+            future.set_exception(from_problem(message["error"]))
+        else:
+            future.set_result(message.get("ok"))
+
+
+def _problem(body: bytes | bytearray | None) -> str:
+    """Return the sentence of a problem document, or the beginning of whatever it is."""
+    text = (body or b"").decode(errors="replace")
+    try:
+        document = json.loads(text)
+        return str(document.get("detail") or document.get("title")) if isinstance(document, dict) else text[:200]
+    except ValueError:
+        return text[:200]
