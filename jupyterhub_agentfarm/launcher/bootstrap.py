@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 
 from agentfarm_sdk.errors import AgentFarmError, NotFound
 from agentfarm_sdk.farm import Farm, Task
@@ -84,12 +85,12 @@ def farm(state: State) -> Farm:
 def demo_agents(asked: Farm) -> list[str]:
     """Create and publish the demo agents that are not there; what a person made of them since stays."""
     made = []
-    for name, definition in demo.AGENTS.items():
+    for name, definition in demo.agents().items():
         try:
             if asked.agent(name).get("published"):
                 continue
         except NotFound:
-            asked.request("POST", "/agents", {"name": name, "draft": definition})
+            asked.request("POST", "/agents", {"name": name, "draft": msgspec.to_builtins(definition)})
         asked.publish(name, "as the demo brings it")
         made.append(name)
     return made

@@ -18,6 +18,7 @@ import agentfarm_sdk
 from agentfarm_sdk.errors import AgentFarmError
 
 from ..errors import StartError
+from ..gateway.embedded import why_not
 from . import bootstrap, servers, story
 from .keeper import Keeper, Part, kill_group
 from .parts import model_directory, parts
@@ -169,13 +170,8 @@ async def gather_or_first_error(*doing: Coroutine[None, None, None]) -> None:
 
 def usable_model(state: State) -> tuple[bool, str]:
     """Say whether the embedded model can run here; if not, why, for the person."""
-    from importlib.util import find_spec
-
-    if find_spec("xllamacpp") is None:
-        return False, "the package xllamacpp has no build for this machine"
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if "avx2" not in flags.split():
-        return False, "this CPU has no AVX2"
+    if why := why_not():
+        return False, why
     if not any(model_directory(state).glob("*.gguf")):
         return False, "its file is not here (make farm fetches it)"
     return True, ""

@@ -24,7 +24,7 @@ LADDERS: dict[str, list[str]] = {
     "fleet": ["fleet.daemon", "fleet.microserver", "fleet", *LEAVES],
     "helper": ["fleet.helper"],
     "server extension": ["labserver", "records runtokens", "errors", "sdk.protocol", "sdk.errors"],
-    "command line": ["cli", "launcher", "sdk", "sdk.farm", *LEAVES],
+    "command line": ["cli", "launcher", "demo gateway.embedded store sdk", "sdk.tools sdk.farm", *LEAVES],
     "kernel": [
         "sdk.worker sdk.panel sdk.interop sdk.testing",
         "sdk.agent",

@@ -1,0 +1,176 @@
+"""`agentfarm doctor`: what this machine lacks for a farm, each with the way out. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy as sa
+
+from ..errors import AgentFarmError
+from ..gateway.embedded import why_not
+from ..launcher.parts import NODE_AT_LEAST, node, node_version, proxy_script
+from ..launcher.state import FREE_BYTES, is_free, kept_ports, read_ready
+from ..store import engines
+
+MEMORY_BYTES = 2 * 1024**3
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`warn`: the farm runs, with less; `fail`: it does not start, or would lose something."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    found: str
+    hint: str = ""
+
+
+def examine(state: Path, env: Mapping[str, str]) -> list[Finding]:
+    """Make all checks; one that breaks is itself a finding."""
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        python, lambda: disk(state), memory, lambda: proxy(env), lambda: ports(state), clock,
+        lambda: database(state, env), lambda: model(env), namespaces, isolation,
+    ]  # fmt: skip
+    return [finding for check in checks for finding in check()]
+
+
+def python() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", "ok", f"{version} at {sys.executable}")
+
+
+def disk(state: Path) -> Iterator[Finding]:
+    there = next(folder for folder in (state, *state.parents) if folder.exists())
+    usage = shutil.disk_usage(there)
+    found = f"{usage.free // 2**20} MB free of {usage.total // 2**20} for {state}"
+    if usage.free < FREE_BYTES:
+        yield Finding("disk", "fail", found, "free some space, or use --state DIR on another disk")
+    elif usage.free < usage.total * 0.05:
+        yield Finding("disk", "warn", found, "below 5 % the farm takes no new runs up: free some space")
+    elif not os.access(there, os.W_OK):
+        yield Finding("disk", "fail", f"{there} is read-only for this user", "give this user the right to write there")
+    else:
+        yield Finding("disk", "ok", found)
+
+
+def memory() -> Iterator[Finding]:
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = f"{size // 2**20} MB"
+    few = "hub, service and two agents take about 1.5 GB: stop agents' servers that you do not need"
+    yield Finding("memory", "ok" if size >= MEMORY_BYTES else "warn", found, "" if size >= MEMORY_BYTES else few)
+
+
+def proxy(env: Mapping[str, str]) -> Iterator[Finding]:
+    try:
+        program = node(env)
+        yield Finding("proxy", "ok", f"Node {node_version(program)} ({NODE_AT_LEAST} or newer), {proxy_script(env)}")
+    except AgentFarmError as error:
+        yield Finding("proxy", "fail", error.detail, error.hint)
+
+
+def ports(state: Path) -> Iterator[Finding]:
+    if where := read_ready(state).get("public_url"):
+        yield Finding("ports", "ok", f"a farm is up at {where}")
+        return
+    port = kept_ports(state).get("public", 8000)
+    if is_free(port):
+        yield Finding("ports", "ok", f"{port} is free")
+    else:
+        yield Finding("ports", "fail", f"{port} is taken by another program", f"agentfarm up --port {port + 1}")
+
+
+def clock() -> Iterator[Finding]:
+    year = time.gmtime().tm_year
+    if year < 2024:
+        yield Finding("clock", "fail", f"it says that it is {year}", "set it: leases and tokens go by it")
+        return
+    if not shutil.which("timedatectl"):
+        yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+        return
+    said = subprocess.run(
+        ["timedatectl", "show", "-p", "NTPSynchronized", "--value"],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    ).stdout.strip()
+    if said == "no":
+        yield Finding(
+            "clock", "warn", "nothing keeps it right", "start chrony or systemd-timesyncd before adding machines"
+        )
+    else:
+        yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+
+
+def database(state: Path, env: Mapping[str, str]) -> Iterator[Finding]:
+    url = env.get("DB_CONNECTION_STRING", "")
+    if not url:
+        yield Finding("database", "ok", f"SQLite at {state / 'farm.sqlite'}")
+        return
+    try:
+        shown = sa.make_url(url).render_as_string(hide_password=True)
+        writer, reader = engines.make(url)
+        try:
+            with reader.connect() as connection:
+                engines.check(connection)
+            yield Finding("database", "ok", shown)
+        finally:
+            writer.dispose()
+            reader.dispose()
+    except AgentFarmError as error:
+        yield Finding("database", "fail", error.detail, error.hint)
+    except sa.exc.SQLAlchemyError as error:
+        told = engines.as_store_error(error)
+        yield Finding("database", "fail", told.detail, told.hint or "DB_CONNECTION_STRING=postgresql://user@host/name")
+
+
+def model(env: Mapping[str, str]) -> Iterator[Finding]:
+    if url := env.get("HF_API_URL"):
+        yield Finding("model", "ok", f"the gateway asks {url}")
+    elif env.get("HUGGING_FACE_AUTH_TOKEN"):
+        yield Finding("model", "ok", "the gateway asks Hugging Face")
+    elif why := why_not():
+        yield Finding("model", "warn", f"none: {why}", "set HF_API_URL and HUGGING_FACE_AUTH_TOKEN in .env")
+    else:
+        yield Finding("model", "ok", "the embedded one, of 135 million parameters (HF_API_URL in .env for a real one)")
+
+
+def namespaces() -> Iterator[Finding]:
+    """`run_python` has no network by a namespace of its own. Tried in a child, as the tool does."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0 else 1)
+    _, status = os.waitpid(child, 0)
+    if os.waitstatus_to_exitcode(status) == 0:
+        yield Finding("namespaces", "ok", "user and network namespaces can be made")
+    else:
+        yield Finding(
+            "namespaces", "warn", "they are refused, so the tool run_python is not offered",
+            "sysctl kernel.unprivileged_userns_clone=1 (Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)",
+        )  # fmt: skip
+
+
+def isolation() -> Iterator[Finding]:
+    if os.geteuid() == 0:
+        yield Finding("isolation", "ok", "as root: each agent gets a user of its own")
+    else:
+        yield Finding(
+            "isolation", "warn", "all agents run as this user and can read each other's files, and yours",
+            "run agents that you do not trust on machines of their own, or the farm as root",
+        )  # fmt: skip
+    try:
+        if socket.gethostbyname("localhost") != "127.0.0.1":
+            yield Finding("network", "warn", "localhost is not 127.0.0.1", "put 127.0.0.1 localhost into /etc/hosts")
+    except OSError:
+        yield Finding("network", "warn", "localhost has no address", "put 127.0.0.1 localhost into /etc/hosts")

@@ -1,0 +1,95 @@
+"""`agentfarm secret|audit|model|microserver|placement …` and `status`: the farm itself."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from typing import Any
+
+from agentfarm_sdk.errors import Invalid
+from agentfarm_sdk.farm import Farm
+
+from .show import Out, command, noun
+
+
+def add(nouns: Any) -> None:
+    verb = noun(nouns, "secret", "secrets of tools: written here, never shown again")
+    verb("set", set_secret, "set a secret; its value is asked for, or read from standard input").add_argument("name")
+    verb("list", list_secrets, "the names of the secrets that are set")
+    verb("delete", delete_secret, "forget a secret").add_argument("name")
+    verb = noun(nouns, "audit", "is the record whole?")
+    verify = verb("verify", verify_runs, "check the chain of a run, or of all runs")
+    verify.add_argument("run", nargs="*", help="runs; all that you may see if none is named")
+    noun(nouns, "model", "models that the gateway reaches")("list", list_models, "all of them")
+    noun(nouns, "microserver", "the machines of the farm")("list", list_microservers, "all of them, and their load")
+    explain = noun(nouns, "placement", "where servers go, and why")(
+        "explain", explain_placement, "the reason for every microserver"
+    )
+    explain.add_argument("agent")
+    command(nouns, "status", show_status, "is the farm well?")
+
+
+def set_secret(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    typed = sys.stdin.isatty()
+    value = getpass.getpass(f"value of {asked.name}: ") if typed else sys.stdin.read().rstrip("\n")
+    if not value:
+        raise Invalid("the value is empty", hint=f"agentfarm secret set {asked.name} < FILE")
+    farm.request("PUT", "/secrets", {"name": asked.name, "value": value})
+    out.line(f"{asked.name} is set", {"name": asked.name})
+
+
+def list_secrets(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    answer = farm.request("GET", "/secrets")
+    named = [one if isinstance(one, dict) else {"name": one} for one in answer.get("items", [])]
+    out.rows(named, ("name",), "no secret is set")
+
+
+def delete_secret(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    farm.request("DELETE", f"/secrets/{asked.name}")
+    out.line(f"{asked.name} is forgotten", {"name": asked.name})
+
+
+def verify_runs(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
+    """Check chains; 1 where one is broken."""
+    runs = asked.run or [task["run_id"] for task in farm.tasks() if task.get("run_id")]
+    found = [farm.verify(run) for run in runs]
+    broken = [one for one in found if not one["ok"]]
+    if out.as_json:
+        out.value(found)
+        return 1 if broken else 0
+    for one in broken:
+        print(f"{one['run_id']}: event {one['bad_seq']} is not what was recorded: {one['why']}")
+    events = sum(one["events"] for one in found)
+    if not broken:
+        print(f"whole: {len(found)} run{'s' * (len(found) != 1)}, {events} events")
+    return 1 if broken else 0
+
+
+def list_models(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    out.rows(farm.models(), ("id", "owned_by"), "the gateway reaches no model: set HF_API_URL (README, Another model)")
+
+
+def list_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    out.rows(
+        farm.microservers(),
+        ("name", "state", "cores", "cpu_ratio", "memory_bytes", "memory_free", "disk_free", "servers"),
+    )
+
+
+def explain_placement(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    answer = farm.request("GET", "/placements/explain", params={"agent": asked.agent})
+    if out.as_json:
+        out.value(answer)
+        return
+    for name, why in sorted((answer.get("refusals") or answer.get("reasons") or {}).items()):
+        print(f"{name}: {why or 'fits'}")
+    if answer.get("microserver"):
+        print(f"-> {answer['microserver']}")
+
+
+def show_status(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
+    """Print the service's health; 1 where it is not well."""
+    health = farm.status()
+    out.record(health)
+    return 0 if health.get("status") == "ok" else 1

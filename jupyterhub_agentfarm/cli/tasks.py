@@ -1,0 +1,171 @@
+"""`agentfarm task …`, `run …`, `inbox …`: what was asked for, what came of it, what waits for a person."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from agentfarm_sdk.errors import Invalid
+from agentfarm_sdk.farm import Farm, Task
+from agentfarm_sdk.protocol import Event
+
+from ..launcher.story import line_of, short
+from .show import Out, noun
+
+TASKS = ("task_id", "target", "agent", "status", "waiting", "priority", "created_at", "input")
+RUN = (
+    "run_id", "task_id", "agent", "owner", "status", "waiting", "mode", "version", "definition_hash", "epoch", "seq",
+    "head", "fence", "worker", "created_at", "ended_at",
+)  # fmt: skip
+INBOX = ("inbox_id", "kind", "agent", "run_id", "tool", "created_at")
+DECISIONS = ("approve", "refuse", "happened", "not_happened", "given_up")
+
+
+def add(nouns: Any) -> None:
+    _add_task(noun(nouns, "task", "tasks: what agents are asked for"))
+    verb = noun(nouns, "run", "runs: what was done, event by event")
+    verb("show", show_run, "one run").add_argument("run")
+    events = verb("events", run_events, "the events of a run, as recorded")
+    events.add_argument("run")
+    events.add_argument("--follow", action="store_true", help="go on until the run has ended")
+    events.add_argument("--after", type=int, default=0, metavar="SEQ", help="only those after this number")
+    _add_inbox(noun(nouns, "inbox", "what waits for a person: approvals, calls in doubt"))
+
+
+def _add_task(verb: Any) -> None:
+    submit = verb("submit", submit_task, "ask an agent, or a pool, for something")
+    submit.add_argument("target", help="an agent's name, or pool:NAME")
+    submit.add_argument("input", help="what is asked; - reads it from standard input")
+    submit.add_argument("--wait", action="store_true", help="show the steps, print the answer, fail if it fails")
+    submit.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer than this")
+    submit.add_argument("--key", help="asking again with the same key asks only once")
+    submit.add_argument("--priority", type=int, default=0)
+    submit.add_argument("--mode", choices=("live", "ask", "simulate"), help="ask: each effect needs approval")
+    submit.add_argument("--thread", help="go on in this conversation")
+    submit.add_argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a {{NAME}} of the prompt")
+    show_all = verb("list", list_tasks, "tasks, the newest first")
+    show_all.add_argument("--status", help="only those with this status")
+    show_all.add_argument("--agent", help="only those of this agent")
+    show_all.add_argument("--limit", type=int, default=50)
+    verb("show", show_task, "one task").add_argument("task")
+    cancel = verb("cancel", cancel_task, "stop a task")
+    cancel.add_argument("task")
+    cancel.add_argument("--reason", default="")
+
+
+def _add_inbox(verb: Any) -> None:
+    verb("list", list_inbox, "what waits").add_argument("--limit", type=int)
+    verb("show", show_inbox, "one thing that waits").add_argument("item")
+    resolve = verb(
+        "resolve", resolve_inbox, "decide it; takes a token with custom:agentfarm:approve in AGENTFARM_TOKEN"
+    )
+    resolve.add_argument("item")
+    resolve.add_argument("decision", choices=DECISIONS, help="approvals: approve, refuse; calls in doubt: the others")
+    resolve.add_argument("--reason", default="", help="why; recorded with your name")
+    resolve.add_argument("--result", help="what came of it, as JSON (with: happened)")
+    resolve.add_argument("--arguments", help="other arguments for the call, as JSON (with: approve)")
+
+
+def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
+    text = sys.stdin.read() if asked.input == "-" else asked.input
+    task = farm.submit(
+        asked.target, text, priority=asked.priority, key=asked.key, mode=asked.mode, thread=asked.thread,
+        variables=variables(asked.var) or None,
+    )  # fmt: skip
+    if not asked.wait:
+        out.line(f"{task.id}  {task.data.get('status', '')}".rstrip(), task.data)
+        return 0
+    if not out.as_json:
+        print(task.id, file=sys.stderr)
+        tell_steps(task.events(timeout=asked.timeout))
+    task.wait(asked.timeout)
+    return answer_of(task, out)
+
+
+def tell_steps(events: Iterable[Event]) -> None:
+    """Print the steps as they come, to stderr: what goes to a pipe is the answer alone."""
+    for event in events:
+        if line := line_of(event):
+            print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def answer_of(task: Task, out: Out) -> int:
+    """Print what came of a task; 0 where it succeeded."""
+    status, result = task.data.get("status"), task.data.get("result")
+    if out.as_json:
+        out.value(task.data)
+    elif status == "succeeded":
+        print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False))
+    else:
+        error = task.data.get("error") or {}
+        print(
+            f"agentfarm: {task.id} {status}: {short(error.get('message') or error or '')}".rstrip(": "), file=sys.stderr
+        )
+    return 0 if status == "succeeded" else 1
+
+
+def variables(given: list[str]) -> dict[str, str]:
+    """Read NAME=VALUE. Raises Invalid."""
+    wrong = [one for one in given if "=" not in one]
+    if wrong:
+        raise Invalid(f"--var {wrong[0]} has no value", hint="--var NAME=VALUE")
+    return dict(one.split("=", 1) for one in given)
+
+
+def list_tasks(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    found = farm.tasks(asked.limit, status=asked.status, agent=asked.agent)
+    out.rows(found, TASKS, 'there is no such task: agentfarm task submit AGENT "…"')
+
+
+def show_task(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    out.record(farm.task(asked.task).data)
+
+
+def cancel_task(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    task = farm.task(asked.task).cancel(asked.reason)
+    word = "has ended before" if task.data.get("status") in {"succeeded", "failed"} else "is being cancelled"
+    out.line(f"{task.id} {'is cancelled' if task.data.get('status') == 'cancelled' else word}", task.data)
+
+
+def show_run(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    out.record(farm.run(asked.run), () if out.as_json else RUN)
+
+
+def run_events(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    """One event a line, also as JSON: a stream may be long."""
+    for event in farm.events(asked.run, asked.after, asked.follow):
+        if out.as_json:
+            print(msgspec.json.encode(event).decode(), flush=True)
+        else:
+            told = short(msgspec.json.decode(event.body), 160)
+            print(
+                f"{event.seq:>5}  {event.at}  {event.by:<12}  {event.kind:<18}  {event.call or '':<6}  {told}",
+                flush=True,
+            )
+
+
+def list_inbox(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    out.rows(farm.inbox(asked.limit), INBOX, "nothing waits for a person")
+
+
+def show_inbox(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    out.record(farm.request("GET", f"/inbox/{asked.item}"))
+
+
+def resolve_inbox(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    given = {"arguments": parsed("--arguments", asked.arguments), "result": parsed("--result", asked.result)}
+    answer = farm.resolve(asked.item, asked.decision, reason=asked.reason, **given)
+    out.line(f"{asked.item}: {asked.decision} is recorded", answer)
+
+
+def parsed(name: str, text: str | None) -> Any:
+    """Read JSON from an option. Raises Invalid."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise Invalid(f"{name} is no JSON: {error}", hint=f'{name} \'{{"key": "value"}}\'') from error
