@@ -207,6 +207,7 @@ class Fold:
     def _tool_doubted(self, event: Event, body: dict[str, Any]) -> None:
         if (call := self.calls.get(event.call or "")) and call.open:
             call.state = "doubted"
+        self.held = False  # its worker is gone
         self._status("waiting", "in_doubt")  # by the kind alone, as the run's row moves
 
     def _tool_resolved(self, event: Event, body: dict[str, Any]) -> None:

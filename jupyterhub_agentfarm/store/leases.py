@@ -5,6 +5,7 @@ All times are those of `Tx.now`, the one clock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.fold import Call, Fold
-from agentfarm_sdk.protocol import ENDED, NewEvent, new_event
+from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event
 
 from ..errors import Conflict, Fenced
 from ..records import Run
@@ -87,32 +88,61 @@ def expired(connection: Connection, now: float) -> list[Run]:
 def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> ledger.Appended:
     """Take the run from its worker. Open calls are decided from the record; `proof` proves the worker dead.
 
-    A started `read` is called again; an `idempotent` one too, after proof or its timeout; a `once` one is in doubt.
-    A run bound to a kernel fails: it never enters the queue. A cancelled one ends where nothing is open.
+    A started `read` is called again; an `idempotent` one too, after proof or its timeout; a `once` one is in doubt, and
+    the run waits instead of queueing. A run bound to a kernel fails: it never enters the queue. A cancelled one ends
+    where nothing is open.
 
     Raises Fenced: `fence` holds it no more.
     """
     run = ledger.held(tx, run_id)
     if run.fence != fence or run.lease_until is None:
         raise Fenced(f"run {run_id}: fence {fence} holds nothing any more")
-    fold = Fold(history=lambda _run, _seq: []).apply_all(ledger.read_events(tx.connection, run_id))
-    events = [new_event("run.requeued", {"reason": reason, "proof": proof})]
+    fold = _fold(tx, run)
     started = [call for call in fold.open_calls if call.state == "started"]
-    doubted = [call for call in started if call.effect == "once" or (run.cancel and call.effect == "idempotent")]
-    events += [_doubt(call, reason, proof) for call in doubted]
-    if run.cancel:
-        events += [_undone(call, run.cancel) for call in fold.open_calls if call not in doubted]
-        if not doubted:
-            events.append(new_event("run.cancelled", {"reason": run.cancel}))
-    elif run.bound:
+    events = [_doubt(call, reason, proof) for call in started if call.effect == "once"]
+    queued = [] if events else [new_event("run.requeued", {"reason": reason, "proof": proof})]
+    if run.bound:
         message = f"the kernel that drove this run is gone ({reason})"
         events.append(new_event("run.failed", {"error": {"type": "kernel-gone", "message": message}}))
-    elif run.waiting == "paused" and not doubted:
-        events.append(new_event("run.paused", {}))
+    elif run.cancel:
+        ending = _ending(fold, run.cancel, reason, proof)
+        events = ending if any(event.kind == "tool.doubted" for event in ending) else [*queued, *ending]
+    else:
+        events += queued
+        if run.waiting == "paused":
+            events.append(new_event("run.paused", {}))
     done = ledger.record(tx, run_id, "service", events)
     wait = 0.0 if proof else max((_timeout_at(call) for call in started if call.effect == "idempotent"), default=0.0)
     tx.execute(runs.update().where(runs.c.run_no == run.run_no).values(not_before=wait or None))
     return done
+
+
+def go_on(tx: Tx, run_id: str, by: str, events: Sequence[NewEvent], reason: str) -> ledger.Appended:
+    """Record what a person decided (or an outcome that came late) about a run, and what follows from it.
+
+    Where nothing is left to wait for, a run that nobody holds queues again (`reason` says why), or ends where it was
+    asked to; a paused one stays paused. Raises Conflict: it has ended.
+    """
+    run = ledger.held(tx, run_id)
+    fold = _fold(tx, run)
+    for number, event in enumerate(events, run.seq + 1):
+        fold.apply(Event(run=run_id, seq=number, kind=event.kind, at="", by=by, call=event.call, body=event.body))
+    return ledger.record(tx, run_id, by, [*events, *_follows(fold, reason)])
+
+
+def _follows(fold: Fold, reason: str) -> list[NewEvent]:
+    """Return what comes of a run in this state that was waiting for a person. Pure."""
+    if fold.ended or fold.held:
+        return []
+    states = {call.state for call in fold.open_calls}
+    if fold.cancel:
+        return [] if "doubted" in states else _ending(fold, fold.cancel, reason, None)
+    open_for = "in_doubt" if "doubted" in states else "approval" if "awaiting" in states else None
+    if fold.waiting not in (None, "approval", "in_doubt") or open_for == fold.waiting:
+        return []
+    if open_for:
+        return [new_event("run.parked", {"reason": open_for})]
+    return [new_event("run.requeued", {"reason": reason, "proof": None})]
 
 
 def cancel(tx: Tx, run_id: str, by: str, reason: str) -> ledger.Appended | None:
@@ -125,13 +155,7 @@ def cancel(tx: Tx, run_id: str, by: str, reason: str) -> ledger.Appended | None:
         return None
     if run.status in ENDED:
         raise Conflict(f"run {run_id} has already {run.status}")
-    events = [new_event("run.cancel_requested", {"reason": reason})]
-    if run.lease_until is None:
-        fold = Fold(history=lambda _run, _seq: []).apply_all(ledger.read_events(tx.connection, run_id))
-        if not any(call.state == "doubted" for call in fold.open_calls):
-            events += [_undone(call, reason) for call in fold.open_calls]
-            events.append(new_event("run.cancelled", {"reason": reason}))
-    return ledger.record(tx, run_id, by, events)
+    return go_on(tx, run_id, by, [new_event("run.cancel_requested", {"reason": reason})], reason)
 
 
 def assign(tx: Tx, run_id: str) -> None:
@@ -159,10 +183,23 @@ def _doubt(call: Call, reason: str, proof: str | None) -> NewEvent:
     return new_event("tool.doubted", body, call.call)
 
 
-def _undone(call: Call, reason: str) -> NewEvent:
-    return new_event(
-        "tool.failed", {"error": {"type": "cancelled", "message": f"the run was cancelled: {reason}"}}, call.call
-    )
+def _ending(fold: Fold, wish: str, reason: str, proof: str | None) -> list[NewEvent]:
+    """Return how a run that was asked to stop ends: calls that may have taken effect are in doubt first. Pure."""
+    doubts, undone, open_still = [], [], False
+    for call in fold.open_calls:
+        if call.state == "started" and call.effect != "read":
+            doubts.append(_doubt(call, reason, proof))
+        elif call.state == "doubted":
+            open_still = True
+        else:
+            error = {"type": "cancelled", "message": f"the run was cancelled: {wish}"}
+            undone.append(new_event("tool.failed", {"error": error}, call.call))
+    ended = [] if doubts or open_still else [new_event("run.cancelled", {"reason": wish})]
+    return [*undone, *doubts, *ended]
+
+
+def _fold(tx: Tx, run: Run) -> Fold:
+    return Fold(history=lambda _run, _seq: []).apply_all(ledger.read_events(tx.connection, run.run_id))
 
 
 def _timeout_at(call: Call) -> float:

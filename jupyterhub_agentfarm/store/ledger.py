@@ -277,8 +277,8 @@ def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:
             status, waiting, held, freed = "waiting", str(event.data().get("reason", "approval")), False, True
         elif kind == "run.paused":
             status, waiting = "waiting", "paused"
-        elif kind == "tool.doubted":
-            status, waiting = "waiting", "in_doubt"
+        elif kind == "tool.doubted":  # its worker is gone
+            status, waiting, held, freed = "waiting", "in_doubt", False, True
         elif kind == "run.cancel_requested":
             cancel = str(event.data().get("reason", "")) or "cancelled"
             status, waiting = "cancelling", None

@@ -59,15 +59,7 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
         Invalid: a variable of the prompt has no value.
         NotFound: no such thread.
     """
-    digest = content_hash(
-        {
-            "target": asked.target,
-            "input": asked.input,
-            "mode": asked.mode,
-            "thread": asked.thread_id,
-            "variables": dict(asked.variables),
-        }
-    )
+    digest = _digest(asked)
     if asked.key is not None:
         known = tx.connection.execute(_TASK.where(tasks.c.owner == asked.owner, tasks.c.key == asked.key)).one_or_none()
         if known is not None:
@@ -83,7 +75,7 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
                 )
             return task, False
     if asked.thread_id is not None:
-        threads.admit(tx, asked.thread_id, asked.owner)
+        threads.admit(tx, asked.thread_id, asked.owner, choice.agent if choice else asked.target)
     task_id = new_id("task")
     events = first_events(tx, asked, choice, task_id) if choice else None  # may raise: before anything is written
     requirements = {**asked.requirements, **({"variables": dict(asked.variables)} if asked.variables else {})}
@@ -156,22 +148,24 @@ def cancel(tx: Tx, task_id: str, by: str, reason: str) -> Task:
 
 
 def pause(tx: Tx, task_id: str, by: str, reason: str) -> Task:
-    """Pause: a queued run waits, a running one parks after its step. Raises Conflict: it has ended or has no run yet."""
+    """Pause: a queued run waits, a running one parks after its step. Raises Conflict: it ends, has ended or no run yet."""
     run = _run_of(tx, task_id)
+    if run.cancel:
+        raise Conflict(f"task {task_id} is being cancelled", hint="there is nothing left to pause")
     if run.waiting != "paused":
         ledger.record(tx, run.run_id, by, [new_event("run.paused", {"reason": reason})])
     return show(tx.connection, task_id)
 
 
 def resume(tx: Tx, task_id: str, by: str) -> Task:
-    """Let a paused task go on. Raises Conflict: it is not paused."""
+    """Let a paused task go on, or wait for what else it waits for. Raises Conflict: it is not paused."""
     run = _run_of(tx, task_id)
     if run.waiting != "paused":
         raise Conflict(
             f"task {task_id} is not paused",
             hint=f"it is {run.status}" + (f", waiting for {run.waiting}" if run.waiting else ""),
         )
-    ledger.record(tx, run.run_id, by, [new_event("run.resumed", {})])
+    leases.go_on(tx, run.run_id, by, [new_event("run.resumed", {})], "resumed")
     return show(tx.connection, task_id)
 
 
@@ -246,6 +240,23 @@ def _asked(task: Task) -> Submission:
         owner=task.owner, submitted_by=task.submitted_by, target=task.target, input=task.input, priority=task.priority, mode=task.mode,
         key=task.key, thread_id=task.thread_id, workspace=task.workspace, deadline=task.deadline, requirements=requirements, variables=variables,
     )  # fmt: skip
+
+
+def _digest(asked: Submission) -> str:
+    """Return what tells a task from another one under the same key: all that the asker chose."""
+    return content_hash(
+        {
+            "target": asked.target,
+            "input": asked.input,
+            "priority": asked.priority,
+            "mode": asked.mode,
+            "thread": asked.thread_id,
+            "workspace": asked.workspace,
+            "deadline": asked.deadline,
+            "requirements": dict(asked.requirements),
+            "variables": dict(asked.variables),
+        }
+    )
 
 
 def _json(value: Any) -> str:

@@ -57,11 +57,16 @@ def listed(
     return [{**row, "created_at": timestamp(row["created_at"])} for row in connection.execute(statement).mappings()]
 
 
-def admit(tx: Tx, thread_id: str, owner: str) -> None:
-    """Check that the thread is this owner's and takes a message now. Raises NotFound, Conflict."""
+def admit(tx: Tx, thread_id: str, owner: str, agent: str) -> None:
+    """Check that the thread is of this owner and agent and takes a message now. Raises NotFound, Conflict."""
     thread = show(tx.connection, thread_id)
     if thread["owner"] != owner:
         raise NotFound(f"there is no thread {thread_id}")
+    if thread["agent"] != agent:
+        raise Conflict(
+            f"thread {thread_id} is a conversation with {thread['agent']}, not with {agent}",
+            hint=f"submit to {thread['agent']}, or begin another thread",
+        )
     if thread["policy"] == "reject":
         active = sa.select(tasks.c.task_id).where(tasks.c.thread_id == thread_id, tasks.c.status.not_in(ENDED)).limit(1)
         if tx.connection.execute(active).scalar():
