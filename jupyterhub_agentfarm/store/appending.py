@@ -44,6 +44,7 @@ class Gathered:
     whole: bool = False  # more than the heads moved
     runs: dict[int, tuple[Run, Run]] = field(default_factory=dict)
     rows: list[tuple[Any, ...]] = field(default_factory=list)
+    later: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)  # statements that go with them
 
     def add(self, before: Run, after: Run, rows: list[Row]) -> None:
         """Take in an append; a later one of the same run follows on the earlier."""
@@ -52,16 +53,23 @@ class Gathered:
         self.rows += [(before.run_no, *row) for row in rows]
 
     def send(self, driver: Any) -> None:
-        """Write all of them in one statement, and forget them. Raises Transient: a run was moved by another writer."""
-        moves, rows = list(self.runs.values()), self.rows
-        self.runs, self.rows = {}, []
-        if not moves:
+        """Write all of them in one round trip, and forget them. Raises Transient: a run was moved by another writer."""
+        moves, rows, later = list(self.runs.values()), self.rows, self.later
+        self.runs, self.rows, self.later = {}, [], []
+        if not moves and not later:
             return
+        with driver.pipeline():
+            sent = driver.execute(*self._statement(moves, rows)) if moves else None
+            for statement, values in later:
+                driver.execute(statement, values)
+        if sent is not None and sent.rowcount != len(rows):
+            raise moved(*[before for before, _ in moves])
+
+    def _statement(self, moves: list[tuple[Run, Run]], rows: list[tuple[Any, ...]]) -> tuple[str, tuple[Any, ...]]:
         guards = [[getattr(before, name) for before, _ in moves] for name in ("run_no", "fence", "seq")]
         values = [[getattr(after, name) for _, after in moves] for name in (_ALL if self.whole else _HEAD)]
         columns = [list(column) for column in zip(*rows, strict=True)]
-        if driver.execute(_SEND[self.whole], (*guards, *values, *columns)).rowcount != len(rows):
-            raise moved(*[before for before, _ in moves])
+        return _SEND[self.whole], (*guards, *values, *columns)
 
 
 _TYPES = {

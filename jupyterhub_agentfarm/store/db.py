@@ -85,6 +85,14 @@ class Tx:
         else:
             self._gathered.add(before, after, rows)
 
+    def later(self, statement: str, values: tuple[Any, ...]) -> None:
+        """Execute a statement of the driver's whose answer nobody needs (PostgreSQL: with what was gathered)."""
+        self.wrote = True
+        if self.sqlite:
+            self._driver.execute(statement, values)
+        else:
+            self._gathered.later.append((statement, values))
+
     def flush(self) -> None:
         """Send what was gathered (PostgreSQL)."""
         self._gathered.send(self._driver)

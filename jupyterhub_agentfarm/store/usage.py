@@ -17,8 +17,7 @@ def add(tx: Tx, *, agent: str, owner: str, model: str, tokens_in: int, tokens_ou
     """Count one reply (cost in USD)."""
     day = datetime.fromtimestamp(tx.now, tz=timezone.utc).strftime("%Y-%m-%d")
     mark = "?" if tx.sqlite else "%s"
-    tx.wrote = True
-    tx.driver.execute(
+    tx.later(
         f"INSERT INTO usage (day, agent, owner, model, requests, tokens_in, tokens_out, cost) VALUES ({', '.join([mark] * 8)}) "
         "ON CONFLICT (day, agent, owner, model) DO UPDATE SET requests = usage.requests + 1, tokens_in = usage.tokens_in + excluded.tokens_in, "
         "tokens_out = usage.tokens_out + excluded.tokens_out, cost = usage.cost + excluded.cost",
