@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agentfarm_sdk.farm import Task
-from agentfarm_sdk.protocol import ENDED, Event
+from agentfarm_sdk.protocol import Event
 
 from .state import State
 
 
-def welcome(state: State, version: str, why_no_model: str, seconds: float) -> str:
+@dataclass(frozen=True)
+class Model:
+    """Which model the farm asks: the embedded one, a `named` one, or none, `missing` for this reason."""
+
+    embedded: bool = False
+    named: str = ""
+    missing: str = ""
+
+    def told(self) -> str:
+        if self.named:
+            return f"The model is asked at {self.named}."
+        what = (
+            f"There is no model yet: {self.missing}."
+            if self.missing
+            else "The model is SmolLM2-135M-Instruct, embedded: real, and with 135 million parameters very small.\n"
+            "  It does sums with its calculator, and knows next to nothing."
+        )
+        return what + (
+            "\n  For a larger one put HUGGING_FACE_AUTH_TOKEN into .env, or HF_API_URL with the address of any"
+            "\n  OpenAI-compatible server (vLLM, Ollama, llama.cpp), and start again. README: Another model."
+        )
+
+
+def welcome(state: State, version: str, model: Model, seconds: float) -> str:
     """Return the first screen."""
     passwords = json.loads((state.secrets / "passwords.json").read_text())
     admin, password = next(iter(passwords["admin"].items()))
     port, secrets = state.ports["public"], shown(state.secrets / "passwords.json")
-    model = (
-        f"There is no model yet: {why_no_model}."
-        if why_no_model
-        else "The model is SmolLM2-135M-Instruct, embedded: real, and with 135 million parameters very small.\n"
-        "  It does sums with its calculator, and knows next to nothing."
-    )
     return f"""
 AgentFarm {version} is up ({seconds:.0f} s).
 
@@ -34,9 +52,7 @@ AgentFarm {version} is up ({seconds:.0f} s).
                any other name   {passwords["people"]}
                (kept in {secrets}, which only you can read)
 
-  {model}
-  For a real one set HF_API_URL and HUGGING_FACE_AUTH_TOKEN in .env, or the address of your vLLM, Ollama, llama.cpp
-  server (README, "Another model"), and start again.
+  {model.told()}
 
 Try next, in another terminal:
   .venv/bin/agentfarm task submit analyst "What is 17*23?" --wait
@@ -100,7 +116,3 @@ def short(value: Any, length: int = 300) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def ended(status: str | None) -> bool:
-    return status in ENDED

@@ -7,8 +7,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from agentfarm_sdk.errors import AgentFarmError
 from ..errors import StartError
 from ..gateway.embedded import why_not
 from . import bootstrap, servers, story
+from .dotenv import with_dotenv
 from .keeper import Keeper, Part, kill_group
-from .parts import model_directory, parts
+from .parts import CHECKOUT, model_directory, parts
 from .state import State, any_free_port, choose_ports, held, is_free, prepare, write_atomically
 
 LEFTOVER_SECONDS = 15.0
@@ -56,7 +58,8 @@ class Launcher:
         self.state, self.wish = state, wish
         self.keeper = Keeper(state.directory / "logs", say, self._remember)
         self.is_ready = False
-        self.model, self.why_no_model = usable_model(state)
+        self.env = with_dotenv(os.environ, CHECKOUT / ".env")
+        self.model = choose_model(state, self.env)
 
     async def run(self) -> int:
         stop = asyncio.Event()
@@ -69,9 +72,10 @@ class Launcher:
             if starting.done():
                 starting.result()
                 kept = asyncio.create_task(self.keeper.failed())
-                watching = asyncio.create_task(self._show_demo())
+                if self.wish.demo and not self.model.missing:
+                    # A thread that nobody waits for: it may be in the middle of a stream when the farm is stopped.
+                    threading.Thread(target=self._show_demo, args=(stop,), daemon=True).start()
                 await asyncio.wait({waiting, kept}, return_when=asyncio.FIRST_COMPLETED)
-                watching.cancel()
                 if kept.done():
                     kept.result()
         finally:
@@ -83,7 +87,7 @@ class Launcher:
 
     async def _start(self) -> None:
         began = time.monotonic()
-        made = parts(self.state, os.environ, model=self.model)
+        made = parts(self.state, self.env, model=self.model.embedded)
         say(f"starting {', '.join(made)}")
         await gather_or_first_error(
             self.keeper.start(*(made[name] for name in ("service", "model") if name in made)),
@@ -96,26 +100,23 @@ class Launcher:
                 await asyncio.to_thread(bootstrap.demo_agents, farm)
         self.is_ready = True
         self._remember()
-        print(
-            story.welcome(self.state, agentfarm_sdk.__version__, self.why_no_model, time.monotonic() - began),
-            flush=True,
-        )
+        seconds = time.monotonic() - began
+        print(story.welcome(self.state, agentfarm_sdk.__version__, self.model, seconds), flush=True)
 
     async def _start_hub(self, made: dict[str, Part]) -> None:
         """After proxy and daemon: at its start it fills the one and asks the other for the servers that it knows."""
         await self.keeper.start(made["proxy"], made["daemon"])
         await self.keeper.start(made["hub"])
 
-    async def _show_demo(self) -> None:
+    def _show_demo(self, stop: asyncio.Event) -> None:
         """Have the first demo task done, and its steps shown as they come."""
-        if not self.wish.demo or not self.model:
-            return
-        with bootstrap.farm(self.state) as farm:
-            try:
-                task = await asyncio.to_thread(bootstrap.demo_task, farm)
+        try:
+            with bootstrap.farm(self.state) as farm:
+                task = bootstrap.demo_task(farm)
                 if task is not None:
-                    await asyncio.to_thread(story.tell, task)
-            except (AgentFarmError, TimeoutError) as error:
+                    story.tell(task)
+        except (AgentFarmError, TimeoutError) as error:
+            if not stop.is_set():
                 say(f"the demo task did not end: {error}")
 
     async def _fill_proxy(self) -> None:
@@ -168,13 +169,15 @@ async def gather_or_first_error(*doing: Coroutine[None, None, None]) -> None:
             task.cancel()
 
 
-def usable_model(state: State) -> tuple[bool, str]:
-    """Say whether the embedded model can run here; if not, why, for the person."""
+def choose_model(state: State, env: Mapping[str, str]) -> story.Model:
+    """Say which model the farm will ask: a named one stands before the embedded one, which costs memory."""
+    if named := env.get("HF_API_URL") or (env.get("HUGGING_FACE_AUTH_TOKEN") and "Hugging Face"):
+        return story.Model(named=named)
     if why := why_not():
-        return False, why
+        return story.Model(missing=why)
     if not any(model_directory(state).glob("*.gguf")):
-        return False, "its file is not here (make farm fetches it)"
-    return True, ""
+        return story.Model(missing="the embedded one's file is not here (make farm fetches it)")
+    return story.Model(embedded=True)
 
 
 def started_at(pid: int) -> float:
