@@ -18,11 +18,10 @@ PR_SET_DUMPABLE = 4  # prctl(2)
 
 
 def take_token(readers: Iterable[Any], env: MutableMapping[str, str] = os.environ) -> str:
-    """Let each reader (objects with `hub_auth`) read its token, remove all tokens from `env`, return the Hub's ("")."""
+    """Let each reader (objects with `hub_auth` or `token`) read its own, remove all tokens from `env`, return the Hub's ("")."""
     for reader in readers:
-        auth = getattr(reader, "hub_auth", None)
-        if auth is not None:
-            _ = auth.api_token  # a lazy default that reads the environment when first asked
+        for owner, name in ((getattr(reader, "hub_auth", None), "api_token"), (reader, "token")):
+            getattr(owner, name, None)  # lazy defaults that read the environment when first asked
     found = [env.pop(name, "") for name in TOKENS]
     return found[0] or found[1]
 

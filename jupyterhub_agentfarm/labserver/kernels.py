@@ -62,11 +62,10 @@ class WorkerKernels:
         gone: Callable[[str, str], None],
         log: logging.Logger,
         kernel_name: str = "",
-        extension: str = EXTENSION,
     ) -> None:
         self._manager, self._sessions, self._agent, self._env = manager, sessions, agent, dict(env)
         self._said, self._gone, self._log = said, gone, log
-        self._kernel_name, self._extension = kernel_name, extension
+        self._kernel_name = kernel_name
         self._running: dict[str, _Running] = {}
 
     async def start(self, name: str) -> None:
@@ -78,7 +77,7 @@ class WorkerKernels:
                 path="",
                 env={**self._env, "AGENTFARM_FD": str(theirs.fileno())},
                 pass_fds=(theirs.fileno(),),
-                extra_arguments=[f"--ext={self._extension}"],
+                extra_arguments=[f"--ext={EXTENSION}"],
             )
         except Exception as error:  # a kernel spec can fail in any way: the loop waits and tries again, visibly
             ours.close()

@@ -55,13 +55,11 @@ class Supervisor:
         broken: Callable[[BaseException], None],
         log: logging.Logger,
         kernel_name: str = "",
-        **kernel_options: Any,
     ) -> None:
         self.url, self._active, self._broken, self._log = url, active, broken, log
         self.plan = Plan(slots=slots, worker=f"{agent}@{socket.gethostname()}:{os.getpid()}")
         self.kernels = WorkerKernels(
             manager, sessions, agent=agent, env=kernel_env, said=self._said, gone=self._gone, log=log, kernel_name=kernel_name,
-            **kernel_options,
         )  # fmt: skip
         self.link = Link(
             url, token, up=lambda: self._do(self.plan.up(_now())), down=lambda: self._do(self.plan.down(_now())),
