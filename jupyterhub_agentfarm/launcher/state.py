@@ -99,7 +99,7 @@ def choose_ports(
     ports: dict[str, int] = {}
     for name in NAMES:
         port = wanted.get(name)
-        if port is not None and free(port):
+        if port is not None and port not in ports.values() and free(port):
             ports[name] = port
         elif port is not None and (base or name == "public"):
             raise StartError(

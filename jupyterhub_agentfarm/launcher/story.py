@@ -82,15 +82,13 @@ def tell(task: Task, timeout: float = 180.0) -> None:
 def line_of(event: Event) -> str:
     """Return one line for the eye about an event; "" for what only a machine wants to know."""
     body: dict[str, Any] = msgspec.json.decode(event.body) or {}
-    if "$blob" in body:
-        return f"{event.kind}  ({body.get('size', '?')} bytes)"
     if event.kind == "model.replied":
         return _reply(body)
     if event.kind in {"tool.succeeded", "tool.resolved"}:
         return f"{event.call} -> {short(body.get('result'))}"
     if event.kind in {"tool.failed", "run.failed", "model.failed"}:
         error = body.get("error") or {}
-        return f"{event.kind.replace('.', ' ')}: {short(error.get('message', error))}"
+        return f"{event.kind.replace('.', ' ')}: {short(error.get('message') or '')}".rstrip()
     if event.kind == "run.succeeded":
         return f"done: {short(body.get('result'))}"
     known = {
@@ -113,6 +111,9 @@ def _reply(body: dict[str, Any]) -> str:
 
 
 def short(value: Any, length: int = 300) -> str:
+    """Return a value as one line of at most so many characters."""
+    if isinstance(value, dict) and "$blob" in value:
+        return f"{short(value.get('preview', ''), length)} … ({value.get('size', '?')} bytes)"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
