@@ -11,13 +11,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StartError
 
 STEADY_SECONDS = 60.0  # one that lived so long starts again at once when it dies
 LOG_BYTES = 10 * 1024 * 1024
+LOG_LOOK_SECONDS = 10.0
 LOGS_KEPT = 3
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,7 +44,6 @@ class Kept:
     started: float = 0.0
     deaths: int = 0  # in a row
     watcher: asyncio.Task[None] | None = None
-    restarted: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def pause(deaths: int) -> float:
@@ -70,7 +70,6 @@ class Keeper:
         self.logs, self.say, self.changed = logs, say, changed
         self.kept: dict[str, Kept] = {}
         self.on_restart: dict[str, Callable[[], Awaitable[None]]] = {}
-        self.stopping = False
 
     @property
     def pids(self) -> dict[str, int]:
@@ -121,12 +120,15 @@ class Keeper:
 
     async def _until_it_answers(self, kept: Kept) -> None:
         part, end_at = kept.part, time.monotonic() + kept.part.start_seconds
-        while not await part.answers():
+        while True:
+            answered = await part.answers()
             assert kept.process
             code = kept.process.poll()
-            if code is not None:
+            if code is not None:  # whoever answered, it was not this one
                 why = reason(tail(kept.log)) or f"it ended with {code} and said nothing"
                 raise StartError(f"{part.name} does not start: {why}", hint=f"its whole log is {kept.log}")
+            if answered:
+                return
             if time.monotonic() > end_at:
                 why = reason(tail(kept.log))
                 raise StartError(
@@ -139,9 +141,12 @@ class Keeper:
         """Start the part again whenever it ends."""
         while True:
             assert kept.process
+            looked = time.monotonic()
             while (code := kept.process.poll()) is None:
                 await asyncio.sleep(0.1)
-                rotate(kept.log)
+                if time.monotonic() - looked > LOG_LOOK_SECONDS:
+                    rotate(kept.log)
+                    looked = time.monotonic()
             kill_group(kept.process.pid)  # what it may have left behind
             kept.deaths = 1 if time.monotonic() - kept.started > STEADY_SECONDS else kept.deaths + 1
             how = f"killed by signal {-code}" if code < 0 else f"ended with {code}"
