@@ -1,0 +1,88 @@
+"""Asks the fleet daemon over its unix socket: for the hub (spawner) and for the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+from agentfarm_sdk.errors import from_problem
+
+from ..errors import FleetError, NoMicroserverFits
+
+
+class FleetClient:
+    """One daemon. Every method raises FleetError when it cannot be reached, else what it answers."""
+
+    def __init__(self, socket_path: str | Path, *, timeout: float = 60.0) -> None:
+        self.socket_path, self.timeout = str(socket_path), timeout
+
+    async def place(self, unit: str, demand: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Choose microserver, ip and port of a unit. Raises NoMicroserverFits."""
+        return await self._call("PUT", f"/servers/{quote(unit)}/place", demand or {})
+
+    async def start(
+        self, unit: str, *, user: str, server: str, args: list[str], env: dict[str, str], agent: str | None = None, demand: dict[str, Any] | None = None
+    ) -> dict[str, Any]:  # fmt: skip
+        """Start a unit; one that runs is left as it is. Raises NoMicroserverFits, UserError."""
+        body = {"user": user, "server": server, "args": args, "env": env, "agent": agent, "demand": demand or {}}
+        return await self._call("PUT", f"/servers/{quote(unit)}", body)
+
+    async def show(self, unit: str) -> dict[str, Any]:
+        """Return {state: running, exited or unknown, exit_code, microserver, ip, port …}. Raises NotFound."""
+        return await self._call("GET", f"/servers/{quote(unit)}")
+
+    async def stop(self, unit: str, now: bool = False) -> dict[str, Any]:
+        """Stop a unit; returns when it is gone. Raises NotFound."""
+        return await self._call("DELETE", f"/servers/{quote(unit)}" + ("?now=1" if now else ""))
+
+    async def logs(self, unit: str) -> list[str]:
+        """Return the last lines of the unit's log. Raises NotFound."""
+        return list((await self._call("GET", f"/servers/{quote(unit)}/logs"))["lines"])
+
+    async def units(self) -> list[dict[str, Any]]:
+        return list((await self._call("GET", "/servers"))["items"])
+
+    async def microservers(self) -> list[dict[str, Any]]:
+        return list((await self._call("GET", "/microservers"))["items"])
+
+    async def explain(self, unit: str) -> dict[str, Any]:
+        """Return {unit, microserver, reasons: {name: why not, or null}}."""
+        return await self._call("GET", f"/placements/explain?unit={quote(unit)}")
+
+    async def cordon(self, name: str, reason: str = "") -> dict[str, Any]:
+        return await self._call("POST", f"/microservers/{quote(name)}/cordon", {"reason": reason})
+
+    async def uncordon(self, name: str, reason: str = "") -> dict[str, Any]:
+        return await self._call("POST", f"/microservers/{quote(name)}/uncordon", {"reason": reason})
+
+    async def put_user(self, name: str) -> dict[str, Any]:
+        """Make the hub user `agent-…`; again is harmless. Raises Forbidden."""
+        return await self._call("PUT", f"/users/{quote(name)}")
+
+    async def delete_user(self, name: str) -> None:
+        """Retire the hub user `agent-…`; again is harmless. Raises Forbidden."""
+        await self._call("DELETE", f"/users/{quote(name)}")
+
+    async def _call(self, verb: str, path: str, body: Any = None) -> dict[str, Any]:
+        # a connection for each call: rare, on this machine, and right on whatever event loop asks
+        connector = aiohttp.UnixConnector(path=self.socket_path)
+        timeout = aiohttp.ClientTimeout(total=self.timeout)
+        try:
+            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+                async with session.request(verb, f"http://fleet{path}", json=body) as answer:
+                    value = json.loads(await answer.read() or b"{}")
+                    status = answer.status
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            raise FleetError(
+                "the fleet daemon cannot be reached", hint="it is started by agentfarm up; see its log", retry_after=2
+            ) from error
+        if status >= 400:
+            if value.get("type") == NoMicroserverFits.type:
+                raise NoMicroserverFits(value.get("refusals", {}))
+            raise from_problem(value)
+        return value  # type: ignore[no-any-return]

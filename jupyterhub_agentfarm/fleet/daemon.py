@@ -1,0 +1,398 @@
+"""The fleet daemon: owns the microservers, places and starts servers, makes and retires agents' hub users.
+
+`python -m jupyterhub_agentfarm.fleet.daemon`, HTTP on a unix socket (0600). Servers outlive it: killed and started again, it
+finds them by their helper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import tornado.httpserver
+import tornado.netutil
+import tornado.web
+
+from ..errors import AgentFarmError, FleetError, Forbidden, Invalid, NotFound, StartError
+from ..records import Demand
+from ..scheduling.placement import choose_microserver, refusal
+from .microserver import LocalMicroserver
+from .state import FleetState
+
+log = logging.getLogger("agentfarm.fleet")
+AGENT_USER = re.compile(r"^agent-[a-z][a-z0-9-]{0,40}$")
+GROUP = "agents"
+LOCAL = "local"
+
+
+class Fleet:
+    """All microservers and units. Starting or stopping a unit twice is harmless."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.state = FleetState(directory / "fleet.json")
+        local = LocalMicroserver(LOCAL, directory / "units")
+        local.state = self.state.microservers.get(LOCAL, {}).get("state", "ready")
+        self.microservers = {LOCAL: local}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def open_the_way(self) -> None:
+        """As root: let servers' own users reach their workspaces, and nothing else of the state directory."""
+        workspaces = self.directory / "workspaces"
+        workspaces.mkdir(mode=0o711, exist_ok=True)
+        if os.getuid() == 0:
+            for entry in self.directory.iterdir():
+                if entry.is_file() and entry.stat().st_mode & 0o077:
+                    entry.chmod(0o600)
+            self.directory.chmod(0o711)
+            workspaces.chmod(0o711)
+        facts = await self.microservers[LOCAL].facts()
+        log.info("local microserver: %s", facts["isolation"])
+
+    def workspace(self, user: str) -> Path:
+        return self.directory / "workspaces" / (user.removeprefix("agent-") if AGENT_USER.match(user) else f"~{user}")
+
+    async def place(self, unit: str, demand: Demand) -> dict[str, Any]:
+        """Choose microserver and port for a unit; one that runs stays where it is. Raises NoMicroserverFits."""
+        known = self.state.units.get(unit)
+        if known and (await self.show(unit))["state"] == "running":
+            return {**known, "unit": unit, "reasons": {known["microserver"]: "it runs there"}}
+        farm = [await micro.snapshot(self._servers_on(name)) for name, micro in self.microservers.items()]
+        placement = choose_microserver(demand, farm)
+        entry = {"microserver": placement.microserver, "ip": "127.0.0.1", "port": self.state.port(unit)}
+        self.state.units[unit] = {**(known or {}), **entry}
+        self.state.save()
+        return {**entry, "unit": unit, "reasons": placement.refusals}
+
+    def _servers_on(self, name: str) -> int:
+        return sum(1 for unit in self.state.units.values() if unit["microserver"] == name)
+
+    async def start(self, unit: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """Start a unit where it was placed (or place it). Raises NoMicroserverFits, StartError, FleetError, Invalid."""
+        async with self._locks.setdefault(unit, asyncio.Lock()):
+            placed = await self.place(unit, _demand(unit, asked.get("demand") or {}))
+            micro = self.microservers[placed["microserver"]]
+            user = str(asked.get("user", ""))
+            if not user:
+                raise Invalid("a server needs a user")
+            own = (await micro.facts())["own_users"]
+            uid = self.state.uid(user) if own else None
+            cwd = self.workspace(user)
+            env = {**asked.get("env", {}), "HOME": str(cwd), "USER": user, "LOGNAME": user}
+            answer = await micro.ask("start", unit=unit, argv=asked.get("args"), env=env, cwd=str(cwd), uid=uid)
+            self.state.units[unit] |= {
+                "user": user,
+                "server": str(asked.get("server", "")),
+                "agent": asked.get("agent"),
+            }
+            self.state.save()
+            return {**placed, **answer}
+
+    async def show(self, unit: str) -> dict[str, Any]:
+        """Return the unit's state; `unknown` where its microserver cannot be asked. Raises NotFound."""
+        known = self.state.units.get(unit)
+        if known is None:
+            raise NotFound(f"there is no unit {unit}")
+        try:
+            state = await self.microservers[known["microserver"]].ask("show", unit=unit)
+        except FleetError as error:
+            return {**known, "unit": unit, "state": "unknown", "reason": error.detail}
+        return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
+
+    async def stop(self, unit: str, now: bool) -> dict[str, Any]:
+        """Stop a unit and all below it. Raises NotFound, FleetError."""
+        known = self.state.units.get(unit)
+        if known is None:
+            raise NotFound(f"there is no unit {unit}")
+        async with self._locks.setdefault(unit, asyncio.Lock()):
+            state = await self.microservers[known["microserver"]].ask("stop", unit=unit, now=now)
+        return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
+
+    async def listed(self) -> list[dict[str, Any]]:
+        """Return every unit with its state; those that a microserver runs and the daemon had forgotten are adopted."""
+        running: dict[str, dict[str, Any]] = {}
+        for name, micro in self.microservers.items():
+            try:
+                items = (await micro.ask("list"))["items"]
+            except FleetError as error:
+                running |= {
+                    unit: {"state": "unknown", "reason": error.detail}
+                    for unit, k in self.state.units.items()
+                    if k["microserver"] == name
+                }
+                continue
+            for item in items:
+                running[item["unit"]] = item
+                if item["unit"] not in self.state.units and item["state"] == "running":
+                    self.state.units[item["unit"]] = {"microserver": name, "ip": "127.0.0.1", "port": 0}
+                    log.warning("unit %s runs on %s and was not known: adopted", item["unit"], name)
+        return [
+            {"state": "exited", **known, "unit": unit, **running.get(unit, {})}
+            for unit, known in sorted(self.state.units.items())
+        ]
+
+    async def listed_microservers(self) -> list[dict[str, Any]]:
+        """Return each microserver: state, facts, and how many servers run there."""
+        units = await self.listed()
+        answer = []
+        for name, micro in self.microservers.items():
+            count = sum(1 for unit in units if unit["microserver"] == name and unit["state"] == "running")
+            answer.append(
+                {"name": name, "state": micro.state, "labels": micro.labels, "servers": count, **(await micro.facts())}
+            )
+        return answer
+
+    async def explain(self, unit: str) -> dict[str, Any]:
+        """Return why a unit is where it is, or what each microserver would say to it."""
+        known = self.state.units.get(unit)
+        demand = _demand(unit, {})
+        farm = [await micro.snapshot(self._servers_on(name)) for name, micro in self.microservers.items()]
+        return {
+            "unit": unit,
+            "microserver": known and known["microserver"],
+            "reasons": {micro.name: refusal(demand, micro) for micro in farm},
+        }
+
+    def set_state(self, name: str, state: str, reason: str) -> dict[str, Any]:
+        """Cordon or uncordon. Raises NotFound."""
+        micro = self.microservers.get(name)
+        if micro is None:
+            raise NotFound(f"there is no microserver {name}", hint="there are: " + ", ".join(self.microservers))
+        micro.state = state
+        self.state.microservers[name] = {"state": state, "reason": reason}
+        self.state.save()
+        return {"name": name, **self.state.microservers[name]}
+
+
+class HubUsers:
+    """Makes and retires hub users named agent-…, by the Hub's REST API with the fleet's own token."""
+
+    def __init__(self, api_url: str, token_file: Path) -> None:
+        self.api_url, self.token_file = api_url.rstrip("/"), token_file
+        self._session: aiohttp.ClientSession | None = None
+
+    async def put(self, name: str) -> dict[str, Any]:
+        """Make the user and put it into the group. Again is harmless. Raises Forbidden, FleetError."""
+        _agents_only(name)
+        await self._call("POST", f"/users/{name}", ok=(201, 409))
+        await self._call("POST", f"/groups/{GROUP}/users", {"users": [name]}, ok=(200,))
+        return await self._call("GET", f"/users/{name}", ok=(200,))
+
+    async def delete(self, name: str) -> None:
+        """Delete the user, its servers stopped by the Hub. Again is harmless. Raises Forbidden, FleetError."""
+        _agents_only(name)
+        await self._call("DELETE", f"/users/{name}", ok=(204, 404))
+
+    async def _call(self, verb: str, path: str, body: Any = None, *, ok: tuple[int, ...]) -> dict[str, Any]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
+        headers = {"Authorization": f"token {self.token_file.read_text().strip()}"}
+        try:
+            async with self._session.request(verb, self.api_url + path, json=body, headers=headers) as answer:
+                text = await answer.text()
+                if answer.status not in ok:
+                    said = json.loads(text).get("message", "") if text.startswith("{") else ""
+                    raise FleetError(
+                        f"the Hub answered {answer.status} to {verb} {path}: {said}",
+                        hint="see the Hub's log",
+                        retry_after=2,
+                    )
+                value = json.loads(text) if text.startswith("{") else {}
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            raise FleetError(
+                "the Hub cannot be reached", hint="it may be restarting: try again", retry_after=2
+            ) from error
+        return dict(value)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _agents_only(name: str) -> None:
+    if not AGENT_USER.match(name):
+        raise Forbidden(
+            f"{name!r} is no agent's user", hint="the fleet daemon makes and retires users named agent-… only"
+        )
+
+
+def _demand(unit: str, asked: dict[str, Any]) -> Demand:
+    try:
+        labels = {str(name): str(value) for name, value in dict(asked.get("labels", {})).items()}
+        return Demand(unit, int(asked.get("memory", 0)), float(asked.get("cpu", 0.0)), labels)
+    except (TypeError, ValueError) as error:
+        raise Invalid("a demand is {memory: bytes, cpu: cores, labels: {name: value}}") from error
+
+
+# -- HTTP on the socket ------------------------------------------------------------------------------------------
+
+
+class _Handler(tornado.web.RequestHandler):
+    def initialize(self, fleet: Fleet, users: HubUsers) -> None:
+        self.fleet, self.users = fleet, users
+
+    def body(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self.request.body or b"{}")
+        except ValueError:
+            raise Invalid("the body is not JSON") from None
+        if not isinstance(value, dict):
+            raise Invalid("the body must be a JSON object")
+        return value
+
+    def answer(self, value: Any) -> None:
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(value))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        if not isinstance(error, AgentFarmError):
+            error = AgentFarmError(self._reason)
+            error.status = status_code
+        self.set_status(error.status)
+        self.set_header("Content-Type", "application/problem+json")
+        self.finish(json.dumps(error.problem()))
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if not isinstance(value, AgentFarmError | tornado.web.HTTPError):
+            super().log_exception(typ, value, tb)
+
+
+class _Servers(_Handler):
+    async def get(self) -> None:
+        self.answer({"items": await self.fleet.listed()})
+
+
+class _Server(_Handler):
+    async def get(self, unit: str) -> None:
+        self.answer(await self.fleet.show(unit))
+
+    async def put(self, unit: str) -> None:
+        self.answer(await self.fleet.start(unit, self.body()))
+
+    async def delete(self, unit: str) -> None:
+        self.answer(await self.fleet.stop(unit, bool(self.get_argument("now", ""))))
+
+
+class _Place(_Handler):
+    async def put(self, unit: str) -> None:
+        self.answer(await self.fleet.place(unit, _demand(unit, self.body())))
+
+
+class _Logs(_Handler):
+    async def get(self, unit: str) -> None:
+        known = await self.fleet.show(unit)
+        self.answer(await self.fleet.microservers[known["microserver"]].ask("logs", unit=unit))
+
+
+class _Microservers(_Handler):
+    async def get(self) -> None:
+        self.answer({"items": await self.fleet.listed_microservers()})
+
+
+class _Cordon(_Handler):
+    async def post(self, name: str, verb: str) -> None:
+        state = "cordoned" if verb == "cordon" else "ready"
+        self.answer(self.fleet.set_state(name, state, str(self.body().get("reason", ""))))
+
+
+class _Explain(_Handler):
+    async def get(self) -> None:
+        self.answer(await self.fleet.explain(self.get_argument("unit")))
+
+
+class _User(_Handler):
+    async def put(self, name: str) -> None:
+        self.answer(await self.users.put(name))
+
+    async def delete(self, name: str) -> None:
+        await self.users.delete(name)
+        self.answer({})
+
+
+def application(fleet: Fleet, users: HubUsers) -> tornado.web.Application:
+    parts = {"fleet": fleet, "users": users}
+    return tornado.web.Application(
+        [
+            (r"/servers", _Servers, parts),
+            (r"/servers/([^/]+)", _Server, parts),
+            (r"/servers/([^/]+)/place", _Place, parts),
+            (r"/servers/([^/]+)/logs", _Logs, parts),
+            (r"/microservers", _Microservers, parts),
+            (r"/microservers/([^/]+)/(cordon|uncordon)", _Cordon, parts),
+            (r"/placements/explain", _Explain, parts),
+            (r"/users/([^/]+)", _User, parts),
+        ],
+        log_function=lambda handler: log.debug(
+            "%s %s %d", handler.request.method, handler.request.path, handler.get_status()
+        ),
+    )
+
+
+def listen(app: tornado.web.Application, path: Path) -> int:
+    """Listen on the socket, alone; return the lock's file descriptor, which is held for as long as the process lives.
+
+    Raises StartError: another daemon has it, or the path is too long.
+    """
+    if len(str(path).encode()) > 107:
+        raise StartError(f"{path} is too long for a unix socket (107 bytes)", hint="choose a shorter state directory")
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise StartError(
+            f"another fleet daemon uses {path.parent}", hint="one for each state directory: stop the other first"
+        ) from None
+    path.unlink(missing_ok=True)
+    server = tornado.httpserver.HTTPServer(app)
+    server.add_socket(tornado.netutil.bind_unix_socket(str(path), mode=0o600))
+    return lock
+
+
+async def run(directory: Path, api_url: str, token_file: Path) -> None:
+    """Serve until SIGTERM or SIGINT. Raises StartError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fleet, users = Fleet(directory), HubUsers(api_url, token_file)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await fleet.open_the_way()
+    lock = listen(application(fleet, users), directory / "fleet.sock")
+    log.info("fleet daemon of %s is up", directory)
+    await stopping.wait()
+    await users.close()
+    os.close(lock)
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    os.umask(0o077)
+    try:
+        state, api_url, token_file = (
+            os.environ[name] for name in ("AGENTFARM_STATE", "JUPYTERHUB_API_URL", "AGENTFARM_FLEET_TOKEN_FILE")
+        )
+        asyncio.run(run(Path(state).resolve(), api_url, Path(token_file)))
+    except KeyError as error:
+        print(f"{error.args[0]} is not set: start the daemon by agentfarm up", file=sys.stderr)
+        return 2
+    except AgentFarmError as error:
+        print(f"{error.detail}. {error.hint}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"the fleet daemon cannot start: {error}. Check disk and rights of the state directory", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""What the daemon must remember over its restarts: where each unit is, its port, users' ids, cordons. Written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from ..errors import StartError
+
+FIRST_UID = 200_000  # above people's and systemd's ranges
+
+
+class FleetState:
+    """`fleet.json` in memory. Every change is on disk before the method returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.units: dict[str, dict[str, Any]] = {}
+        self.uids: dict[str, int] = {}
+        self.microservers: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            try:
+                known = json.loads(path.read_text())
+                self.units, self.uids, self.microservers = known["units"], known["uids"], known["microservers"]
+            except (ValueError, KeyError) as error:
+                raise StartError(
+                    f"{path} cannot be read",
+                    hint="restore it from a backup, or move it away: running servers are then adopted anew",
+                ) from error
+
+    def save(self) -> None:
+        temporary = self.path.with_suffix(".new")
+        with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as sink:
+            json.dump({"units": self.units, "uids": self.uids, "microservers": self.microservers}, sink, indent=1)
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, self.path)
+
+    def uid(self, user: str) -> int:
+        """Return the user id that servers of this hub user run under; a new one is never one that was given before."""
+        if user not in self.uids:
+            self.uids[user] = max([FIRST_UID - 1, *self.uids.values()]) + 1
+            self.save()
+        return self.uids[user]
+
+    def port(self, unit: str) -> int:
+        """Return the unit's loopback port: the one it had, where it is free, else a new one that no other unit has."""
+        known = self.units.get(unit, {}).get("port")
+        if known and is_free(known):
+            return int(known)
+        taken = {other["port"] for name, other in self.units.items() if name != unit}
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
+            if port not in taken:
+                return port
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,187 @@
+"""AgentFarmSpawner: asks the fleet daemon, and is otherwise thin.
+
+`poll()` and `get_url()` never raise, and never say "dead" for lack of contact: a Hub that restarts while the daemon is
+away would forget its servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from jupyterhub.spawner import Spawner, SpawnException
+from traitlets import Dict, Unicode, default
+
+from .errors import AgentFarmError, FleetError, NotFound
+from .fleet.client import FleetClient
+
+AGENT = "agent-"
+
+
+class AgentFarmSpawner(Spawner):  # type: ignore[misc]
+    """Servers on the farm's microservers."""
+
+    fleet_socket = Unicode(help="Path of the fleet daemon's socket; default: fleet.sock in AGENTFARM_STATE.").tag(
+        config=True
+    )
+    service_url = Unicode(
+        help="Where servers reach the farm's service, e.g. http://127.0.0.1:8003; default: AGENTFARM_URL in Spawner.environment."
+    ).tag(config=True)
+    demand = Dict(help="What a server asks of a microserver: {memory: bytes, cpu: cores, labels: {…}}.").tag(
+        config=True
+    )
+
+    microserver = ""  # where it was placed
+
+    @default("fleet_socket")
+    def _fleet_socket(self) -> str:
+        return os.path.join(os.environ.get("AGENTFARM_STATE", ".farm"), "fleet.sock")
+
+    @default("ip")
+    def _ip(self) -> str:
+        return "127.0.0.1"
+
+    @default("apply_user_options")
+    def _apply(self) -> Any:
+        return refuse_placement
+
+    @property
+    def fleet(self) -> FleetClient:
+        return FleetClient(self.fleet_socket)
+
+    @property
+    def unit(self) -> str:
+        return unit_name(self.user.name, self.name)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().get_state()
+        if self.microserver:
+            state |= {"microserver": self.microserver, "unit": self.unit}
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.microserver = state.get("microserver", "")
+
+    def clear_state(self) -> None:
+        super().clear_state()
+        self.microserver = ""
+
+    # -- environment and command ---------------------------------------------------------------------------------
+
+    def get_env(self) -> dict[str, str]:
+        env: dict[str, str] = super().get_env()
+        if self.service_url:
+            env.setdefault("AGENTFARM_URL", self.service_url)
+        env.pop("AGENTFARM_AGENT", None)
+        if self.user.name.startswith(AGENT):
+            env["AGENTFARM_AGENT"] = self.user.name.removeprefix(AGENT)
+        env["JUPYTER_CONFIG_PATH"] = str(Path(__file__).parent / "labserver" / "config")
+        return {name: str(value) for name, value in env.items() if value is not None}
+
+    def command(self) -> list[str]:
+        """Return the server's command; its program by its whole path, next to this Python."""
+        words: list[str] = [*self.cmd, *self.get_args()]
+        program, rest = words[0], words[1:]
+        beside = Path(sys.executable).parent / program
+        if not os.path.isabs(program) and beside.exists():
+            program = str(beside)
+        if os.getuid() == 0 and not any(part.startswith("--allow-root") for part in rest):
+            rest.append("--allow-root")  # harmless where the server gets a user of its own
+        return [program, *rest]
+
+    # -- the life of a server ------------------------------------------------------------------------------------
+
+    async def start(self) -> tuple[str, int]:
+        """Place, then start. Raises SpawnException with the reasons."""
+        try:
+            placed = await self.fleet.place(self.unit, dict(self.demand))
+            self.microserver = placed[
+                "microserver"
+            ]  # fixed before anything runs: a start that is cancelled can be stopped
+            self.ip, self.port = placed["ip"], placed["port"]
+            agent = self.user.name.removeprefix(AGENT) if self.user.name.startswith(AGENT) else None
+            started = await self.fleet.start(
+                self.unit,
+                user=self.user.name,
+                server=self.name,
+                args=self.command(),
+                env=self.get_env(),
+                agent=agent,
+                demand=dict(self.demand),
+            )
+        except AgentFarmError as error:
+            raise SpawnException(f"{error.detail}. {error.hint}", reason=error.type) from error
+        self.log.info("%s runs on %s, port %d", self.unit, self.microserver, started["port"])
+        return started["ip"], started["port"]
+
+    async def stop(self, now: bool = False) -> None:
+        """Return when the unit is gone. Stopping twice is harmless."""
+        try:
+            await self.fleet.stop(self.unit, now=now)
+        except NotFound:
+            self.log.debug("%s was not there", self.unit)
+
+    async def poll(self) -> int | None:
+        """Return None while it runs, or while nobody can say; else the exit code."""
+        try:
+            shown = await self.fleet.show(self.unit)
+        except NotFound:
+            return None if self._starting() else 0
+        except Exception as error:
+            self.log.warning("cannot ask for %s: %s", self.unit, error)
+            return None
+        if shown["state"] != "exited" or (self._starting() and not shown.get("pid")):
+            return None
+        code = shown.get("exit_code")
+        return code if isinstance(code, int) else 0
+
+    def _starting(self) -> bool:
+        return bool(self._start_pending) and not self.microserver
+
+    async def get_url(self) -> str:
+        """Return the server's URL, as the daemon knows it; the stored one where it cannot be asked."""
+        try:
+            shown = await self.fleet.show(self.unit)
+            if shown["port"]:
+                return f"http://{shown['ip']}:{shown['port']}"
+        except Exception as error:
+            self.log.warning("cannot ask for the address of %s: %s", self.unit, error)
+        server = self.server
+        return str(server.url) if server is not None else ""
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        yield {"progress": 10, "message": "Choosing a microserver"}
+        told = ""
+        while self._start_pending:
+            if self.microserver and told != self.microserver:
+                told = self.microserver
+                yield {"progress": 50, "message": f"Starting on microserver {told}"}
+            await asyncio.sleep(0.5)
+
+    async def delete_forever(self) -> None:
+        try:
+            await self.fleet.stop(self.unit, now=True)
+        except (NotFound, FleetError) as error:
+            self.log.info("%s: %s", self.unit, error)
+
+
+def refuse_placement(spawner: Spawner, user_options: dict[str, Any]) -> None:
+    """Refuse a microserver that a user names: the farm chooses. (apply_user_options)"""
+    if "microserver" in user_options:
+        raise SpawnException("the farm chooses the microserver", reason="invalid", status_code=400)
+
+
+def unit_name(user: str, server: str = "") -> str:
+    """Return the unit's name for a hub user's server: the same each time, different for each pair, safe everywhere."""
+    readable = re.sub(r"[^a-z0-9]+", "-", f"{user}-{server}".lower()).strip("-")[:60] or "server"
+    digest = hashlib.sha256(f"{user}\n{server}".encode()).hexdigest()[:8]
+    return f"af-{readable}-{digest}"
