@@ -16,20 +16,19 @@ ROOT = Path(__file__).parents[2]
 FARM, SDK = "jupyterhub_agentfarm", "agentfarm_sdk"
 
 # Each process its ladder, top rung first. Names without a dot in front are of jupyterhub_agentfarm, "sdk." of agentfarm_sdk.
-LEAVES = ["records runtokens scheduling.placement", "errors", "sdk.fold", "sdk.protocol", "sdk.errors"]
+LEAVES = ["runtokens scheduling.placement", "records", "errors", "sdk.fold", "sdk.protocol", "sdk.errors"]
 LADDERS: dict[str, list[str]] = {
-    "service": ["app", "handlers scheduling monitoring", "gateway ticks", "store hub fleet.client", *LEAVES],
+    "service": ["app", "handlers scheduling monitoring", "gateway ticks", "store hub fleet.client sdk.tools", *LEAVES],
     "model server": ["gateway.embedded", *LEAVES],
     "hub": ["spawner hubconfig", "fleet.client", *LEAVES],
-    "fleet": ["fleet.daemon", "fleet.microserver", "fleet", *LEAVES],
-    "helper": ["fleet.helper"],
+    "fleet": ["fleet.daemon", "fleet.microserver", "fleet.helper fleet", *LEAVES],
     "server extension": ["labserver", "records runtokens", "errors", "sdk.protocol", "sdk.errors"],
     "command line": ["cli", "launcher", "demo gateway.embedded store sdk", "sdk.tools sdk.farm", *LEAVES],
     "kernel": [
         "sdk.worker sdk.panel sdk.interop sdk.testing",
         "sdk.agent",
         "sdk.loop",
-        "sdk.tools sdk.replay sdk.limits",
+        "sdk.tools sdk.replay sdk.limits sdk.local",
         "sdk.ledger sdk.model sdk.farm",
         "sdk.fold",
         "sdk.settings sdk.protocol",
@@ -111,6 +110,11 @@ def test_imports_go_down_the_ladder(module: str) -> None:
             continue
         wrong.append(f"{MODULES[module].relative_to(ROOT)}:{line} imports {imported}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_helper_stands_alone_for_it_is_installed_as_one_file() -> None:
+    helper = f"{FARM}.fleet.helper"
+    assert helper not in MODULES or not list(imports(helper, MODULES[helper]))
 
 
 def test_the_sdk_never_imports_the_farm() -> None:
