@@ -195,7 +195,7 @@ class HubUsers:
     async def _call(self, verb: str, path: str, body: Any = None, *, ok: tuple[int, ...]) -> dict[str, Any]:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
-        headers = {"Authorization": f"token {self.token_file.read_text().strip()}"}
+        headers = {"Authorization": f"token {self._token()}"}
         try:
             async with self._session.request(verb, self.api_url + path, json=body, headers=headers) as answer:
                 text = await answer.text()
@@ -212,6 +212,14 @@ class HubUsers:
                 "the Hub cannot be reached", hint="it may be restarting: try again", retry_after=2
             ) from error
         return dict(value)
+
+    def _token(self) -> str:
+        try:
+            return self.token_file.read_text().strip()
+        except OSError as error:
+            raise FleetError(
+                "the fleet's token file cannot be read", hint=f"check {self.token_file.name} in the secrets folder"
+            ) from error
 
     async def close(self) -> None:
         if self._session is not None:
