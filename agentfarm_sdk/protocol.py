@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime, timezone
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
@@ -105,10 +106,15 @@ def canonical(value: Any) -> bytes:
     return msgspec.json.encode(_differing(value), order="sorted")
 
 
+@cache
+def _fields(cls: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(cls)
+
+
 def _differing(value: Any) -> Any:
     """Leave out defaults by equality: `omit_defaults` does so by identity, and a decoded "once" is another object."""
     if isinstance(value, msgspec.Struct):
-        named = [(field, getattr(value, field.name)) for field in msgspec.structs.fields(value)]
+        named = [(field, getattr(value, field.name)) for field in _fields(type(value))]
         return {field.encode_name: _differing(got) for field, got in named if got != _default(field)}
     return [_differing(one) for one in value] if isinstance(value, list) else value
 

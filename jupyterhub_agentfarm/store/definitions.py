@@ -12,11 +12,13 @@ from ..errors import NotFound
 from .db import Tx
 from .tables import definitions
 
+_KNOWN = sa.select(definitions.c.hash).where(definitions.c.hash == sa.bindparam("name"))
 
-def put(tx: Tx, definition: Definition) -> str:
-    """Keep the definition; return its content hash. Keeping it twice is harmless."""
-    name = content_hash(definition)
-    if not tx.connection.execute(sa.select(definitions.c.hash).where(definitions.c.hash == name)).scalar():
+
+def put(tx: Tx, definition: Definition, name: str = "") -> str:
+    """Keep the definition; return its content hash (`name`, where it is known). Keeping it twice is harmless."""
+    name = name or content_hash(definition)
+    if not tx.connection.execute(_KNOWN, {"name": name}).scalar():
         tx.execute(definitions.insert().values(hash=name, content=canonical(definition)))
     return name
 

@@ -40,7 +40,13 @@ from .tables import runs, tasks
 LATE_KINDS = frozenset({"body.erased"})  # what an ended run still takes
 _ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 _COLUMNS = tuple(field.name for field in fields(Run))
-_RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
+RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
+# Statements that each task needs are made once: to make one costs more than to execute it.
+_ONE = RUN.where(runs.c.run_id == sa.bindparam("run_id"))
+_CREATE = runs.insert()
+_ITS_TASK = (tasks.c.task_id == sa.bindparam("its_task"), tasks.c.run_id == sa.bindparam("its_run"))
+_MOVE_TASK = tasks.update().where(*_ITS_TASK).values(status=sa.bindparam("to"), waiting=sa.bindparam("for"))
+_END_TASK = _MOVE_TASK.values({name: sa.bindparam(f"its_{name}") for name in ("result", "error", "ended_at")})
 
 
 @dataclass(frozen=True)
@@ -71,18 +77,23 @@ class Verification:
 
 def read_run(connection: Connection, run_id: str) -> Run:
     """Return the run's row. Raises NotFound."""
-    row = connection.execute(_RUN.where(runs.c.run_id == run_id)).one_or_none()
-    if row is None:
+    found = fetch_runs(connection, _ONE, run_id=run_id)
+    if not found:
         raise NotFound(f"there is no run {run_id}", hint="list runs by: agentfarm task list")
-    return Run(*row)
+    return found[0]
+
+
+def fetch_runs(connection: Connection, statement: sa.Select[Any], **values: Any) -> list[Run]:
+    """Return the runs that a statement made of `RUN` selects."""
+    return [Run(*row) for row in connection.execute(statement, values)]
 
 
 def select_runs(
     connection: Connection, *where: Any, order: tuple[Any, ...] = (runs.c.run_no,), limit: int | None = None
 ) -> list[Run]:
     """Return the runs that the conditions on `tables.runs` select."""
-    statement = _RUN.where(*where).order_by(*order)
-    return [Run(*row) for row in connection.execute(statement.limit(limit) if limit else statement)]
+    statement = RUN.where(*where).order_by(*order)
+    return fetch_runs(connection, statement.limit(limit) if limit else statement)
 
 
 def read_events(connection: Connection, run_id: str, after: int = 0, limit: int | None = None) -> list[Event]:
@@ -112,9 +123,9 @@ def create_run(
     mode: str, events: Sequence[NewEvent], thread_id: str | None = None, priority: int = 0, bound: bool = False, by: str = "service",
 ) -> Run:  # fmt: skip
     """Begin a run with its first events (run.created, messages); it stands in the queue of its agent."""
-    tx.wrote = True
     number = tx.execute(
-        runs.insert().values(
+        _CREATE,
+        dict(
             run_id=run_id, task_id=task_id, agent=agent, owner=owner, thread_id=thread_id, version=version,
             definition_hash=definition_hash, mode=mode, epoch=epoch, bound=bound, priority=priority, status="queued",
             head=GENESIS, created_at=tx.now,
@@ -252,7 +263,7 @@ def _write(
     after = replace(run, **{"seq": seq, "head": head, "last_n": run.last_n if n is None else n, **moved})
     tx.insert(run, after, rows, whole=bool(moved))
     tx.advance(after)
-    if run.task_id and (after.status != run.status or after.waiting != run.waiting or run.seq == 0):
+    if run.task_id and (after.status != run.status or after.waiting != run.waiting):
         _move_task(tx, after, made)
     follow_inbox(tx, run, after, made)
     tx.committed.append(Committed(run.run_id, run.agent, run.owner, tuple(made)))
@@ -298,17 +309,14 @@ def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:
 
 
 def _move_task(tx: Tx, run: Run, events: Iterable[Event]) -> None:
-    values: dict[str, Any] = {"status": run.status, "waiting": run.waiting}
-    if run.status in ENDED:
-        values["ended_at"] = run.ended_at
-        for event in events:
-            if event.kind in _ENDS:
-                body = event.data()
-                values["result"] = (
-                    msgspec.json.encode(body.get("result")).decode() if event.kind == "run.succeeded" else None
-                )
-                values["error"] = msgspec.json.encode(body["error"]).decode() if body.get("error") else None
-    tx.execute(tasks.update().where(tasks.c.task_id == run.task_id, tasks.c.run_id == run.run_id).values(**values))
+    values = {"its_task": run.task_id, "its_run": run.run_id, "to": run.status, "for": run.waiting}
+    if run.status not in ENDED:
+        tx.execute(_MOVE_TASK, values)
+        return
+    body = next((event.data() for event in events if event.kind in _ENDS), {})
+    result = msgspec.json.encode(body.get("result")).decode() if run.status == "succeeded" else None
+    error = msgspec.json.encode(body["error"]).decode() if body.get("error") else None
+    tx.execute(_END_TASK, {**values, "its_result": result, "its_error": error, "its_ended_at": run.ended_at})
 
 
 # -- verifying ---------------------------------------------------------------------------------------------------

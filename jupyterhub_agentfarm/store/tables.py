@@ -32,6 +32,7 @@ metadata = MetaData(
 )
 Big = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only INTEGER PRIMARY KEY
 
+CLAIMABLE = ("queued", "assigned")
 STATUSES = ("queued", "assigned", "running", "waiting", "cancelling", "succeeded", "failed", "cancelled", "chain")
 
 
@@ -165,6 +166,14 @@ runs = Table(
     Column("ended_at", Double),
     CheckConstraint(_one_of("status", STATUSES), name="status"),
     Index("ix_runs_agent_status", "agent", "status"),
+    Index(  # claiming takes the first one, however many wait
+        "ix_runs_queue",
+        "agent",
+        text("priority DESC"),
+        "run_no",
+        sqlite_where=text(_one_of("status", CLAIMABLE)),
+        postgresql_where=text(_one_of("status", CLAIMABLE)),
+    ),
     Index("ix_runs_task_id", "task_id"),
     Index("ix_runs_claim_id", "claim_id"),
     postgresql_with={"fillfactor": "50"},  # HOT updates: the head moves with every append

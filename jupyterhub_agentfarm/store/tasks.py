@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -20,6 +21,11 @@ from .tables import tasks
 
 _COLUMNS = tuple(one.name for one in fields(Task))
 _TASK = sa.select(*(tasks.c[name] for name in _COLUMNS))
+_ONE = _TASK.where(tasks.c.task_id == sa.bindparam("task_id"))  # made once: to make one costs more than to execute it
+_KEYED = _TASK.add_columns(tasks.c.key_digest).where(
+    tasks.c.owner == sa.bindparam("owner"), tasks.c.key == sa.bindparam("key")
+)
+_INSERT = tasks.insert()
 _JSON = ("input", "requirements", "result", "error")
 
 
@@ -50,6 +56,10 @@ class Choice:
     version: int | None
     bound: bool = False
 
+    @cached_property
+    def hash(self) -> str:
+        return content_hash(self.definition)
+
 
 def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tuple[Task, bool]:
     """Write the task, and its run where the agent is known (`choice`); return (task, whether it is new).
@@ -61,12 +71,9 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
     """
     digest = _digest(asked)
     if asked.key is not None:
-        known = tx.connection.execute(_TASK.where(tasks.c.owner == asked.owner, tasks.c.key == asked.key)).one_or_none()
+        known = tx.connection.execute(_KEYED, {"owner": asked.owner, "key": asked.key}).one_or_none()
         if known is not None:
-            task = _task(known)
-            before = tx.connection.execute(
-                sa.select(tasks.c.key_digest).where(tasks.c.task_id == task.task_id)
-            ).scalar()
+            task, before = _task(known[:-1]), known[-1]
             if before != digest:
                 raise Conflict(
                     f"key {asked.key!r} was used for another task ({task.task_id})",
@@ -79,16 +86,18 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
     task_id = new_id("task")
     events = first_events(tx, asked, choice, task_id) if choice else None  # may raise: before anything is written
     requirements = {**asked.requirements, **({"variables": dict(asked.variables)} if asked.variables else {})}
+    run_id = new_id("run") if choice else None
     tx.execute(
-        tasks.insert().values(
-            task_id=task_id, owner=asked.owner, submitted_by=asked.submitted_by, target=asked.target, agent=choice.agent if choice else None,
+        _INSERT,
+        dict(
+            task_id=task_id, run_id=run_id, owner=asked.owner, submitted_by=asked.submitted_by, target=asked.target, agent=choice.agent if choice else None,
             thread_id=asked.thread_id, input=_json(asked.input), priority=asked.priority, mode=asked.mode, key=asked.key,
             key_digest=digest, workspace=asked.workspace, deadline=asked.deadline, requirements=_json(requirements),
             status="queued", created_at=tx.now,
         )
     )  # fmt: skip
-    if choice and events:
-        begin(tx, epoch, task_id, asked, choice, events)
+    if choice and run_id and events:
+        _begin(tx, epoch, task_id, run_id, asked, choice, events)
     return show(tx.connection, task_id), True
 
 
@@ -98,39 +107,30 @@ def assign(tx: Tx, epoch: str, task: Task, choice: Choice) -> Run:
         raise Conflict(f"task {task.task_id} has a run already")
     asked = _asked(task)
     events = first_events(tx, asked, choice, task.task_id)
-    tx.execute(tasks.update().where(tasks.c.task_id == task.task_id).values(agent=choice.agent))
-    return begin(tx, epoch, task.task_id, asked, choice, events)
-
-
-def begin(tx: Tx, epoch: str, task_id: str, asked: Submission, choice: Choice, events: list[NewEvent]) -> Run:
-    """Begin a run of the task with its first events."""
     run_id = new_id("run")
-    run = ledger.create_run(
+    tx.execute(tasks.update().where(tasks.c.task_id == task.task_id).values(agent=choice.agent, run_id=run_id))
+    return _begin(tx, epoch, task.task_id, run_id, asked, choice, events)
+
+
+def _begin(
+    tx: Tx, epoch: str, task_id: str, run_id: str, asked: Submission, choice: Choice, events: list[NewEvent]
+) -> Run:
+    return ledger.create_run(
         tx, run_id=run_id, task_id=task_id, agent=choice.agent, owner=asked.owner, epoch=epoch, version=choice.version,
-        definition_hash=definitions.put(tx, choice.definition), mode=asked.mode, thread_id=asked.thread_id, priority=asked.priority,
+        definition_hash=definitions.put(tx, choice.definition, choice.hash), mode=asked.mode, thread_id=asked.thread_id, priority=asked.priority,
         bound=choice.bound, events=events,
     )  # fmt: skip
-    tx.execute(
-        tasks.update()
-        .where(tasks.c.task_id == task_id)
-        .values(run_id=run_id, status="queued", waiting=None, ended_at=None, error=None)
-    )
-    return run
 
 
 def first_events(tx: Tx, asked: Submission, choice: Choice, task_id: str, parent: str | None = None) -> list[NewEvent]:
     """Return run.created and, outside a thread, the rendered prompt and the input. Raises Invalid: a variable has no value."""
-    threads.opening(choice.definition, asked.input, asked.variables, None)
+    opening = threads.opening(choice.definition, asked.input, asked.variables, None)
     created = {
-        "task": task_id, "agent": choice.agent, "version": choice.version, "definition": content_hash(choice.definition),
+        "task": task_id, "agent": choice.agent, "version": choice.version, "definition": choice.hash,
         "mode": asked.mode, "thread": asked.thread_id, "parent": parent, "owner": asked.owner, "bound": choice.bound,
     }  # fmt: skip
-    events = [new_event("run.created", created)]
-    if (
-        asked.thread_id is None
-    ):  # in a thread the messages before it may still be on their way: they are added when it is claimed
-        events += threads.opening(choice.definition, asked.input, asked.variables, None)
-    return events
+    # In a thread the messages before it may still be on their way: they are added when it is claimed.
+    return [new_event("run.created", created), *([] if asked.thread_id else opening)]
 
 
 def cancel(tx: Tx, task_id: str, by: str, reason: str) -> Task:
@@ -179,7 +179,7 @@ def rerun(tx: Tx, epoch: str, task_id: str, by: str, choice: Choice) -> Task:
 
 def show(connection: Connection, task_id: str) -> Task:
     """Return the task. Raises NotFound."""
-    row = connection.execute(_TASK.where(tasks.c.task_id == task_id)).one_or_none()
+    row = connection.execute(_ONE, {"task_id": task_id}).one_or_none()
     if row is None:
         raise NotFound(f"there is no task {task_id}", hint="list them by: agentfarm task list")
     return _task(row)

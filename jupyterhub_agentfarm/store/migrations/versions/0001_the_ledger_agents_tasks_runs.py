@@ -143,6 +143,14 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": "50"},
     )
     op.create_index("ix_runs_agent_status", "runs", ["agent", "status"], unique=False)
+    op.create_index(
+        "ix_runs_queue",
+        "runs",
+        ["agent", sa.text("priority DESC"), "run_no"],
+        unique=False,
+        sqlite_where=sa.text("status IN ('queued', 'assigned')"),
+        postgresql_where=sa.text("status IN ('queued', 'assigned')"),
+    )
     op.create_index("ix_runs_claim_id", "runs", ["claim_id"], unique=False)
     op.create_index("ix_runs_task_id", "runs", ["task_id"], unique=False)
 
