@@ -6,7 +6,9 @@ the supervisor. Outside a farm (no AGENTFARM_URL) it does nothing.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 from collections.abc import Iterable
 from typing import Any
@@ -17,11 +19,10 @@ from traitlets import Integer, List, Unicode
 from . import activity, hubtoken
 from .forward import PanelHandler, Service
 from .kernels import kernel_environment
-from .kernelsocket import KernelSocket
+from .kernelsocket import LONGEST_PATH, KernelSocket, private_folder
 from .supervisor import Supervisor
 
-IPC_NAME_BYTES = len("/kernel-01234567-89ab-cdef-0123-456789abcdef-ipc-5")
-SOCKET_PATH_BYTES = 107  # unix(7), without the final zero
+IPC_NAME_BYTES = len("kernel-01234567-89ab-cdef-0123-456789abcdef-ipc-5")
 
 
 class AgentFarmExtension(ExtensionApp):
@@ -123,13 +124,14 @@ class AgentFarmExtension(ExtensionApp):
         settings["kernel_websocket_connection_class"] = WithoutDelay
 
     def _kernels_off_the_network(self) -> None:
-        """Kernels speak over unix sockets where their names are short enough: TCP ports are open to every local user."""
+        """Kernels speak over unix sockets: TCP ports are open to every local user. An operator's own choice is kept."""
         assert self.serverapp is not None
-        runtime_dir = self.serverapp.runtime_dir
-        section = self.serverapp.kernel_manager.config.KernelManager
+        manager = self.serverapp.kernel_manager
+        section = manager.config.KernelManager
         if "transport" in section:
             return
-        if len(runtime_dir.encode()) + IPC_NAME_BYTES <= SOCKET_PATH_BYTES:
-            section.transport = "ipc"
-        else:
-            self.log.warning("kernels listen on loopback TCP: the path %s is too long for unix sockets", runtime_dir)
+        section.transport = "ipc"
+        if len(manager.connection_dir.encode()) + 1 + IPC_NAME_BYTES > LONGEST_PATH:
+            folder = private_folder(self.serverapp.runtime_dir, IPC_NAME_BYTES)
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)  # kernels end after the extensions
+            manager.connection_dir = str(folder)

@@ -23,8 +23,14 @@ from jupyterhub_agentfarm.errors import Transient
 from . import routes
 from .forward import Ends, Service, answer_problem, forward, refusal
 
-LONGEST_PATH = 100  # bytes; Linux allows 107 for a socket's path
+LONGEST_PATH = 107  # bytes of a socket's path, unix(7)
 FRAME_BYTES = 2 * MAX_APPEND_BYTES
+
+
+def private_folder(near: str, name_bytes: int) -> Path:
+    """Make a folder that only this user enters (0700), below `near` unless a socket's name there would be too long."""
+    fits = len(near.encode()) + len("/agentfarm-12345678/") + name_bytes <= LONGEST_PATH
+    return Path(tempfile.mkdtemp(prefix="agentfarm-", dir=near if fits else None))
 
 
 class KernelHandler(Ends, web.RequestHandler):
@@ -103,8 +109,7 @@ class KernelSocket:
 
     def start(self) -> str:
         """Listen, and return the path for AGENTFARM_SOCKET. Needs no running event loop."""
-        near = len(self._runtime_dir.encode()) + len("/agentfarm-12345678/farm.sock") <= LONGEST_PATH
-        self._folder = Path(tempfile.mkdtemp(prefix="agentfarm-", dir=self._runtime_dir if near else None))  # 0700
+        self._folder = private_folder(self._runtime_dir, len("farm.sock"))
         path = self._folder / "farm.sock"
         options = {"service": self._service}
         app = web.Application(

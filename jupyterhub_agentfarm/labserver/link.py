@@ -15,17 +15,29 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 
 from agentfarm_sdk.errors import from_problem
-from agentfarm_sdk.protocol import PROTOCOL
+from agentfarm_sdk.protocol import PROTOCOL, Event
 from jupyterhub_agentfarm.errors import Transient
 
 LONGEST_WAIT_SECONDS = 10.0  # between attempts while the service is away
 REFUSED_WAIT_SECONDS = 30.0  # after a refused token: only a new start of the server brings another
 ANSWER_SECONDS = 15.0  # within which an answer comes, beyond what the request itself allows
 MAX_FRAME = 16 * 1024 * 1024
+
+
+class Frame(msgspec.Struct):
+    """What the service sends: an answer to request `id`, or a push."""
+
+    id: int = 0
+    ok: msgspec.Raw = msgspec.Raw(b"null")
+    error: dict[str, Any] | None = None
+    push: str = ""
+    run: str = ""
+    events: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class Cut(Transient):
@@ -42,7 +54,7 @@ class Link:
         *,
         up: Callable[[], None],
         down: Callable[[], None],
-        push: Callable[[str, list[Any]], None],
+        push: Callable[[str, list[Event]], None],
         log: logging.Logger,
     ) -> None:
         parts = urlsplit(url)
@@ -51,7 +63,7 @@ class Link:
         )
         self._token, self._up, self._down, self._push, self._log = token, up, down, push, log
         self._socket: ClientConnection | None = None
-        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._answers: dict[int, asyncio.Future[msgspec.Raw]] = {}
         self._numbers = itertools.count(1)
 
     async def run(self) -> None:
@@ -83,8 +95,8 @@ class Link:
             attempt = min(attempt + 1, 10)
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
 
-    async def ask(self, op: str, run: str, body: Any, patience: float = 0.0) -> Any:
-        """Ask once and return the answer. `patience`: seconds that the request itself allows the service.
+    async def ask(self, op: str, run: str, body: msgspec.Struct, kind: Any, patience: float = 0.0) -> Any:
+        """Ask once and return the answer, read as `kind`. `patience`: seconds that the request itself allows the service.
 
         Raises:
             Cut: there is no connection, or it fell. AgentFarmError: the problem that the service answered.
@@ -94,8 +106,11 @@ class Link:
         number = next(self._numbers)
         future = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
-            await self._socket.send(json.dumps({"id": number, "op": op, "run": run, "body": body}))
-            return await asyncio.wait_for(future, patience + ANSWER_SECONDS)
+            frame = {"id": number, "op": op, "run": run, "body": body}
+            await self._socket.send(msgspec.json.encode(frame).decode())
+            return msgspec.json.decode(await asyncio.wait_for(future, patience + ANSWER_SECONDS), type=kind)
+        except msgspec.DecodeError as error:
+            raise Transient(f"the farm's answer to {op} cannot be read: {error}", retry_after=10.0) from error
         except asyncio.TimeoutError as error:
             await self._socket.close() if self._socket else None  # half dead: a new one is better than waiting
             raise Cut(f"the farm did not answer {op} in time") from error
@@ -110,7 +125,7 @@ class Link:
         self._up()
         try:
             async for frame in socket:
-                self._take(json.loads(frame))
+                self._take(frame)
         finally:
             self._socket = None
             for future in self._answers.values():
@@ -119,18 +134,21 @@ class Link:
             self._down()
         self._log.warning("the farm closed the connection (%s); runs go on", socket.close_code)
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if "push" in message:
-            if message["push"] == "inbox":
-                self._push(str(message["run"]), message["events"])
+    def _take(self, text: str | bytes) -> None:
+        try:
+            frame = msgspec.json.decode(text, type=Frame)
+            if frame.push == "inbox":
+                self._push(frame.run, msgspec.json.decode(frame.events, type=list[Event]))
+        except msgspec.DecodeError as error:
+            self._log.error("a message of the farm cannot be read and is passed over: %s", error)
             return
-        future = self._answers.get(message.get("id", 0))
+        future = self._answers.get(frame.id)
         if future is None or future.done():
             return
-        if "error" in message:
-            future.set_exception(from_problem(message["error"]))
+        if frame.error is not None:
+            future.set_exception(from_problem(frame.error))
         else:
-            future.set_result(message.get("ok"))
+            future.set_result(frame.ok)
 
 
 def _problem(body: bytes | bytearray | None) -> str:

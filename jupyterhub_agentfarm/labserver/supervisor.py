@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-import msgspec
-
 from agentfarm_sdk.errors import AgentFarmError, Transient
 from agentfarm_sdk.protocol import Claim, ClaimRequest, Event, HeartbeatAnswer, HeartbeatRequest
 
@@ -151,14 +149,13 @@ class Supervisor:
     async def _claim(self, asked: AskForRun) -> None:
         request = ClaimRequest(worker=self.plan.worker, claim_id=asked.claim_id, wait=asked.wait, kernels=asked.kernels)
         try:
-            answer = await self.link.ask("claim", "", msgspec.to_builtins(request), patience=asked.wait)
+            claim: Claim | None = await self.link.ask("claim", "", request, Claim | None, patience=asked.wait)
         except Cut:
             return  # `down` has said so, or will; the same claim is asked again
         except AgentFarmError as error:
             self._log.warning("no run could be claimed: %s %s", error.detail, error.hint)
             self._do(self.plan.claim_refused(getattr(error, "retry_after", 10.0), _now()))
             return
-        claim = None if answer is None else msgspec.convert(answer, Claim)
         if claim:
             self._log.info("run %s claimed, fence %d", claim.run, claim.fence)
         self._do(self.plan.claimed(claim, _now()))
@@ -166,7 +163,9 @@ class Supervisor:
     async def _beat(self, run: str, fence: int) -> None:
         sent = _now()
         try:
-            answer = await self._heartbeat(run, fence, None)
+            answer: HeartbeatAnswer = await self.link.ask(
+                "heartbeat", run, HeartbeatRequest(fence=fence), HeartbeatAnswer
+            )
         except Transient as error:
             self._log.info("the lease of run %s was not renewed: %s", run, error.detail)
             self._do(self.plan.beat_refused(run, fence, None, _now()))
@@ -174,11 +173,11 @@ class Supervisor:
             self._log.warning("run %s, fence %d is no longer ours: %s", run, fence, error.detail)
             self._do(self.plan.beat_refused(run, fence, error.type, _now()))
         else:
-            self._do(self.plan.beaten(run, fence, msgspec.convert(answer, HeartbeatAnswer), sent, _now()))
+            self._do(self.plan.beaten(run, fence, answer, sent, _now()))
 
     async def _report(self, run: str, fence: int, proof: str) -> None:
         try:
-            await self._heartbeat(run, fence, proof)
+            await self.link.ask("heartbeat", run, HeartbeatRequest(fence=fence, dead=proof), Any)
         except Transient:
             self._do(self.plan.reported(run, fence, False, _now()))
         except AgentFarmError as error:
@@ -187,9 +186,6 @@ class Supervisor:
         else:
             self._log.warning("run %s, fence %d: reported that its worker is dead: %s", run, fence, proof)
             self._do(self.plan.reported(run, fence, True, _now()))
-
-    async def _heartbeat(self, run: str, fence: int, dead: str | None) -> Any:
-        return await self.link.ask("heartbeat", run, msgspec.to_builtins(HeartbeatRequest(fence=fence, dead=dead)))
 
     # -- what is heard -------------------------------------------------------------------------------------------
 
@@ -203,8 +199,8 @@ class Supervisor:
     def _gone(self, name: str, proof: str) -> None:
         self._do(self.plan.died(name, proof, _now()))
 
-    def _pushed(self, run: str, events: list[Any]) -> None:
-        self._do(self.plan.pushed(run, msgspec.convert(events, list[Event]), _now()))
+    def _pushed(self, run: str, events: list[Event]) -> None:
+        self._do(self.plan.pushed(run, events, _now()))
 
 
 def _now() -> float:

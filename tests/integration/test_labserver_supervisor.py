@@ -116,7 +116,7 @@ async def test_while_the_service_is_away_kernels_go_on_and_deaths_are_told_after
         lambda: any(run == living and not body.get("dead") for _, run, body in service.beats), 5, "the lease is renewed"
     )
     assert psutil.pid_exists(pids[living])
-    assert await until(lambda: any("renewed" in one.get("told", []) for one in server.lines() if one["run"] == living), 5)  # fmt: skip
+    assert await until(lambda: any("renewed" in one.get("told", []) for one in server.lines() if one.get("run") == living), 5)  # fmt: skip
 
 
 async def test_a_claim_whose_answer_was_cut_is_asked_again_by_its_name(server: Server, service: FakeService) -> None:
