@@ -1,0 +1,41 @@
+"""JupyterHub's own suites pass against our spawner, each in a process of its own with a hub, a proxy and a fleet daemon."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PROXY = HERE.parents[1] / "node_modules" / ".bin"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("suite", ["spawner user", "named_servers", "shares", "services_auth services"])
+def test_the_hubs_own_suite_passes_against_our_spawner(suite: str, tmp_path: Path) -> None:
+    path = f"{PROXY}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if shutil.which("configurable-http-proxy", path=path) is None:
+        pytest.skip("configurable-http-proxy is not installed: npm ci")
+    mark = tmp_path / "mark"
+    command = [
+        sys.executable, "-m", "pytest", "-p", "hubsuite", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", "-c", str(HERE / "hubsuite.ini"), "--rootdir", str(tmp_path),
+        "--pyargs", *(f"jupyterhub.tests.test_{name}" for name in suite.split()),
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "JUPYTERHUB_", "AGENTFARM_"))}
+    environment |= {
+        "PATH": path,
+        "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}",
+        "AGENTFARM_SUITE_MARK": str(mark),
+    }
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=580, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert mark.exists(), "no server was started by our spawner: the suite tested something else"
+    assert re.search(r"\d+ passed", done.stdout)
