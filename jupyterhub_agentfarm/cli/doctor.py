@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import socket
@@ -16,6 +15,8 @@ from typing import Literal
 
 import sqlalchemy as sa
 
+from agentfarm_sdk.tools.python import refusal
+
 from ..errors import AgentFarmError
 from ..gateway.embedded import why_not
 from ..launcher.parts import NODE_AT_LEAST, node, node_version, proxy_script
@@ -23,7 +24,6 @@ from ..launcher.state import FREE_BYTES, is_free, kept_ports, read_ready
 from ..store import engines
 
 MEMORY_BYTES = 2 * 1024**3
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 @dataclass(frozen=True)
@@ -147,18 +147,14 @@ def model(env: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def namespaces() -> Iterator[Finding]:
-    """`run_python` has no network by a namespace of its own. Tried in a child, as the tool does."""
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0 else 1)
-    _, status = os.waitpid(child, 0)
-    if os.waitstatus_to_exitcode(status) == 0:
-        yield Finding("namespaces", "ok", "user and network namespaces can be made")
-    else:
+    """`run_python` works in namespaces of its own, without a network."""
+    if why := refusal():
         yield Finding(
-            "namespaces", "warn", "they are refused, so the tool run_python is not offered",
+            "namespaces", "warn", f"{why}, so the tool run_python is not offered",
             "sysctl kernel.unprivileged_userns_clone=1 (Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)",
         )  # fmt: skip
+    else:
+        yield Finding("namespaces", "ok", "run_python can be walled in")
 
 
 def isolation() -> Iterator[Finding]:
