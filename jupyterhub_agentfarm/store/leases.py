@@ -159,8 +159,10 @@ def cancel(tx: Tx, run_id: str, by: str, reason: str) -> ledger.Appended | None:
     Raises Conflict: it has ended otherwise.
     """
     run = ledger.held(tx, run_id)
-    if run.status == "cancelled" or (run.cancel and run.status not in ENDED):
+    if run.status == "cancelled":
         return None
+    if run.cancel and run.status not in ENDED:  # asked before: it ends now where nothing holds it any more
+        return go_on(tx, run_id, by, [], reason)
     if run.status in ENDED:
         raise Conflict(f"run {run_id} has already {run.status}")
     return go_on(tx, run_id, by, [new_event("run.cancel_requested", {"reason": reason})], reason)

@@ -1,0 +1,191 @@
+"""What becomes of a run that waits, is paused or cancelled, and of appends that come again: on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from test_store import REPLIED, VALUE, append, claimed, kinds, running, started, submitted
+
+from agentfarm_sdk.protocol import Definition, NewEvent, new_event
+from jupyterhub_agentfarm.errors import Conflict, Fenced, Invalid
+from jupyterhub_agentfarm.records import Run
+from jupyterhub_agentfarm.store import inbox, leases, ledger, tasks, threads
+from jupyterhub_agentfarm.store.db import Database
+
+DIED = "kernel exited with -9"
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Database]:
+    database = Database.open(database_url)
+    yield database
+    await database.close()
+
+
+async def row(db: Database, run: Run) -> Run:
+    return await db.read(lambda c: ledger.read_run(c, run.run_id))
+
+
+async def in_doubt(db: Database) -> Run:
+    run = await running(db)
+    await started(db, run, "once")
+    await db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, "the kernel died", DIED))
+    return run
+
+
+def resolved(decision: str) -> list[NewEvent]:
+    return [new_event("tool.resolved", {"decision": decision, "result": 1, "reason": "seen"}, "c0-0")]
+
+
+async def waiting_items(db: Database, run: Run) -> int:
+    return len(await db.read(lambda c: inbox.waiting_of(c, run.run_id)))
+
+
+@pytest.mark.parametrize("last", ["run.parked", "run.succeeded"])
+async def test_an_append_whose_answer_was_lost_is_answered_again_when_the_run_is_no_longer_held(
+    db: Database, last: str
+) -> None:
+    run = await running(db)
+    end = new_event(last, {"reason": "approval", "result": 1})
+    first = await append(db, run, 1, end)
+    again = await append(db, run, 1, end)
+    assert again.repeated and (again.seq, again.head) == (first.seq, first.head)
+    with pytest.raises((Fenced, Conflict)):
+        await append(db, run, 2, VALUE)
+
+
+async def test_an_append_without_events_and_one_that_goes_on_behind_the_end_are_refused(db: Database) -> None:
+    run = await running(db)
+    with pytest.raises(Invalid):
+        await append(db, run, 1)
+    with pytest.raises(Invalid):
+        await append(db, run, 1, new_event("run.succeeded", {"result": 1}), VALUE)
+    assert (await append(db, run, 1, VALUE)).n == 1
+
+
+async def test_a_call_in_doubt_is_the_last_word_until_somebody_decides(db: Database) -> None:
+    run = await in_doubt(db)
+    assert (await kinds(db, run.run_id))[-2:] == ["tool.started", "tool.doubted"]
+    assert (await row(db, run)).lease_until is None
+    with pytest.raises(Fenced):
+        await append(db, run, 1, new_event("tool.succeeded", {"result": 1}, "c0-0"))
+    assert await db.write(lambda tx: leases.claim(tx, "analyst", "w", "c2", 30.0)) is None
+
+
+async def test_a_decision_closes_the_doubt_and_the_run_queues_again(db: Database) -> None:
+    run = await in_doubt(db)
+    assert await waiting_items(db, run) == 1
+    await db.write(lambda tx: leases.go_on(tx, run.run_id, "user:alice", resolved("happened"), "decided"))
+    assert await waiting_items(db, run) == 0
+    assert (await claimed(db, "c2")).fence == run.fence + 1
+
+
+async def test_a_late_outcome_closes_the_doubt_in_the_inbox_too(db: Database) -> None:
+    run = await in_doubt(db)
+    late = [new_event("tool.succeeded", {"result": 1}, "c0-0"), new_event("run.requeued", {"reason": "late"})]
+    await db.write(lambda tx: ledger.record(tx, run.run_id, f"worker:{run.fence}", late))
+    assert await waiting_items(db, run) == 0 and (await row(db, run)).status == "queued"
+
+
+async def test_a_run_that_was_cancelled_while_in_doubt_ends_with_the_decision(db: Database) -> None:
+    run = await in_doubt(db)
+    asked = await db.write(lambda tx: tasks.cancel(tx, run.task_id, "user:alice", "enough"))
+    assert asked.status == "cancelling"
+    await db.write(lambda tx: leases.go_on(tx, run.run_id, "user:alice", resolved("happened"), "decided"))
+    assert (await db.read(lambda c: tasks.show(c, run.task_id))).status == "cancelled"
+
+
+async def test_cancelling_a_run_whose_calls_may_have_taken_effect_asks_first(db: Database) -> None:
+    run = await running(db)
+    await started(db, run, "idempotent")
+    await db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, "lease expired", None))
+    await db.write(lambda tx: tasks.cancel(tx, run.task_id, "user:alice", "enough"))
+    assert await waiting_items(db, run) == 1 and (await row(db, run)).ended_at is None
+
+
+async def test_a_paused_run_stays_paused_through_a_decision_and_a_doubt_stays_through_resuming(db: Database) -> None:
+    run = await in_doubt(db)
+    await db.write(lambda tx: tasks.pause(tx, run.task_id, "user:alice", "wait"))
+    await db.write(lambda tx: tasks.resume(tx, run.task_id, "user:alice"))
+    assert (await row(db, run)).waiting == "in_doubt"
+    await db.write(lambda tx: tasks.pause(tx, run.task_id, "user:alice", "wait"))
+    await db.write(lambda tx: leases.go_on(tx, run.run_id, "user:alice", resolved("happened"), "decided"))
+    assert (await row(db, run)).waiting == "paused"
+    await db.write(lambda tx: tasks.resume(tx, run.task_id, "user:alice"))
+    assert (await row(db, run)).status == "queued"
+
+
+async def test_a_run_resumed_before_its_worker_parked_stays_with_that_worker(db: Database) -> None:
+    run = await running(db)
+    await db.write(lambda tx: tasks.pause(tx, run.task_id, "user:alice", "wait"))
+    task = await db.write(lambda tx: tasks.resume(tx, run.task_id, "user:alice"))
+    assert task.status == "running" and (await row(db, run)).lease_until
+    assert (await append(db, run, 1, VALUE)).n == 1
+
+
+async def test_a_paused_run_whose_worker_died_is_still_paused(db: Database) -> None:
+    run = await running(db)
+    await db.write(lambda tx: tasks.pause(tx, run.task_id, "user:alice", "wait"))
+    await db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, "the kernel died", DIED))
+    assert (await row(db, run)).waiting == "paused"
+
+
+async def test_what_is_being_cancelled_cannot_be_paused(db: Database) -> None:
+    run = await running(db)
+    await db.write(lambda tx: tasks.cancel(tx, run.task_id, "user:alice", "enough"))
+    with pytest.raises(Conflict, match="being cancelled"):
+        await db.write(lambda tx: tasks.pause(tx, run.task_id, "user:alice", "wait"))
+
+
+async def test_two_approvals_are_both_given_before_the_run_queues(db: Database) -> None:
+    run = await running(db)
+    calls = [{"id": f"c0-{i}", "type": "function", "function": {"name": "pay", "arguments": "{}"}} for i in range(2)]
+    reply = new_event("model.replied", {"message": {"role": "assistant", "content": "", "tool_calls": calls}})
+    asked = [new_event("approval.requested", {"tool": "pay", "effect": "once"}, f"c0-{i}") for i in range(2)]
+    await db.write(lambda tx: ledger.record(tx, run.run_id, "gateway", [reply, *asked], fence=run.fence))
+    await append(db, run, 1, new_event("run.parked", {"reason": "approval"}))
+    for index, status in enumerate(["waiting", "queued"]):
+        given = [new_event("approval.given", {}, f"c0-{index}")]
+        await db.write(lambda tx, given=given: leases.go_on(tx, run.run_id, "user:alice", given, "decided"))
+        assert (await row(db, run)).status == status
+    assert await waiting_items(db, run) == 0
+
+
+async def test_a_run_bound_to_a_kernel_fails_with_it_and_never_queues(db: Database) -> None:
+    submission = tasks.Submission(owner="alice", submitted_by="alice", target="draft", input="x")
+    choice = tasks.Choice("draft", Definition(), None, bound=True)
+    task, _ = await db.write(lambda tx: tasks.submit(tx, db.epoch, submission, choice))
+    assert await db.write(lambda tx: leases.claim(tx, "draft", "w", "c1", 30.0)) is None
+    run = await db.write(lambda tx: leases.lease(tx, ledger.held(tx, str(task.run_id)), "kernel", "mine", 30.0))
+    await db.write(lambda tx: ledger.record(tx, run.run_id, "gateway", [REPLIED], fence=run.fence))
+    await db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, "lease expired", None))
+    ended = await db.read(lambda c: tasks.show(c, task.task_id))
+    assert ended.status == "failed" and ended.error["type"] == "kernel-gone"
+
+
+async def test_a_message_to_another_agents_thread_is_refused(db: Database) -> None:
+    thread = await db.write(lambda tx: threads.create(tx, agent="analyst", owner="alice"))
+    with pytest.raises(Conflict, match="with analyst"):
+        await submitted(db, agent="clerk", thread_id=thread["thread_id"])
+
+
+async def test_a_key_tells_tasks_apart_by_all_that_was_asked(db: Database) -> None:
+    await submitted(db, key="k")
+    with pytest.raises(Conflict):
+        await submitted(db, key="k", priority=5)
+
+
+async def test_the_more_important_run_is_claimed_first_and_then_the_older(db: Database) -> None:
+    old, new, urgent = [await submitted(db, priority=priority) for priority in (0, 0, 7)]
+    got = [(await claimed(db, f"c{i}")).task_id for i in range(3)]
+    assert got == [urgent.task_id, old.task_id, new.task_id]
+
+
+async def test_a_lease_that_ran_out_is_listed_and_one_renewed_is_not(db: Database) -> None:
+    run = await running(db)
+    until = await db.write(lambda tx: leases.renew(tx, run.run_id, run.fence, 60.0))
+    assert await db.read(lambda c: leases.expired(c, until - 1)) == []
+    assert [one.run_id for one in await db.read(lambda c: leases.expired(c, until + 1))] == [run.run_id]
+    with pytest.raises(Fenced):
+        await db.write(lambda tx: leases.renew(tx, run.run_id, run.fence + 1, 60.0))
