@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one farm run in one worker, so that each farm is started once."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        if "farm" in params:
-            item.add_marker(pytest.mark.xdist_group(f"farm-{params['farm']}"))
+        for name in ("farm", "scripted_farm"):
+            if name in params:
+                item.add_marker(pytest.mark.xdist_group(f"{name}-{params[name]}"))
 
 
 @pytest.fixture(scope="session")
@@ -37,37 +40,55 @@ def counter(short_directory: Path) -> Iterator[Counter]:
     counted.stop()
 
 
-@pytest.fixture(scope="session", params=DATABASES)
-def farm(request: pytest.FixtureRequest, short_directory: Path) -> Iterator[Farm]:
-    """A farm with the embedded model, as `agentfarm up` starts it; its ledger is read by a stranger at the end."""
-    url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").create()
-    state = short_directory / request.param
-    made = Farm(state, clean_env(**({"DB_CONNECTION_STRING": url} if url else {})))
-    made.database = url or f"sqlite:///{state}/farm.sqlite"
+@pytest.fixture(scope="session")
+def model(short_directory: Path) -> Iterator[str]:
+    """The address of a model server that does what the task says."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("scripted.py"))], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    process.kill()
+    process.wait(10)
+
+
+def run_farm(request: pytest.FixtureRequest, directory: Path, **env: str) -> Iterator[Farm]:
+    """Run a farm as `agentfarm up` starts it; at the end its ledger is read by a stranger."""
+    database: str = request.param
+    url = f"sqlite:///{directory}/farm.sqlite"
+    if database == "postgresql":
+        url = env["DB_CONNECTION_STRING"] = request.getfixturevalue("postgres").create()
+    made = Farm(directory, clean_env(**env), database=url)
     made.start()
     try:
         yield made
-        settled = until(lambda: not made.busy() or None, 90, "no run is under way any more")
-        assert settled
+        until(lambda: not made.busy(), 90, "no run is under way any more")
     finally:
         made.stop()
     assert faults(made.database) == []
     assert made.leftovers() == [], "processes of the farm outlive it"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", params=DATABASES)
+def farm(request: pytest.FixtureRequest, short_directory: Path) -> Iterator[Farm]:
+    """A farm with the embedded model."""
+    yield from run_farm(request, short_directory / f"real-{request.param}")
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def scripted_farm(request: pytest.FixtureRequest, short_directory: Path, model: str) -> Iterator[Farm]:
+    """A farm whose model does what the task says: for tests that kill."""
+    env = {"HF_API_URL": model, "HUGGING_FACE_AUTH_TOKEN": "none-needed"}
+    yield from run_farm(request, short_directory / f"kill-{request.param}", **env)
+
+
+@pytest.fixture
 def alice(farm: Farm) -> Person:
     """A person who owns agents."""
     return farm.person("alice")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def bob(farm: Farm) -> Person:
     """Another person, who owns none of hers."""
     return farm.person("bob")
-
-
-@pytest.fixture(scope="session")
-def admin(farm: Farm) -> Person:
-    """The farm's first user, owner of the demo agents, who may decide what waits."""
-    return farm.person("admin")

@@ -134,6 +134,7 @@ class Farm:
     env: dict[str, str]
     database: str = ""
     launcher: subprocess.Popen[bytes] = field(init=False)
+    people: dict[str, Person] = field(default_factory=dict)
 
     def start(self, seconds: float = 120, *options: str) -> None:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -190,13 +191,16 @@ class Farm:
         return dict(json.loads((self.state / "secrets" / "passwords.json").read_text()))
 
     def person(self, name: str) -> Person:
-        """Sign a person in and make a token of theirs, by the Hub's API as VS Code does."""
+        """Sign a person in and make a token of theirs, by the Hub's API as VS Code does; once for each."""
+        if name in self.people:
+            return self.people[name]
         passwords = self.passwords()
         password = passwords["admin"].get(name, passwords["people"])
         auth = {"auth": {"username": name, "password": password}, "note": "a test"}
         answer = httpx.post(f"{self.ready['hub_url']}/hub/api/users/{name}/tokens", json=auth, timeout=30)
         assert answer.status_code == 201, answer.text
-        return Person(self, name, password, answer.json()["token"])
+        made = self.people[name] = Person(self, name, password, answer.json()["token"])
+        return made
 
     def cli(self, *arguments: str, seconds: float = 120, token: str = "") -> subprocess.CompletedProcess[str]:
         """Run `agentfarm …` as the person whose token it is; without one, as the launcher's client.json says."""

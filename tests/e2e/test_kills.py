@@ -40,8 +40,9 @@ def store(ctx, where: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def hands(farm: Farm, alice: Person) -> dict[str, str]:
+def hands(scripted_farm: Farm) -> dict[str, str]:
     """Two agents of Alice's with one tool each, driven by the scripted model; by the tool's name."""
+    alice = scripted_farm.person("alice")
     with alice.api() as api:
         for tool in ("charge", "store"):
             draft = {
@@ -105,6 +106,11 @@ class Held:
 
 
 @pytest.fixture
+def alice(scripted_farm: Farm) -> Person:
+    return scripted_farm.person("alice")
+
+
+@pytest.fixture
 def held(hands: dict[str, str], alice: Person, counter: Counter) -> Iterator[dict[str, Held]]:
     """A run of each agent in the middle of its effect."""
     made = {tool: Held(alice, agent, tool, counter) for tool, agent in hands.items()}
@@ -116,15 +122,17 @@ def held(hands: dict[str, str], alice: Person, counter: Counter) -> Iterator[dic
 
 
 @pytest.mark.parametrize("victim", ["service", "hub", "daemon", "proxy"])
-def test_a_run_goes_on_over_the_death_of(victim: str, farm: Farm, held: dict[str, Held], counter: Counter) -> None:
-    farm.kill(victim)
+def test_a_run_goes_on_over_the_death_of(
+    victim: str, scripted_farm: Farm, held: dict[str, Held], counter: Counter
+) -> None:
+    scripted_farm.kill(victim)
     for one in held.values():
         one.release()
     for one in held.values():
         task = one.settled()
         assert task["status"] == "succeeded", (task, one.kinds())
         assert len(counter.requests(one.name)) == 1, "the worker lived: nothing was to be called again"
-    answers(farm)
+    answers(scripted_farm)
 
 
 def answers(farm: Farm) -> None:
@@ -138,7 +146,7 @@ def answers(farm: Farm) -> None:
 
 
 def test_a_killed_worker_leaves_a_once_call_in_doubt_and_a_person_says_that_it_happened(
-    farm: Farm, held: dict[str, Held], counter: Counter, alice: Person
+    scripted_farm: Farm, held: dict[str, Held], counter: Counter, alice: Person
 ) -> None:
     once, again = held["charge"], held["store"]
     for one in held.values():
@@ -154,7 +162,7 @@ def test_a_killed_worker_leaves_a_once_call_in_doubt_and_a_person_says_that_it_h
     assert counter.effects(again.name) == 1 and len(keys) == 1
     item = doubt_of(alice, once)
     assert item["detail"]["proof"], "the supervisor saw the kernel end: that is proof"
-    said = farm.cli(
+    said = scripted_farm.cli(
         "inbox",
         "resolve",
         item["inbox_id"],
@@ -179,7 +187,7 @@ def doubt_of(person: Person, one: Held) -> dict[str, Any]:
 
 
 def test_the_death_of_an_agents_server_is_healed_and_a_doubt_that_is_given_up_ends_the_run(
-    farm: Farm, held: dict[str, Held], counter: Counter, alice: Person
+    scripted_farm: Farm, held: dict[str, Held], counter: Counter, alice: Person
 ) -> None:
     once, again = held["charge"], held["store"]
     for one in held.values():
@@ -204,7 +212,7 @@ def test_the_death_of_an_agents_server_is_healed_and_a_doubt_that_is_given_up_en
 
 
 def test_a_doubt_that_did_not_happen_is_called_again_with_its_key(
-    farm: Farm, hands: dict[str, str], counter: Counter, alice: Person
+    scripted_farm: Farm, hands: dict[str, str], counter: Counter, alice: Person
 ) -> None:
     once = Held(alice, hands["charge"], "charge", counter)
     once.reached()
@@ -224,13 +232,13 @@ def test_a_doubt_that_did_not_happen_is_called_again_with_its_key(
 
 
 def test_everything_dies_at_once_and_the_next_start_goes_on(
-    farm: Farm, held: dict[str, Held], counter: Counter
+    scripted_farm: Farm, held: dict[str, Held], counter: Counter
 ) -> None:
-    for pid in [farm.ready["pid"], *farm.ready["pids"].values()]:
+    for pid in [scripted_farm.ready["pid"], *scripted_farm.ready["pids"].values()]:
         if psutil.pid_exists(pid):
             psutil.Process(pid).kill()
-    farm.launcher.wait(10)
-    farm.start()
+    scripted_farm.launcher.wait(10)
+    scripted_farm.start()
     for one in held.values():
         one.release()
     for one in held.values():
@@ -239,7 +247,7 @@ def test_everything_dies_at_once_and_the_next_start_goes_on(
         assert len(counter.requests(one.name)) == 1, "the workers lived: nothing was to be called again"
 
 
-def test_after_all_this_the_ledger_is_whole(farm: Farm, hands: dict[str, str]) -> None:
-    said = farm.cli("audit", "verify")
+def test_after_all_this_the_ledger_is_whole(scripted_farm: Farm, hands: dict[str, str]) -> None:
+    said = scripted_farm.cli("audit", "verify")
     assert said.returncode == 0, said.stdout + said.stderr
-    assert not [line for line in Path(farm.log).read_text().splitlines() if "Traceback" in line]
+    assert not [line for line in Path(scripted_farm.log).read_text().splitlines() if "Traceback" in line]

@@ -20,9 +20,9 @@ NO_ENTRY = {401, 403, 404, 405, 409, 422, 428, 400, 415}  # never 2xx, never 5xx
 
 
 @pytest.fixture(scope="session")
-def agent(farm: Farm, alice: Person, admin: Person) -> str:
+def agent(farm: Farm) -> str:
     """Alice's own agent, made from what the demo's analyst is, published by her."""
-    name = "alices-sums"
+    name, alice, admin = "alices-sums", farm.person("alice"), farm.person("admin")
     with admin.api() as api:
         draft = api.get("/agents/analyst").raise_for_status().json()["draft"]
     with alice.api() as api:
@@ -33,8 +33,9 @@ def agent(farm: Farm, alice: Person, admin: Person) -> str:
 
 
 @pytest.fixture(scope="session")
-def done(agent: str, alice: Person) -> dict[str, Any]:
+def done(agent: str, farm: Farm) -> dict[str, Any]:
     """A task of Alice's that her agent has finished."""
+    alice = farm.person("alice")
     task = alice.settled(alice.submit(agent, QUESTION)["task_id"])
     assert task["status"] == "succeeded", (task, alice.events(task["run_id"]))
     return task

@@ -1,0 +1,61 @@
+"""A model server that does what the task says, in OpenAI's form. Run as a process of its own; prints its port.
+
+The task is JSON: {"tool": name, "arguments": {…}}. The model asks for that call, and then answers with its result.
+It keeps nothing: the same messages get the same reply, whoever was killed in between.
+"""
+
+from __future__ import annotations
+
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+def reply(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    place = max(index for index, message in enumerate(messages) if message["role"] == "user")
+    results = [message["content"] for message in messages[place:] if message["role"] == "tool"]
+    if results:
+        return {"role": "assistant", "content": f"done: {results[-1]}"}
+    asked = json.loads(messages[place]["content"])
+    call = {"name": asked["tool"], "arguments": json.dumps(asked["arguments"])}
+    return {"role": "assistant", "content": None, "tool_calls": [{"id": "x", "type": "function", "function": call}]}
+
+
+class Model(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        message = reply(asked["messages"])
+        finish = "tool_calls" if message.get("tool_calls") else "stop"
+        usage = {"prompt_tokens": 10, "completion_tokens": 5}
+        choice = {"index": 0, "finish_reason": finish}
+        if not asked.get("stream"):
+            whole = {"id": "s", "model": "scripted", "choices": [{**choice, "message": message}], "usage": usage}
+            return self.answer("application/json", json.dumps(whole).encode())
+        delta = {**message, "tool_calls": [{**c, "index": i} for i, c in enumerate(message.get("tool_calls") or [])]}
+        chunk = {"id": "s", "model": "scripted", "choices": [{**choice, "delta": delta}], "usage": usage}
+        return self.answer("text/event-stream", f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode())
+
+    def do_GET(self) -> None:
+        self.answer("application/json", json.dumps({"data": [{"id": "scripted", "object": "model"}]}).encode())
+
+    def answer(self, kind: str, body: bytes) -> None:
+        try:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # who asked was killed: what the tests do
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    server.daemon_threads = True
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
