@@ -1,0 +1,94 @@
+"""Which calls may start: never a guess, never beyond a limit, never an effect without the person who is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentfarm_sdk.protocol import Definition, Limits, ToolSpec, call_key
+from jupyterhub_agentfarm.gateway.admission import Verdict, admit, message, parse, validators
+from jupyterhub_agentfarm.gateway.asking import AskedCall
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+DEFINITION = Definition(
+    tools=[
+        ToolSpec(name="look", schema=SCHEMA, effect="read"),
+        ToolSpec(name="pay", schema=SCHEMA, effect="once"),
+        ToolSpec(name="ask", schema=SCHEMA, effect="once", approval="always"),
+    ],
+    limits=Limits(calls=3),
+)
+
+
+def decided(*calls: tuple[str, str], mode: str = "live", before: int = 0, cancelled: bool = False) -> list[Verdict]:
+    said = message(4, "", [AskedCall(name, arguments) for name, arguments in calls])
+    return admit(
+        DEFINITION,
+        validators(DEFINITION),
+        said,
+        mode=mode,
+        calls_before=before,
+        cancelled=cancelled,
+        epoch="e",
+        run="r",
+        fence=2,
+    )
+
+
+def states(verdicts: list[Verdict]) -> list[str]:
+    return [verdict.told.state for verdict in verdicts]
+
+
+def test_a_call_that_fits_starts_with_its_key() -> None:
+    (verdict,) = decided(("pay", '{"n": 1}'))
+    assert (verdict.told.state, verdict.told.key) == ("admitted", call_key("e", "r", "c4-0"))
+    assert verdict.event.kind == "tool.started" and verdict.event.call == "c4-0"
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"n": -1}', '{"n": "1"}', "{}", '{"n": 1, "m": 2}', "[1]", "{n: 1}", "null", "", '{"n": 1', "7"]
+)
+def test_arguments_against_the_schema_are_refused_and_the_model_is_told(arguments: str) -> None:
+    (verdict,) = decided(("pay", arguments))
+    assert verdict.told.state == "failed" and verdict.told.error
+    assert verdict.event.kind == "tool.failed"
+
+
+def test_json_that_was_encoded_twice_is_the_one_thing_repaired() -> None:
+    assert states(decided(("pay", '"{\\"n\\": 1}"'))) == ["admitted"]
+    assert parse('"\\"{}\\""')[1]
+
+
+def test_an_unknown_tool_is_answered_with_the_known_ones() -> None:
+    assert "look, pay, ask" in decided(("fly", "{}"))[0].told.error
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("live", ["admitted", "admitted", "awaiting"]),
+        ("ask", ["admitted", "awaiting", "awaiting"]),
+        ("simulate", ["admitted", "failed", "failed"]),
+    ],
+)
+def test_the_mode_decides_over_effects(mode: str, expected: list[str]) -> None:
+    assert states(decided(("look", '{"n": 1}'), ("pay", '{"n": 1}'), ("ask", '{"n": 1}'), mode=mode)) == expected
+
+
+def test_a_cancelled_run_starts_nothing_and_a_limit_holds_within_a_reply() -> None:
+    assert states(decided(("look", '{"n": 1}'), cancelled=True)) == ["failed"]
+    assert states(decided(("look", '{"n": 1}'), ("look", '{"n": 2}'), before=2)) == ["admitted", "failed"]
+
+
+@given(st.text() | st.dictionaries(st.text(), st.integers()), st.sampled_from(["look", "pay", "ask", "other"]))
+def test_whatever_a_model_writes_gets_one_verdict_for_each_call(arguments: Any, name: str) -> None:
+    (verdict,) = decided((name, arguments))
+    assert verdict.told.state in ("admitted", "awaiting", "failed") and verdict.event.call == "c4-0"
