@@ -241,9 +241,9 @@ class Database:
             for write in batch:
                 try:
                     self._attempt([write])
-                except BaseException as error:
+                except Exception as error:
                     write.error = self._explained(error)
-        except BaseException as error:  # of one member, or nothing of the batch is there
+        except Exception as error:  # of one member, or nothing of the batch is there
             explained = self._explained(error)
             for write in batch:
                 write.error = explained
@@ -259,10 +259,10 @@ class Database:
                 for write in batch:
                     _member(tx, write)
                 tx.flush()
-        except BaseException as error:
+        except Exception as error:
             self._heads.clear()  # whatever they said: the next use reads the rows
             gone = isinstance(error, sa.exc.DBAPIError) and _lost(error)
-            if gone or not isinstance(error, Exception):
+            if gone:
                 self._drop_connection()
             if gone or len(batch) == 1 or self._connection is None:
                 raise
@@ -302,7 +302,7 @@ class Database:
                 log.debug("closing a broken connection: %s", type(error).__name__)
             self._connection = None
 
-    def _explained(self, error: BaseException) -> BaseException:
+    def _explained(self, error: Exception) -> Exception:
         explained = explain(error)
         if isinstance(explained, Transient):
             self.last_error = explained.detail
@@ -346,13 +346,17 @@ def _member(tx: Tx, write: _Write) -> None:
         if tx.wrote:
             raise
         write.error = error
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise RuntimeError(f"a write function raised {type(error).__name__}") from error  # no future can carry that
 
 
 def _lost(error: sa.exc.DBAPIError) -> bool:
     return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
 
 
-def explain(error: BaseException) -> BaseException:
+def explain(error: Exception) -> Exception:
     """Turn a database's error into ours; any other is returned as it is."""
     if isinstance(error, sa.exc.IntegrityError):
         return Conflict("another write came first", hint="read the thing again and decide anew")
