@@ -119,8 +119,8 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Number]] = {
 }
 _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Number]]] = {
     "abs": (1, 1, abs),
-    "min": (1, 100, min),
-    "max": (1, 100, max),
+    "min": (1, 100, lambda *them: min(them)),
+    "max": (1, 100, lambda *them: max(them)),
     "round": (1, 2, lambda x, n=0: round(Decimal(x), int(n)) if n else round(x)),
     "sqrt": (1, 1, lambda x: Decimal(x).sqrt()),
     "floor": (1, 1, lambda x: int(Decimal(x).to_integral_value(ROUND_FLOOR))),

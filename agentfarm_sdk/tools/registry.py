@@ -218,11 +218,14 @@ async def in_thread(fn: Callable[[], Any]) -> Any:
             done.set_exception(error)
 
     def work() -> None:
-        result, error = None, None
+        result: Any = None
+        error: BaseException | None = None
         try:
             result = context.run(fn)
-        except BaseException as raised:
+        except Exception as raised:
             error = raised
+        except BaseException as raised:  # sys.exit() in a tool ends the tool, not the kernel
+            error = ToolFailed(f"the tool ended with {raised!r}")
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, error)
 

@@ -1,0 +1,353 @@
+"""The ledger as a worker sees it: numbered appends under a fence.
+
+`FarmLedger` speaks to the service over one WebSocket and sends again after a cut; local.py keeps the same promises in an
+SQLite file outside a farm. loop.py knows only `Ledger`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from .errors import AgentFarmError, Fenced, Hole, Transient, Unauthenticated, from_problem
+from .protocol import (
+    BLOB_OVER,
+    EFFECT_SECONDS,
+    HEARTBEAT_SECONDS,
+    MAX_UNANSWERED,
+    PROTOCOL,
+    AppendAnswer,
+    AppendRequest,
+    Event,
+    HeartbeatAnswer,
+    HeartbeatRequest,
+    NewEvent,
+    Opened,
+)
+from .settings import api_url
+
+SIGN_IN_SECONDS = 60.0  # how long a refused token is tried again: a renewed one may be on its way
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts to connect
+
+Inbox = Callable[[list[Event]], None]
+
+
+class Ledger(Protocol):
+    """What loop.py needs. `n` is the number of the last append; `on_inbox` is told what others appended."""
+
+    run: str
+    fence: int
+    n: int
+    on_inbox: Inbox | None
+
+    async def open(self) -> Opened: ...
+    async def append(self, events: list[NewEvent]) -> asyncio.Future[AppendAnswer]: ...
+    async def drain(self) -> None: ...
+    async def may_start(self) -> None: ...
+    async def fetch_file(self, sha256: str) -> bytes: ...
+    async def close(self) -> None: ...
+
+
+@dataclass
+class _Pending:
+    """A request without an answer; its frame is sent again, byte for byte, after a cut."""
+
+    op: str
+    frame: bytes
+    answer: asyncio.Future[msgspec.Raw]
+    sent: bool = False
+
+
+class _Frame(msgspec.Struct, frozen=True):
+    id: int = 0
+    ok: msgspec.Raw = msgspec.Raw(b"")
+    error: dict[str, Any] | None = None
+    push: str = ""
+    run: str = ""
+    events: list[Event] = []
+
+
+class _Common(msgspec.Struct, frozen=True):
+    """What any answer may carry beside its own."""
+
+    token: str = ""
+    inbox: list[Event] = []
+
+
+class FarmLedger:
+    """A run's appends over one WebSocket. Started by `open()`; belongs to the event loop that opened it.
+
+    `renews`: this kernel keeps the lease itself (a notebook's run); else the supervisor does and calls `renewed_at`.
+    """
+
+    def __init__(self, url: str, run: str, fence: int, token: str, *, socket: str = "", renews: bool = False) -> None:
+        self.run, self.fence, self.n = run, fence, 0
+        self.on_inbox: Inbox | None = None
+        self._url, self._socket, self._token, self._renews = api_url(url), socket, token, renews
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._wake, self._renewal = asyncio.Event(), asyncio.Event()
+        self._renewed = 0.0
+        self._refused_since: float | None = None
+        self._ended: AgentFarmError | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._http: Any = None
+
+    # -- what the loop asks for ----------------------------------------------------------------------------------
+
+    async def open(self) -> Opened:
+        """Take the run up. Raises Fenced, Unauthenticated."""
+        if not self._tasks:
+            self._tasks.append(asyncio.create_task(self._keep_connected()))
+        asked = time.monotonic()
+        opened = msgspec.json.decode(await self.request("open", {}), type=Opened)
+        self.n = max(self.n, opened.n)
+        self.renewed_at(asked)
+        if self._renews and len(self._tasks) == 1:
+            self._tasks.append(asyncio.create_task(self._keep_lease()))
+        return opened
+
+    async def append(self, events: list[NewEvent]) -> asyncio.Future[AppendAnswer]:
+        """Number and send events; the future is their answer. Bodies over 16 kB go ahead as blobs."""
+        ready = [await self._small(event) if len(event.body) > BLOB_OVER else event for event in events]
+        self.n += 1
+        raw = msgspec.Raw(msgspec.json.encode(ready))
+        waiting = self._ask("append", AppendRequest(fence=self.fence, n=self.n, events=raw))
+
+        async def answered() -> AppendAnswer:
+            return msgspec.json.decode(await waiting, type=AppendAnswer)
+
+        return asyncio.ensure_future(answered())
+
+    async def request(self, op: str, body: Any) -> msgspec.Raw:
+        """Send a request of the worker protocol and wait for its answer."""
+        return await self._ask(op, body)
+
+    async def drain(self) -> None:
+        """Wait until every append is answered. Raises what stopped one."""
+        while waiting := [one.answer for one in self._pending.values() if one.op == "append"]:
+            await asyncio.gather(*waiting)
+        if self._ended is not None:
+            raise self._ended
+
+    async def may_start(self) -> None:
+        """Wait until an effect may start: not later than EFFECT_SECONDS after the last renewal of the lease."""
+        while time.monotonic() > self._renewed + EFFECT_SECONDS:
+            if self._ended is not None:
+                raise self._ended
+            self._renewal.clear()
+            await self._renewal.wait()
+
+    def renewed_at(self, monotonic: float) -> None:
+        """Note a renewal, by the clock that all processes of a machine share (CLOCK_MONOTONIC)."""
+        self._renewed = max(self._renewed, monotonic)
+        self._renewal.set()
+
+    def use_token(self, token: str) -> None:
+        self._token = token or self._token
+
+    async def fetch_file(self, sha256: str) -> bytes:
+        """Return a pinned tool's source."""
+        return bytes((await self._call("GET", f"/tools/files/{sha256}")).content)
+
+    async def close(self) -> None:
+        self._end(Transient("the ledger was closed"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._http is not None:
+            await self._http.aclose()
+
+    # -- the connection ------------------------------------------------------------------------------------------
+
+    def _ask(self, op: str, body: Any) -> asyncio.Future[msgspec.Raw]:
+        future: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda one: one.cancelled() or one.exception())  # whoever waits is told; nobody must
+        if self._ended is not None:
+            future.set_exception(self._ended)
+            return future
+        number = next(self._ids)
+        frame = msgspec.json.encode({"id": number, "op": op, "run": self.run, "body": body})
+        self._pending[number] = _Pending(op, frame, future)
+        self._wake.set()
+        return future
+
+    async def _keep_connected(self) -> None:
+        pause = FIRST_PAUSE
+        while self._ended is None:
+            began = time.monotonic()
+            try:
+                await self._connected()
+            except (OSError, asyncio.TimeoutError, Transient):
+                pass  # the service is away: everything unanswered is sent again
+            except Unauthenticated as error:
+                self._refused_since = self._refused_since or began
+                if began - self._refused_since > SIGN_IN_SECONDS:
+                    self._end(error)
+            except AgentFarmError as error:
+                self._end(error)
+            pause = FIRST_PAUSE if time.monotonic() - began > 5 else min(pause * 2, LONGEST_PAUSE)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    async def _connected(self) -> None:
+        """Hold one connection until it is cut."""
+        from websockets.asyncio.client import connect, unix_connect
+        from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+
+        headers = {"Authorization": f"token {self._token}", "Agentfarm-Protocol": str(PROTOCOL)}
+        address = "ws" + self._url.removeprefix("http") + "/worker"
+        options: dict[str, Any] = {"additional_headers": headers, "max_size": None, "compression": None}
+        try:
+            opening = (
+                unix_connect(self._socket, address, **options)
+                if self._socket
+                else connect(address, proxy=None, **options)
+            )
+            async with opening as ws:
+                self._refused_since = None
+                for one in self._pending.values():
+                    one.sent = False
+                sender = asyncio.create_task(self._send(ws))
+                try:
+                    async for message in ws:
+                        self._receive(msgspec.json.decode(message, type=_Frame))
+                finally:
+                    sender.cancel()
+                    await asyncio.gather(sender, return_exceptions=True)
+        except InvalidStatus as error:
+            status = error.response.status_code
+            if status in (401, 403):
+                raise Unauthenticated("the farm refused the run's token") from error
+            raise Transient(f"the farm answered {status}") from error
+        except (WebSocketException, InvalidHandshake, msgspec.DecodeError) as error:
+            raise Transient(f"the connection to the farm was cut: {error}") from error
+
+    async def _send(self, ws: Any) -> None:
+        while True:
+            self._wake.clear()
+            appends = 0
+            for one in list(self._pending.values()):
+                if one.op == "append":
+                    appends += 1
+                    if appends > MAX_UNANSWERED:
+                        continue
+                if not one.sent:
+                    one.sent = True
+                    await ws.send(one.frame, text=True)
+            await self._wake.wait()
+
+    def _receive(self, frame: _Frame) -> None:
+        if frame.push == "inbox":
+            self._deliver(frame.events)
+            return
+        one = self._pending.get(frame.id)
+        if one is None:
+            return  # an answer to what was sent twice
+        if frame.error is not None:
+            self._refused(frame.id, one, from_problem(frame.error))
+            return
+        del self._pending[frame.id]
+        self._wake.set()
+        if frame.ok and bytes(frame.ok) != b"null":
+            common = msgspec.json.decode(frame.ok, type=_Common)
+            self.use_token(common.token)
+            self._deliver(common.inbox)
+        if not one.answer.done():
+            one.answer.set_result(frame.ok)
+
+    def _refused(self, number: int, one: _Pending, error: AgentFarmError) -> None:
+        earlier = any(p.op == "append" for n, p in self._pending.items() if n < number)
+        if one.op in ("append", "open") and (isinstance(error, Transient) or (isinstance(error, Hole) and earlier)):
+            delay = error.retry_after if isinstance(error, Transient) else FIRST_PAUSE
+            asyncio.get_running_loop().call_later(delay, self._again, number)
+            return
+        if isinstance(error, Fenced) or one.op == "append":
+            self._end(error)  # a refused append leaves a hole for ever: nothing more can be written
+            return
+        del self._pending[number]
+        if not one.answer.done():
+            one.answer.set_exception(error)
+
+    def _again(self, number: int) -> None:
+        """Send a refused request again, with the appends behind it."""
+        for n, one in self._pending.items():
+            if n == number or (n > number and one.op == "append"):
+                one.sent = False
+        self._wake.set()
+
+    def _deliver(self, events: list[Event]) -> None:
+        if events and self.on_inbox is not None:
+            self.on_inbox(events)
+
+    def _end(self, error: AgentFarmError) -> None:
+        """Nothing more can be written: whoever waits is told."""
+        self._ended = self._ended or error
+        pending, self._pending = self._pending, {}
+        for one in pending.values():
+            if not one.answer.done():
+                one.answer.set_exception(self._ended)
+        self._renewal.set()
+
+    async def _keep_lease(self) -> None:
+        while self._ended is None:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            asked = time.monotonic()
+            try:
+                raw = await asyncio.wait_for(
+                    self.request("heartbeat", HeartbeatRequest(fence=self.fence)), HEARTBEAT_SECONDS
+                )
+            except (Transient, asyncio.TimeoutError):
+                continue
+            except AgentFarmError as error:
+                self._end(error)
+                return
+            msgspec.json.decode(raw, type=HeartbeatAnswer)
+            self.renewed_at(asked)
+
+    # -- what is too large for a frame ---------------------------------------------------------------------------
+
+    async def _small(self, event: NewEvent) -> NewEvent:
+        """Upload a large body and return the event that names it."""
+        data = bytes(event.body)
+        sha256 = hashlib.sha256(data).hexdigest()
+        await self._call("PUT", f"/runs/{self.run}/blobs/{sha256}", data)
+        named = msgspec.json.encode({"$blob": sha256, "size": len(data)})
+        return NewEvent(kind=event.kind, call=event.call, body=msgspec.Raw(named))
+
+    async def _call(self, method: str, path: str, content: bytes | None = None) -> Any:
+        """Make an HTTP request that may be made twice, until the farm answers it."""
+        import httpx
+
+        if self._http is None:
+            transport = httpx.AsyncHTTPTransport(uds=self._socket) if self._socket else None
+            self._http = httpx.AsyncClient(transport=transport, trust_env=False, timeout=30.0)
+        while True:
+            if self._ended is not None:
+                raise self._ended
+            headers = {"Authorization": f"token {self._token}", "Agentfarm-Protocol": str(PROTOCOL)}
+            try:
+                response = await self._http.request(method, self._url + path, content=content, headers=headers)
+            except httpx.TransportError:
+                await asyncio.sleep(LONGEST_PAUSE / 2)
+                continue
+            if response.is_success:
+                return response
+            if response.status_code not in (429, 502, 503, 504):
+                raise from_problem(_problem(response))
+            await asyncio.sleep(LONGEST_PAUSE / 2)
+
+
+def _problem(response: Any) -> dict[str, Any]:
+    try:
+        found = response.json()
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"detail": f"the farm answered {response.status_code}"}

@@ -1,0 +1,37 @@
+"""What is left of a run's limits. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from .errors import LimitReached
+from .fold import Fold
+from .protocol import Limits
+
+
+def check(fold: Fold, limits: Limits, now: float) -> None:
+    """Say whether the model may be asked once more. `now`: epoch seconds.
+
+    Raises:
+        LimitReached: with the limit that is used up.
+    """
+    used = {
+        "steps": (fold.steps, limits.steps),
+        "calls": (len(fold.calls) - 1, limits.calls),  # the last one may be told to the model
+        "tokens": (fold.tokens_in + fold.tokens_out, limits.tokens),
+        "seconds": (seconds(fold, now), limits.seconds),
+        "cost": (fold.cost, limits.cost),
+    }
+    for name, (have, most) in used.items():
+        if most is not None and have >= most:
+            raise LimitReached(
+                f"the limit of {most:g} {'USD' if name == 'cost' else name} is reached",
+                hint=f"raise limits.{name} of the agent",
+            )
+
+
+def seconds(fold: Fold, now: float) -> float:
+    """Return the wall time since the run's first lease, in seconds."""
+    if not fold.leased_at:
+        return 0.0
+    return now - datetime.strptime(fold.leased_at, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
