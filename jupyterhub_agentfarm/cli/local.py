@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..launcher.dotenv import with_dotenv
+from ..dotenv import with_dotenv
 from ..launcher.up import Wish, up
 from ..store import schema
 from . import doctor

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from .. import dotenv
 from ..errors import StartError
 from .keeper import Part
 from .state import State
@@ -26,9 +27,10 @@ def parts(state: State, inherited: Mapping[str, str], *, model: bool) -> dict[st
     base = {name: value for name, value in inherited.items() if not name.startswith(("JUPYTERHUB_", "CONFIGPROXY_"))}
     base |= {"AGENTFARM_STATE": str(state.directory), "PYTHONUNBUFFERED": "1"}
     base.pop("AGENTFARM_TOKEN", None)  # the asker's, not the farm's
-    made = [_proxy(state, base), _daemon(state, base), _service(state, base, model=model), _hub(state, base)]
+    others = {name: value for name, value in base.items() if name not in dotenv.NAMES}  # keys are the service's alone
+    made = [_proxy(state, others), _daemon(state, others), _service(state, base, model=model), _hub(state, others)]
     if model:
-        made.append(_model(state, base))
+        made.append(_model(state, others))
     return {part.name: part for part in made}
 
 

@@ -18,10 +18,10 @@ import psutil
 import agentfarm_sdk
 from agentfarm_sdk.errors import AgentFarmError
 
+from ..dotenv import with_dotenv
 from ..errors import StartError
 from ..gateway.embedded import why_not
 from . import bootstrap, servers, story
-from .dotenv import with_dotenv
 from .keeper import Keeper, Part, kill_group
 from .parts import CHECKOUT, model_directory, parts
 from .state import State, any_free_port, choose_ports, held, is_free, prepare, write_atomically
@@ -58,8 +58,7 @@ class Launcher:
         self.state, self.wish = state, wish
         self.keeper = Keeper(state.directory / "logs", say, self._remember)
         self.is_ready = False
-        self.env = with_dotenv(os.environ, CHECKOUT / ".env")
-        self.model = choose_model(state, self.env)
+        self.model = choose_model(state, with_dotenv(os.environ, CHECKOUT / ".env"))
 
     async def run(self) -> int:
         stop = asyncio.Event()
@@ -87,7 +86,7 @@ class Launcher:
 
     async def _start(self) -> None:
         began = time.monotonic()
-        made = parts(self.state, self.env, model=self.model.embedded)
+        made = parts(self.state, os.environ, model=self.model.embedded)
         say(f"starting {', '.join(made)}")
         await gather_or_first_error(
             self.keeper.start(*(made[name] for name in ("service", "model") if name in made)),
@@ -143,7 +142,8 @@ class Launcher:
         await asyncio.gather(*(self.keeper.stop(name) for name in ("service", "daemon")))
         await asyncio.gather(*(self.keeper.stop(name) for name in ("model", "proxy")))
         (self.state.directory / "processes.json").unlink(missing_ok=True)
-        say("stopped; the ledger and the workspaces are as they were")
+        if self.is_ready:
+            say("stopped; the ledger and the workspaces are as they were")
 
     def _remember(self) -> None:
         """Write which processes there are: for whoever asks, and for the next start, should this one be killed."""

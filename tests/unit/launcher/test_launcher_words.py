@@ -7,21 +7,28 @@ from pathlib import Path
 import pytest
 
 from agentfarm_sdk.protocol import Event
-from jupyterhub_agentfarm.launcher import dotenv, keeper, story
+from jupyterhub_agentfarm import dotenv
+from jupyterhub_agentfarm.launcher import keeper, story
 from jupyterhub_agentfarm.launcher.state import State
 
 
 def test_dotenv_is_read_as_people_write_it() -> None:
-    text = "# a remark\nHF_API_URL=http://127.0.0.1:11434/v1\nexport TOKEN='a=b # c'\n\nEMPTY=\nno equals sign\n A = \"x\" \n"
+    text = (
+        "# HF_API_URL=no\nHF_API_URL=http://127.0.0.1:11434/v1\nexport HUGGING_FACE_AUTH_TOKEN='a=b # c'\n\n"
+        'no equals sign\n DB_CONNECTION_STRING = "sqlite:///x"\nPATH=/evil\n'
+    )
     assert dotenv.parse(text) == {
-        "HF_API_URL": "http://127.0.0.1:11434/v1", "TOKEN": "a=b # c", "EMPTY": "", "A": "x",
-    }  # fmt: skip
+        "HF_API_URL": "http://127.0.0.1:11434/v1",
+        "HUGGING_FACE_AUTH_TOKEN": "a=b # c",
+        "DB_CONNECTION_STRING": "sqlite:///x",
+    }
 
 
-def test_the_environment_stands_before_dotenv(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("A=file\nB=file\n")
-    assert dotenv.with_dotenv({"A": "shell"}, tmp_path / ".env") == {"A": "shell", "B": "file"}
-    assert dotenv.with_dotenv({"A": "shell"}, tmp_path / "none") == {"A": "shell"}
+def test_the_environment_stands_before_dotenv_unless_it_is_empty(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("HF_API_URL=file\nQUESTDB_CONF=file\n")
+    env = {"HF_API_URL": "shell", "QUESTDB_CONF": "", "OTHER": ""}
+    assert dotenv.with_dotenv(env, tmp_path / ".env") == {"HF_API_URL": "shell", "QUESTDB_CONF": "file", "OTHER": ""}
+    assert dotenv.with_dotenv(env, tmp_path / "none") == env
 
 
 @pytest.mark.parametrize(
