@@ -101,8 +101,7 @@ class Hub:
         path = f"/shares/{quote(user)}/"
         await self._ask("PATCH", path, {"user": person}, absent=True)  # all that was shared with that person
         if rights is not None:
-            scopes = [f"{scope}!server={user}/" for scope in SHARED[rights]]
-            await self._ask("POST", path, {"user": person, "scopes": scopes})
+            await self._ask("POST", path, {"user": person, "scopes": list(SHARED[rights])})
 
     async def mint(self, user: str, scopes: list[str], seconds: int, note: str) -> Minted:
         """Make a token of the user. Raises Transient, UserError."""

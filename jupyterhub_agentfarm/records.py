@@ -5,6 +5,8 @@ Times are epoch seconds (UTC) as float; in JSON they are ISO 8601 with Z.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -21,6 +23,13 @@ def new_id(prefix: str) -> str:
 def hub_user(agent: str) -> str:
     """Return the Hub's user name of an agent."""
     return f"agent-{agent}"
+
+
+def unit_name(user: str, server: str = "") -> str:
+    """Return the unit's name for a hub user's server: the same each time, different for each pair, safe everywhere."""
+    readable = re.sub(r"[^a-z0-9]+", "-", f"{user}-{server}".lower()).strip("-")[:60] or "server"
+    digest = hashlib.sha256(f"{user}\n{server}".encode()).hexdigest()[:8]
+    return f"af-{readable}-{digest}"
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ away would forget its servers.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from traitlets import Dict, Unicode, default
 
 from .errors import AgentFarmError, FleetError, NotFound
 from .fleet.client import FleetClient
+from .records import unit_name
 
 AGENT = "agent-"
 
@@ -178,10 +177,3 @@ def refuse_placement(spawner: Spawner, user_options: dict[str, Any]) -> None:
     """Refuse a microserver that a user names: the farm chooses. (apply_user_options)"""
     if "microserver" in user_options:
         raise SpawnException("the farm chooses the microserver", reason="invalid", status_code=400)
-
-
-def unit_name(user: str, server: str = "") -> str:
-    """Return the unit's name for a hub user's server: the same each time, different for each pair, safe everywhere."""
-    readable = re.sub(r"[^a-z0-9]+", "-", f"{user}-{server}".lower()).strip("-")[:60] or "server"
-    digest = hashlib.sha256(f"{user}\n{server}".encode()).hexdigest()[:8]
-    return f"af-{readable}-{digest}"

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ..errors import AgentFarmError, Conflict, Invalid, NotFound, Transient
 from ..hub import Hub
 from ..records import Committed, Task, hub_user
-from ..store import agents, leases, queue, tasks
+from ..store import agents, leases, ledger, queue, tasks
 from ..store.db import Database, Tx
 from .lifecycle import ASSIGNED_SECONDS, Attempts, next_move
 from .priority import choose_member
@@ -111,7 +111,7 @@ class Scheduler:
         pool = task.target.removeprefix("pool:")
 
         def assign(tx: Tx) -> None:
-            members = queue.members(tx.connection, pool)
+            members = queue.members(tx.connection, pool, task.owner)
             load = queue.load(tx.connection, members)
             chosen = choose_member(members, {name for name in members if self.supervisors.seen(name)}, load)
             if chosen is None:
@@ -126,8 +126,8 @@ class Scheduler:
         except Conflict:
             return  # cancelled, or assigned already
         except (Invalid, NotFound) as error:
-            why = error.detail  # e.g. a variable of that agent's prompt has no value
-            await self.db.write(lambda tx: tasks.fail(tx, task, error.type, why))
+            kind, why = error.type, error.detail  # e.g. a variable of that agent's prompt has no value
+            await self.db.write(lambda tx: tasks.fail(tx, task, kind, why))
 
     async def _overdue(self, task_id: str) -> None:
         try:
@@ -170,7 +170,7 @@ class Scheduler:
             reasons = f"{reasons}; placement: {placed}" if placed else reasons
 
         def fail(tx: Tx) -> None:
-            run = leases.ledger.held(tx, waiting.run_id)
+            run = ledger.held(tx, waiting.run_id)
             if run.lease_until is None and run.task_id:
                 message = f"agent {waiting.agent} could not be made ready in {self.deadline:.0f} s: {reasons}"
                 tasks.fail(tx, tasks.show(tx.connection, run.task_id), "unplaceable", message)

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from agentfarm_sdk.protocol import ENDED
 
 from .leases import CLAIMABLE
-from .tables import agents, runs, tasks
+from .tables import agents, grants, runs, tasks
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,18 @@ def load(connection: Connection, names: list[str]) -> dict[str, int]:
     return {name: int(count) for name, count in rows}
 
 
-def members(connection: Connection, pool: str) -> list[str]:
-    """Return the pool's agents that are published and in use."""
+def members(connection: Connection, pool: str, owner: str) -> list[str]:
+    """Return the pool's agents that are published, in use, and open to the task's owner."""
+    shared = sa.select(grants.c.agent).where(grants.c.person == owner, grants.c.rights.in_(("chat", "manage")))
     return list(
         connection.execute(
             sa.select(agents.c.name)
-            .where(agents.c.pool == pool, agents.c.retired_at.is_(None), agents.c.published.is_not(None))
+            .where(
+                agents.c.pool == pool,
+                agents.c.retired_at.is_(None),
+                agents.c.published.is_not(None),
+                sa.or_(agents.c.owner == owner, agents.c.name.in_(shared)),
+            )
             .order_by(agents.c.name)
         ).scalars()
     )

@@ -1,0 +1,325 @@
+"""The service: reads its configuration, builds the parts, introduces them to each other, and runs them.
+
+Started as `python -m jupyterhub_agentfarm.app`; the environment is in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import logging
+import os
+import secrets
+import signal
+import stat
+import sys
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from jupyterhub.services.auth import HubOAuth
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from traitlets import Dict, Float, Integer, List, Unicode
+from traitlets.config import Application
+
+from agentfarm_sdk.protocol import LEASE_SECONDS
+
+from .errors import AgentFarmError, StartError, StoreError
+from .fleet.client import FleetClient
+from .gateway.live import LiveRuns
+from .gateway.models import Models
+from .gateway.proxy import Route, Upstreams
+from .gateway.upstreams.openai_compatible import OpenAICompatible, Settings
+from .handlers.asking import HUB_CACHE_SECONDS, Door
+from .handlers.feed import Feed
+from .handlers.routes import Parts
+from .handlers.table import application
+from .handlers.waiting import Claims
+from .handlers.worker import Workers
+from .hub import Hub
+from .monitoring.metrics import Vitals, scrape
+from .records import unit_name
+from .scheduling.lifecycle import ASSIGNED_SECONDS
+from .scheduling.reaper import Reaper
+from .scheduling.scheduler import Scheduler
+from .store import secrets as secret_rows
+from .store.db import Database
+
+log = logging.getLogger("agentfarm")
+FROM_DOTENV = ("DB_CONNECTION_STRING", "HF_API_URL", "HUGGING_FACE_AUTH_TOKEN", "QUESTDB_CONF")
+HUGGING_FACE = "https://router.huggingface.co/v1"
+EMBEDDED = "smollm2-135m-instruct"
+
+
+class AgentFarm(Application):
+    """The service of the farm."""
+
+    name = "agentfarm-service"
+    description = "The service of the farm: API, pages, scheduler, model gateway."
+
+    config_file = Unicode("agentfarm_config.py", help="Configuration file, read where it exists.").tag(config=True)
+    port = Integer(0, help="Port on 127.0.0.1; 0: AGENTFARM_SERVICE_PORT.").tag(config=True)
+    state = Unicode("", help="State directory; empty: AGENTFARM_STATE, else .farm.").tag(config=True)
+    db_url = Unicode("", help="Ledger; empty: DB_CONNECTION_STRING, else farm.sqlite in the state directory.").tag(
+        config=True
+    )
+    lease_seconds = Float(
+        LEASE_SECONDS, help="Seconds of a lease. Shorter ones let runs of dead machines go on sooner, and cost writes."
+    ).tag(config=True)
+    assign_seconds = Float(
+        ASSIGNED_SECONDS, help="Seconds that an agent's server may take to claim its run, before the task fails."
+    ).tag(config=True)
+    hugging_face_model = Unicode(
+        "openai/gpt-oss-20b", help="Default model where HF_API_URL and HUGGING_FACE_AUTH_TOKEN name the server."
+    ).tag(config=True)
+    default_model = Unicode("", help="Model of agents that name none; empty: the first one of the upstreams.").tag(
+        config=True
+    )
+    upstreams = List(
+        Dict(),
+        help="Model servers besides, each the fields of gateway.upstreams.openai_compatible.Settings: "
+        '[{"name": "vllm", "url": "http://gpu:8000/v1", "models": ["*"]}]. Asked before the others.',
+    ).tag(config=True)
+    aliases: ClassVar = {"port": "AgentFarm.port", "state": "AgentFarm.state", "config": "AgentFarm.config_file"}
+
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """Read command line and configuration. Raises StartError."""
+        self.parse_command_line(argv)
+        path = Path(self.config_file)
+        if path.exists():
+            try:
+                self.load_config_file(path.name, path=str(path.parent.absolute()))
+            except Exception as error:
+                raise StartError(f"{path} cannot be read: {error}", hint="mend that line, and start again") from error
+        self.parse_command_line(argv)  # the command line wins
+        self.env = with_dotenv(os.environ, Path(".env"))
+
+    def start(self) -> None:
+        """Serve until SIGTERM or SIGINT. Raises StartError, StoreError."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        asyncio.run(self.serve())
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Build the parts, serve, and take everything down again."""
+        directory = Path(self.state or self.env.get("AGENTFARM_STATE", "") or ".farm").absolute()
+        key = service_key(directory)
+        port = self.port or _port(self.env.get("AGENTFARM_SERVICE_PORT", ""))
+        sockets = listen(port)
+        db = Database.open(
+            self.db_url or self.env.get("DB_CONNECTION_STRING", "") or f"sqlite:///{directory}/farm.sqlite"
+        )
+        closing: list[Any] = [db]
+        try:
+            upstreams = await self.build_upstreams(directory)
+            hub = Hub(_needed(self.env, "JUPYTERHUB_API_URL"), _needed(self.env, "JUPYTERHUB_API_TOKEN"))
+            closing = [upstreams, hub, db]
+            parts, scheduler, reaper = self.build(db, key, upstreams, hub, directory)
+            server = HTTPServer(
+                application(parts, derived(key, b"cookies")),
+                max_body_size=2**40,
+                xheaders=True,
+                idle_connection_timeout=120,
+            )
+            server.add_sockets(sockets)
+            log.info("serving on 127.0.0.1:%d, epoch %s, %s", port, db.epoch, "SQLite" if db.sqlite else "PostgreSQL")
+            await until_stopped(scheduler.run(), reaper.run())
+            server.stop()
+            await asyncio.wait_for(server.close_all_connections(), 5)
+        finally:
+            for sock in sockets:
+                sock.close()
+            for one in closing:
+                await one.close()
+            log.info("stopped")
+
+    def build(
+        self, db: Database, key: bytes, upstreams: Upstreams, hub: Hub, directory: Path
+    ) -> tuple[Parts, Scheduler, Reaper]:
+        """Make the parts and introduce them."""
+        vault = Vault(key)
+        live = LiveRuns(db, key, lambda owner, names: vault.open(db, owner, names), lease=self.lease_seconds)
+        workers, claims = Workers(), Claims(db, key, self.lease_seconds)
+        live.push = workers.push
+        fleet = FleetClient(directory / "fleet.sock")
+        scheduler = Scheduler(db, hub, claims, lambda user: fleet.explain(unit_name(user)), self.assign_seconds)
+        reaper = Reaper(db, self.lease_seconds)
+        auth = HubOAuth(cache_max_age=HUB_CACHE_SECONDS)
+        feed = Feed(db)
+
+        def metrics() -> Awaitable[bytes]:
+            return scrape(db, lambda: Vitals(db.commits, db.writes, reaper.reaped, feed.readers))
+
+        parts = Parts(
+            db=db, live=live, models=Models(live, upstreams), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.now), key=key,
+            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers,
+            lease=self.lease_seconds, prefix=self.env.get("JUPYTERHUB_SERVICE_PREFIX", "/services/agentfarm/"),
+            public_hub=self.env.get("JUPYTERHUB_PUBLIC_HUB_URL", "/hub/"),
+        )  # fmt: skip
+        return parts, scheduler, reaper
+
+    async def build_upstreams(self, directory: Path) -> Upstreams:
+        """Return the model servers: those of the configuration, the Hugging Face router, the embedded one."""
+        routes = [_route(Settings(**{**one, "models": tuple(one.get("models", ("*",)))})) for one in self.upstreams]
+        if url := self.env.get("HF_API_URL", "") or (HUGGING_FACE if self.env.get("HUGGING_FACE_AUTH_TOKEN") else ""):
+            model = self.hugging_face_model
+            key = self.env.get("HUGGING_FACE_AUTH_TOKEN", "")
+            routes.append(_route(Settings(name="hugging-face", url=url.rstrip("/"), key=key, models=(model, "*"))))
+        if url := self.env.get("AGENTFARM_MODEL_SERVER", ""):
+            base = url.rstrip("/").removesuffix("/v1") + "/v1"
+            note = "135 million parameters, embedded: set HF_API_URL and HUGGING_FACE_AUTH_TOKEN for a real model"
+            key = _read(directory / "secrets" / "model.key")
+            routes.append(
+                _route(Settings(name="embedded", url=base, key=key, models=(EMBEDDED,), native_tools=False, max_in_flight=2, note=note))
+            )  # fmt: skip
+        return Upstreams(routes, self.default_model)
+
+
+def _route(settings: Settings) -> Route:
+    return Route(OpenAICompatible(settings), settings.models, settings.note)
+
+
+class Vault:
+    """Encrypts the secrets of tools under the service's key (Fernet, HKDF-SHA256)."""
+
+    def __init__(self, key: bytes) -> None:
+        self._fernet = Fernet(base64.urlsafe_b64encode(derived(key, b"secrets of tools")))
+
+    def seal(self, value: bytes) -> bytes:
+        return self._fernet.encrypt(value)
+
+    async def open(self, db: Database, owner: str, names: list[str]) -> dict[str, str]:
+        """Return the owner's secrets of these names. Raises StoreError: they were sealed under another key."""
+        found = await db.read(lambda c: secret_rows.get(c, owner, names))
+        try:
+            return {name: self._fernet.decrypt(value).decode() for name, value in found.items()}
+        except InvalidToken as error:
+            raise StoreError(
+                "the secrets were encrypted under another key", hint="bring back secrets/service.key, or set them anew"
+            ) from error
+
+
+# -- what the surroundings give ------------------------------------------------------------------------------------
+
+
+def derived(key: bytes, purpose: bytes) -> bytes:
+    """Return 32 bytes for one purpose of the service's key."""
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"agentfarm " + purpose).derive(key)
+
+
+def service_key(directory: Path) -> bytes:
+    """Return the key that signs run tokens and encrypts secrets; made at the first start.
+
+    Raises:
+        StartError: the state directory cannot be written, or the file can be read by others, or is no key.
+    """
+    path = directory / "secrets" / "service.key"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _writable(directory)
+        if not path.exists():
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as out:
+                out.write(secrets.token_bytes(32))
+                out.flush()
+                os.fsync(out.fileno())
+        mode = stat.S_IMODE(path.stat().st_mode)
+        key = path.read_bytes()
+    except OSError as error:
+        raise StartError(
+            f"the state directory {directory} cannot be used: {error.strerror}",
+            hint="give its owner the right to write there, or name another one in AGENTFARM_STATE",
+        ) from error
+    if mode & 0o077:
+        raise StartError(f"{path} can be read by others (mode {mode:o})", hint=f"chmod 600 {path}")
+    if len(key) != 32:
+        raise StartError(f"{path} holds {len(key)} bytes, not a key of 32", hint="bring it back from a backup")
+    return key
+
+
+def _writable(directory: Path) -> None:
+    probe = directory / f".probe-{os.getpid()}"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
+def listen(port: int) -> list[Any]:
+    """Bind the port on the loopback. Raises StartError: it is taken."""
+    try:
+        return bind_sockets(port, "127.0.0.1", reuse_port=False)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        why = "is taken by another program" if error.errno == errno.EADDRINUSE else "is not for this user"
+        raise StartError(f"port {port} {why}", hint="stop it, or set AGENTFARM_SERVICE_PORT to another one") from error
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise StartError(f"AGENTFARM_SERVICE_PORT is {text!r}", hint="set it to a free port")
+    return int(text)
+
+
+def _needed(env: Mapping[str, str], name: str) -> str:
+    if not env.get(name):
+        raise StartError(f"{name} is not set", hint="start the service by: agentfarm up")
+    return env[name]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def with_dotenv(env: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Return the environment, completed from a .env file; only the names that a farm takes from there."""
+    found = dict(env)
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        name, equals, value = line.strip().removeprefix("export ").partition("=")
+        name, value = name.strip(), value.strip()
+        if equals and name in FROM_DOTENV and not found.get(name):
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+            found[name] = value[1:-1] if quoted else value
+    return found
+
+
+async def until_stopped(*loops: Awaitable[None]) -> None:
+    """Run the loops until SIGTERM or SIGINT. A loop that ends by itself ends the process, with what ended it."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    running = [asyncio.ensure_future(one) for one in loops]
+    waiting = asyncio.create_task(stopped.wait())
+    done, _ = await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
+    for one in (waiting, *running):
+        one.cancel()
+    await asyncio.gather(waiting, *running, return_exceptions=True)
+    for one in done - {waiting}:
+        raise one.exception() or RuntimeError("a loop of the service ended")
+
+
+def main() -> None:
+    """Run the service; what hinders its start is one sentence and exit code 1."""
+    farm = AgentFarm()
+    try:
+        farm.initialize()
+        farm.start()
+    except AgentFarmError as error:
+        print(f"agentfarm: {error.detail}. {error.hint}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

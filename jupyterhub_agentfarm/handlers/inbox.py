@@ -1,0 +1,86 @@
+"""What waits for a person, and the deciding of it: by a person at a farm page, or with the scope approve; never agents."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy.engine import Connection
+
+from ..errors import Forbidden, NotFound
+from ..store import agents, inbox
+from .asking import RANK, Asker, may, rights, visible
+from .routes import Call, Page, Route
+from .runs import NOTEBOOK
+from .views import InboxView, Listed, inbox_view, page
+
+
+class InboxPage(Page, frozen=True, forbid_unknown_fields=True):
+    """`all`: also what was decided."""
+
+    all: bool = False
+
+
+class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For an approval: approve (with other `arguments`, if need be) or refuse. For a call in doubt: happened (with its
+
+    `result`), not_happened (call again; with `force` and a reason also where the worker is only silent), give_up.
+    """
+
+    decision: Literal["approve", "refuse", "happened", "not_happened", "give_up", "given_up"]
+    reason: str = ""
+    arguments: dict[str, Any] | None = None
+    result: Any = None
+    force: bool = False
+
+
+async def listed(call: Call) -> Listed[InboxView]:
+    query: InboxPage = call.query
+
+    def read(connection: Connection) -> list[dict[str, Any]]:
+        owners, names = visible(connection, call.asker)
+        return inbox.listed(
+            connection, owners=owners, agents=names, waiting=not query.all, after=query.cursor or None, limit=query.limit + 1
+        )  # fmt: skip
+
+    found = page(await call.read(read), query.limit, lambda one: one["inbox_id"])
+    return Listed([inbox_view(one) for one in found.items], found.next)
+
+
+async def show(call: Call) -> InboxView:
+    return inbox_view(await call.read(lambda c: _reach(c, call.asker, call.path["item"])))
+
+
+async def decide(call: Call) -> InboxView:
+    wish: Decision = call.body
+    item = await call.read(lambda c: _reach(c, call.asker, call.path["item"]))
+    await call.read(lambda c: _may_decide(c, call.asker, item))
+    decision = "give_up" if wish.decision == "given_up" else wish.decision
+    await call.parts.live.decide(
+        item["inbox_id"], decision, call.asker.name, wish.reason, wish.arguments, wish.result, wish.force
+    )
+    return inbox_view(await call.read(lambda c: inbox.show(c, item["inbox_id"])))
+
+
+def _reach(connection: Connection, asker: Asker, inbox_id: str) -> dict[str, Any]:
+    item = inbox.show(connection, inbox_id)
+    if not may(connection, asker, item, "view"):
+        raise NotFound(f"there is no inbox item {inbox_id}", hint="list them by: agentfarm inbox list")
+    return item
+
+
+def _may_decide(connection: Connection, asker: Asker, item: dict[str, Any]) -> None:
+    """An effect is decided by those who manage the agent: who only gave it a task does not wave it through."""
+    if asker.operator or (item["agent"].startswith(NOTEBOOK) and item["owner"] == asker.name):
+        return
+    agent = agents.show(connection, item["agent"])
+    has = rights(connection, asker, agent)
+    if has is None or RANK[has] < RANK["manage"]:
+        raise Forbidden(f"this is decided by those who manage {agent.name}", hint=f"ask {agent.owner}")
+
+
+ROUTES = [
+    Route("GET", "/inbox", listed, "What waits for a person, oldest first", query=InboxPage, answer=Listed[InboxView]),
+    Route("GET", "/inbox/{item}", show, "One of them", answer=InboxView),
+    Route("POST", "/inbox/{item}", decide, "Decide it", who="approver", body=Decision, answer=InboxView),
+]  # fmt: skip

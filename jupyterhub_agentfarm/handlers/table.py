@@ -1,0 +1,33 @@
+"""Every route of the farm, and the tornado application that serves them under both prefixes."""
+
+from __future__ import annotations
+
+from tornado.web import Application
+
+from . import agents, inbox, model, operations, pages, runs, tasks, tools, versions, worker
+from .base import url_specs
+from .routes import Parts, Route
+
+ROUTES: list[Route] = [
+    *agents.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *runs.ROUTES, *worker.ROUTES, *model.ROUTES,
+    *inbox.ROUTES, *operations.ROUTES,
+]  # fmt: skip
+OWN_LISTENER = "/api/v1"
+
+
+def application(parts: Parts, cookie_secret: bytes) -> Application:
+    """Return the application: the pages and their API behind the proxy, and the API on the service's own listener."""
+    parts.routes = ROUTES
+    specs = [
+        *url_specs(ROUTES, parts, f"{parts.prefix}api/v1", cookies=True),
+        *url_specs(ROUTES, parts, OWN_LISTENER, cookies=False),
+        *pages.specs(parts),
+    ]
+    return Application(
+        specs,
+        cookie_secret=cookie_secret,
+        xsrf_cookies=True,
+        websocket_max_message_size=worker.LIMIT,
+        websocket_ping_interval=worker.PING_SECONDS,
+        log_function=pages.log_request,
+    )

@@ -1,0 +1,286 @@
+"""Tasks: submitted (one or many), listed, shown, cancelled, paused, resumed, run again. Threads: their conversations."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec.structs import asdict
+from sqlalchemy.engine import Connection
+
+from agentfarm_sdk.protocol import MAX_APPEND_BYTES, Mode
+
+from ..errors import Conflict, Forbidden, Invalid, NotFound
+from ..records import Agent, Task
+from ..store import agents, queue, tasks, threads
+from ..store.db import Tx
+from .asking import RANK, Asker, in_use, may, reach_agent, rights, visible
+from .routes import Call, Empty, Page, Route
+from .views import Listed, TaskView, ThreadView, page, task_view, thread_view
+
+POOL = "pool:"
+MAX_TASKS = 1000
+Priority = Annotated[int, msgspec.Meta(ge=-100, le=100)]
+Text255 = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class NewTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`target`: an agent, or `pool:<name>`. `version`: a number, or "draft"; left out: the published one.
+
+    `mode` left out: live, and ask for a draft. `deadline`: a time in ISO 8601, or seconds from now. `thread` is
+    another word for `thread_id`.
+    """
+
+    target: str = ""
+    input: Any = None
+    priority: Priority = 0
+    mode: Mode | None = None
+    key: Text255 | None = None
+    thread_id: str | None = None
+    thread: str | None = None
+    version: int | Literal["draft"] | None = None
+    variables: dict[str, str] = {}
+    workspace: Literal["home", "none"] = "home"
+    deadline: float | str | None = None
+    requirements: dict[str, Any] = {}
+
+
+class NewTasks(NewTask, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One task, or many under `tasks`: all or none."""
+
+    tasks: Annotated[list[NewTask], msgspec.Meta(max_length=MAX_TASKS)] = []
+
+
+class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+
+
+class TasksPage(Page, frozen=True, forbid_unknown_fields=True):
+    status: str | None = None
+    agent: str | None = None
+    thread: str | None = None
+
+
+class NewThread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    agent: str
+    title: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    policy: Literal["enqueue", "reject"] = "enqueue"
+
+
+# -- submitting ----------------------------------------------------------------------------------------------------
+
+
+async def submit(call: Call) -> TaskView | Listed[TaskView]:
+    body: NewTasks = call.body
+    if body.tasks and (body.target or body.input is not None):
+        raise Invalid("one task, or many under tasks: not both", hint='{"tasks": [{"target", "input"}, …]}')
+
+    def write(tx: Tx) -> TaskView | Listed[TaskView]:
+        if body.tasks:
+            return Listed([task_view(_submit(tx, call, one)[0]) for one in body.tasks])
+        task, new = _submit(tx, call, body)
+        call.status = 201 if new else 200
+        return task_view(task)
+
+    return await call.commit(write)  # type: ignore[no-any-return]
+
+
+def _submit(tx: Tx, call: Call, new: NewTask) -> tuple[Task, bool]:
+    if new.input is None:
+        raise Invalid(
+            "a task needs an input - at `$.input`", hint='e.g. {"target": "analyst", "input": "What is 17*23?"}'
+        )
+    owner = owner_of(tx.connection, call.asker)
+    thread = new.thread_id or new.thread
+    choice = _choice(tx.connection, call.asker, owner, new)
+    if thread is not None:
+        _check_thread(tx.connection, thread, choice)
+    mode = new.mode or ("ask" if new.version == "draft" else "live")
+    asked = tasks.Submission(
+        owner=owner, submitted_by=call.asker.hub_name, target=new.target, input=new.input, priority=new.priority, mode=mode, key=new.key,
+        thread_id=thread, workspace=new.workspace, deadline=_deadline(new.deadline, tx.now), requirements=new.requirements,
+        variables=new.variables,
+    )  # fmt: skip
+    return tasks.submit(tx, call.parts.db.epoch, asked, choice)
+
+
+def owner_of(connection: Connection, asker: Asker) -> str:
+    """Return whose tasks the asker's are: an agent works for its owner."""
+    return agents.show(connection, asker.name).owner if asker.kind == "agent" else asker.name
+
+
+def _choice(connection: Connection, asker: Asker, owner: str, new: NewTask) -> tasks.Choice | None:
+    """Return the agent and version that take the task; None for a pool's, which the scheduler gives to a member."""
+    if new.target.startswith(POOL):
+        pool = new.target.removeprefix(POOL)
+        if new.version is not None or new.thread_id or new.thread:
+            raise Invalid("a pool's task has neither version nor thread", hint="name one agent as the target")
+        if not queue.members(connection, pool, owner):
+            raise NotFound(
+                f"there is no pool {pool} with a published agent of yours",
+                hint="give an agent that pool, and publish it",
+            )
+        return None
+    agent = reach_target(connection, asker, owner, new.target)
+    if new.version == "draft":
+        has = rights(connection, asker, agent)
+        if has is None or RANK[has] < RANK["manage"]:
+            raise Forbidden(f"the draft of {agent.name} is for those who manage it", hint="leave version out")
+        return tasks.Choice(agent.name, agent.draft, None)
+    number = new.version if isinstance(new.version, int) else agent.published
+    if number is None:
+        raise Conflict(
+            f"agent {agent.name} is not published",
+            hint=f'publish it: agentfarm agent publish {agent.name}; or "version": "draft"',
+        )
+    return tasks.Choice(agent.name, agents.version(connection, agent.name, number).definition, number)
+
+
+def reach_target(connection: Connection, asker: Asker, owner: str, name: str) -> Agent:
+    """Return the agent that is to do it. An agent may ask the agents of its own owner. Raises NotFound, Forbidden."""
+    if asker.kind == "agent":
+        agent = agents.show(connection, name)
+        if agent.owner != owner:
+            raise agents.no_agent(name)
+        return in_use(agent)
+    return in_use(reach_agent(connection, asker, name, "chat")[0])
+
+
+def _check_thread(connection: Connection, thread: str, choice: tasks.Choice | None) -> None:
+    found = threads.show(connection, thread)
+    if choice is None or found["agent"] != choice.agent:
+        raise Conflict(f"thread {thread} is with agent {found['agent']}", hint="send it there, or begin another thread")
+
+
+def _deadline(given: float | str | None, now: float) -> float | None:
+    if given is None or isinstance(given, float | int):
+        if given is not None and given <= 0:
+            raise Invalid(f"a deadline of {given:g} s from now - at `$.deadline`", hint="seconds, more than 0")
+        return None if given is None else now + given
+    try:
+        at = datetime.fromisoformat(given.replace("Z", "+00:00"))
+    except ValueError as error:
+        raise Invalid(f"{given!r} is no time - at `$.deadline`", hint="e.g. 2026-11-21T18:00:00Z") from error
+    return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()
+
+
+# -- looking and acting --------------------------------------------------------------------------------------------
+
+
+def reach_task(connection: Connection, asker: Asker, task_id: str, need: Literal["view", "chat"]) -> Task:
+    """Return the task. Raises NotFound (also where it may not be seen), Forbidden."""
+    task = tasks.show(connection, task_id)
+    if not may(connection, asker, task, "view"):
+        raise NotFound(f"there is no task {task_id}", hint="list them by: agentfarm task list")
+    if not may(connection, asker, task, need):
+        raise Forbidden(f"this needs the right {need} on agent {task.agent}", hint=f"ask {task.owner}")
+    return task
+
+
+async def listed(call: Call) -> Listed[TaskView]:
+    query: TasksPage = call.query
+
+    def read(connection: Connection) -> list[Task]:
+        owners, names = visible(connection, call.asker)
+        return tasks.listed(
+            connection, owners=owners, agents=names, status=query.status, agent=query.agent, thread=query.thread,
+            before=query.cursor or None, limit=query.limit + 1,
+        )  # fmt: skip
+
+    found = page(await call.read(read), query.limit, lambda one: one.task_id)
+    return Listed([task_view(one) for one in found.items], found.next)
+
+
+async def show(call: Call) -> TaskView:
+    task = await call.read(lambda c: reach_task(c, call.asker, call.path["task"], "view"))
+    waits = task.status in ("queued", "assigned") and task.agent
+    return task_view(task, call.parts.why(str(task.agent)) if waits else "")
+
+
+async def cancel(call: Call) -> TaskView:
+    def write(tx: Tx) -> TaskView:
+        task = reach_task(tx.connection, call.asker, call.path["task"], "chat")
+        return task_view(tasks.cancel(tx, task.task_id, call.asker.by, call.body.reason or f"by {call.asker.hub_name}"))
+
+    return await call.commit(write)  # type: ignore[no-any-return]
+
+
+async def pause(call: Call) -> TaskView:
+    def write(tx: Tx) -> TaskView:
+        task = reach_task(tx.connection, call.asker, call.path["task"], "chat")
+        return task_view(tasks.pause(tx, task.task_id, call.asker.by, call.body.reason))
+
+    return await call.commit(write)  # type: ignore[no-any-return]
+
+
+async def resume(call: Call) -> TaskView:
+    def write(tx: Tx) -> TaskView:
+        task = reach_task(tx.connection, call.asker, call.path["task"], "chat")
+        return task_view(tasks.resume(tx, task.task_id, call.asker.by))
+
+    return await call.commit(write)  # type: ignore[no-any-return]
+
+
+async def rerun(call: Call) -> TaskView:
+    """Submit the same input anew, to the published version of today."""
+
+    def write(tx: Tx) -> TaskView:
+        task = reach_task(tx.connection, call.asker, call.path["task"], "chat")
+        if not task.agent:
+            raise Conflict(f"task {task.task_id} never had an agent", hint="submit it anew")
+        owner = owner_of(tx.connection, call.asker)
+        choice = _choice(tx.connection, call.asker, owner, NewTask(target=task.agent))
+        assert choice is not None
+        return task_view(tasks.rerun(tx, call.parts.db.epoch, task.task_id, call.asker.hub_name, choice))
+
+    return await call.commit(write)  # type: ignore[no-any-return]
+
+
+# -- threads -------------------------------------------------------------------------------------------------------
+
+
+async def new_thread(call: Call) -> ThreadView:
+    def write(tx: Tx) -> ThreadView:
+        owner = owner_of(tx.connection, call.asker)
+        agent = reach_target(tx.connection, call.asker, owner, call.body.agent)
+        return thread_view(threads.create(tx, **{**asdict(call.body), "agent": agent.name}, owner=owner))
+
+    return await call.commit(write)  # type: ignore[no-any-return]
+
+
+async def list_threads(call: Call) -> Listed[ThreadView]:
+    query: Page = call.query
+
+    def read(connection: Connection) -> list[dict[str, Any]]:
+        owners, names = visible(connection, call.asker)
+        return threads.listed(
+            connection, owners=owners, agents=names, before=query.cursor or None, limit=query.limit + 1
+        )
+
+    found = page(await call.read(read), query.limit, lambda one: one["thread_id"])
+    return Listed([thread_view(one) for one in found.items], found.next)
+
+
+async def show_thread(call: Call) -> ThreadView:
+    def read(connection: Connection) -> ThreadView:
+        found = threads.show(connection, call.path["thread"])
+        if not may(connection, call.asker, found, "view"):
+            raise NotFound(f"there is no thread {call.path['thread']}", hint="list them at /threads")
+        return thread_view(found)
+
+    return await call.read(read)
+
+
+ROUTES = [
+    Route("POST", "/tasks", submit, "Submit a task, or many", body=NewTasks, answer=TaskView, status=201, limit=MAX_APPEND_BYTES),
+    Route("GET", "/tasks", listed, "List tasks, newest first", query=TasksPage, answer=Listed[TaskView]),
+    Route("GET", "/tasks/{task}", show, "Show a task", answer=TaskView),
+    Route("POST", "/tasks/{task}/cancel", cancel, "Stop it", body=Reason, answer=TaskView),
+    Route("POST", "/tasks/{task}/pause", pause, "Let it wait", body=Reason, answer=TaskView),
+    Route("POST", "/tasks/{task}/resume", resume, "Let it go on", body=Empty, answer=TaskView),
+    Route("POST", "/tasks/{task}/rerun", rerun, "Submit its input anew", body=Empty, answer=TaskView, status=201),
+    Route("POST", "/threads", new_thread, "Begin a conversation", body=NewThread, answer=ThreadView, status=201),
+    Route("GET", "/threads", list_threads, "List conversations, newest first", query=Page, answer=Listed[ThreadView]),
+    Route("GET", "/threads/{thread}", show_thread, "Show a conversation", answer=ThreadView),
+]  # fmt: skip

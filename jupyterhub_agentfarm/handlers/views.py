@@ -1,0 +1,159 @@
+"""What the API answers: records as JSON, times in ISO 8601. These structs are also what /openapi.json shows."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+import msgspec
+
+from agentfarm_sdk.protocol import Definition, timestamp
+
+from ..records import Agent, Run, Task, Version
+
+T = typing.TypeVar("T")
+
+
+class Listed(msgspec.Struct, typing.Generic[T], frozen=True):
+    """A page of a list; `next` is the cursor of the following one."""
+
+    items: list[T]
+    next: str | int | None = None
+
+
+class AgentView(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    owner: str
+    pool: str | None
+    draft: Definition
+    draft_rev: int
+    published: int | None
+    created_at: str
+    retired_at: str | None
+    rights: str
+    user: str  # its name at the Hub
+
+
+class VersionView(msgspec.Struct, frozen=True, kw_only=True):
+    agent: str
+    number: int
+    hash: str
+    definition: Definition
+    note: str
+    created_at: str
+    created_by: str
+
+
+class TaskView(msgspec.Struct, frozen=True, kw_only=True):
+    task_id: str
+    owner: str
+    submitted_by: str
+    target: str
+    agent: str | None
+    thread_id: str | None
+    input: Any
+    priority: int
+    mode: str
+    key: str | None
+    workspace: str
+    deadline: str | None
+    requirements: dict[str, Any]
+    status: str
+    waiting: str | None
+    run_id: str | None
+    result: Any
+    error: dict[str, Any] | None
+    created_at: str
+    ended_at: str | None
+    note: str = ""  # why it does not move yet, where something is known
+
+
+class RunView(msgspec.Struct, frozen=True, kw_only=True):
+    run_id: str
+    task_id: str | None
+    agent: str
+    owner: str
+    thread_id: str | None
+    version: int | None
+    definition_hash: str
+    mode: str
+    epoch: str
+    bound: bool
+    status: str
+    waiting: str | None
+    fence: int
+    seq: int
+    head: str
+    worker: str | None
+    lease_until: str | None
+    cancel: str | None
+    created_at: str
+    ended_at: str | None
+
+
+class ThreadView(msgspec.Struct, frozen=True, kw_only=True):
+    thread_id: str
+    agent: str
+    owner: str
+    title: str
+    policy: str
+    created_at: str
+
+
+class InboxView(msgspec.Struct, frozen=True, kw_only=True):
+    inbox_id: str
+    run_id: str
+    call: str
+    kind: str
+    agent: str
+    owner: str
+    detail: dict[str, Any]
+    asked_at: str
+    decided_at: str | None
+    decision: str | None
+    decided_by: str | None
+    reason: str | None
+
+
+def when(seconds: float | None) -> str | None:
+    return None if seconds is None else timestamp(seconds)
+
+
+def _values(kind: type[Any], record: Any) -> dict[str, Any]:
+    """Return the fields that a view takes from a record, times as text."""
+    values: dict[str, Any] = {}
+    for name in kind.__struct_fields__:
+        if hasattr(record, name):
+            value = getattr(record, name)
+            timed = name.endswith("_at") or name in ("deadline", "lease_until")
+            values[name] = when(value) if timed else value
+    return values
+
+
+def agent_view(agent: Agent, rights: str) -> AgentView:
+    return AgentView(**{**_values(AgentView, agent), "rights": rights, "user": f"agent-{agent.name}"})
+
+
+def version_view(version: Version) -> VersionView:
+    return VersionView(**_values(VersionView, version))
+
+
+def task_view(task: Task, note: str = "") -> TaskView:
+    return TaskView(**{**_values(TaskView, task), "note": note})
+
+
+def run_view(run: Run) -> RunView:
+    return RunView(**_values(RunView, run))
+
+
+def thread_view(row: dict[str, Any]) -> ThreadView:
+    return msgspec.convert(row, ThreadView)
+
+
+def inbox_view(row: dict[str, Any]) -> InboxView:
+    return msgspec.convert(row, InboxView)
+
+
+def page(items: list[T], limit: int, cursor: typing.Callable[[T], Any]) -> Listed[T]:
+    """Return one page of a list that was read with one item more than `limit`."""
+    return Listed(items[:limit], cursor(items[limit - 1]) if len(items) > limit else None)
