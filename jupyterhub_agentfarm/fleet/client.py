@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import aiohttp
 
-from agentfarm_sdk.errors import from_problem
+from agentfarm_sdk.errors import AgentFarmError, from_problem
 
-from ..errors import FleetError, NoMicroserverFits
+from ..errors import FleetError, NoMicroserverFits, StartError
 
 
 class FleetClient:
@@ -82,7 +82,13 @@ class FleetClient:
                 "the fleet daemon cannot be reached", hint="it is started by agentfarm up; see its log", retry_after=2
             ) from error
         if status >= 400:
-            if value.get("type") == NoMicroserverFits.type:
-                raise NoMicroserverFits(value.get("refusals", {}))
-            raise from_problem(value)
+            raise _as_ours(value)
         return value  # type: ignore[no-any-return]
+
+
+def _as_ours(problem: dict[str, Any]) -> AgentFarmError:
+    """Turn the daemon's problem document into the error that it stands for."""
+    if problem.get("type") == NoMicroserverFits.type:
+        return NoMicroserverFits(problem.get("refusals", {}))
+    kind = {FleetError.type: FleetError, StartError.type: StartError}.get(str(problem.get("type")))
+    return kind(problem["detail"], hint=problem.get("hint", "")) if kind else from_problem(problem)

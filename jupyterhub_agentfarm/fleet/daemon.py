@@ -59,7 +59,9 @@ class Fleet:
         log.info("local microserver: %s", facts["isolation"])
 
     def workspace(self, user: str) -> Path:
-        return self.directory / "workspaces" / (user.removeprefix("agent-") if AGENT_USER.match(user) else f"~{user}")
+        return (
+            self.directory / "workspaces" / (user.removeprefix("agent-") if AGENT_USER.fullmatch(user) else f"~{user}")
+        )
 
     async def place(self, unit: str, demand: Demand) -> dict[str, Any]:
         """Choose microserver and port for a unit; one that runs stays where it is. Raises NoMicroserverFits."""
@@ -227,7 +229,7 @@ class HubUsers:
 
 
 def _agents_only(name: str) -> None:
-    if not AGENT_USER.match(name):
+    if not AGENT_USER.fullmatch(name):
         raise Forbidden(
             f"{name!r} is no agent's user", hint="the fleet daemon makes and retires users named agent-… only"
         )

@@ -94,8 +94,8 @@ def boot_id() -> str:
 # -- units on disk -----------------------------------------------------------------------------------------------
 
 
-def folder_of(root: Path, unit: str) -> Path:
-    if not UNIT.match(unit):
+def folder_of(root: Path, unit: Any) -> Path:
+    if not isinstance(unit, str) or not UNIT.fullmatch(unit):
         raise Refused("invalid", f"{unit!r} is no name of a unit", "lowercase letters, digits and hyphens, at most 100")
     return root / unit
 
@@ -240,7 +240,7 @@ def start(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
         raise Refused(
             "invalid", f"unknown fields: {', '.join(sorted(unknown))}", "only what the protocol names may be asked"
         )
-    folder = folder_of(root, str(asked.get("unit", "")))
+    folder = folder_of(root, asked.get("unit"))
     spec = checked(asked)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = state_of(folder)
@@ -281,7 +281,7 @@ def checked(asked: dict[str, Any]) -> dict[str, Any]:
     if not os.path.isabs(argv[0]):
         raise Refused("invalid", "the program must be an absolute path")
     if not isinstance(env, dict) or not all(
-        VARIABLE.match(str(k)) and isinstance(v, str) and "\0" not in v for k, v in env.items()
+        VARIABLE.fullmatch(str(k)) and isinstance(v, str) and "\0" not in v for k, v in env.items()
     ):
         raise Refused("invalid", "env must be an object of texts")
     if any(name.startswith(("LD_", "PYTHONSTARTUP")) for name in env):
@@ -331,7 +331,7 @@ def read_answer(receive: int) -> dict[str, Any] | None:
 
 def stop(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """Stop a unit with all its descendants; `now`: without grace. Answers when it is gone."""
-    folder = folder_of(root, str(asked.get("unit", "")))
+    folder = folder_of(root, asked.get("unit"))
     unit = read_json(folder / "unit.json")
     if not unit or unit["boot_id"] != boot_id():
         return state_of(folder)
@@ -351,17 +351,17 @@ def stop(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    return state_of(folder_of(root, str(asked.get("unit", ""))))
+    return state_of(folder_of(root, asked.get("unit")))
 
 
 def listed(root: Path, _asked: dict[str, Any]) -> dict[str, Any]:
-    names = sorted(entry for entry in os.listdir(root) if UNIT.match(entry)) if root.is_dir() else []
+    names = sorted(entry for entry in os.listdir(root) if UNIT.fullmatch(entry)) if root.is_dir() else []
     return {"items": [state for name in names if (state := state_of(root / name))]}
 
 
 def logs(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """Return the last lines of a unit's log."""
-    folder = folder_of(root, str(asked.get("unit", "")))
+    folder = folder_of(root, asked.get("unit"))
     count = asked.get("lines", 50)
     if type(count) is not int or not 1 <= count <= 1000:
         raise Refused("invalid", "lines must be a number from 1 to 1000")

@@ -1,0 +1,185 @@
+"""The fleet daemon with real servers: they outlive it, end whole, and are found again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyterhub_agentfarm.errors import FleetError, Forbidden, Invalid, NoMicroserverFits, NotFound, StartError
+from jupyterhub_agentfarm.fleet.client import FleetClient
+from jupyterhub_agentfarm.fleet.helper import alive, descendants, stat_of
+
+SLEEPER = "import subprocess, time\nsubprocess.Popen(['sleep', '600'])\nprint('up', flush=True)\ntime.sleep(600)"
+
+
+async def until(true: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not await true():
+        assert time.monotonic() < deadline, "it did not come true"
+        await asyncio.sleep(0.02)
+
+
+class Daemon:
+    def __init__(self) -> None:
+        self.state = Path(tempfile.mkdtemp(prefix="aff-", dir="/tmp"))
+        (self.state / "token").write_text("t")
+        self.client = FleetClient(self.state / "fleet.sock", timeout=30)
+
+    async def start(self) -> None:
+        environment = {
+            **os.environ, "AGENTFARM_STATE": str(self.state), "JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api",
+            "AGENTFARM_FLEET_TOKEN_FILE": str(self.state / "token"),
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterhub_agentfarm.fleet.daemon"], env=environment, stderr=subprocess.PIPE
+        )
+        await until(self.answers)
+
+    async def answers(self) -> bool:
+        assert self.process.poll() is None
+        try:
+            await self.client.microservers()
+        except FleetError:
+            return False
+        return True
+
+    async def sleeper(self, unit: str = "af-a", **rest: Any) -> dict[str, Any]:
+        started = await self.client.start(
+            unit, user="agent-a", server="", args=[sys.executable, "-c", SLEEPER], env={"SECRET": "s3cret"}, **rest
+        )
+
+        async def up() -> bool:
+            return "up" in await self.client.logs(unit)
+
+        await until(up)
+        return started
+
+    async def stop(self) -> None:
+        for unit in await self.client.units():
+            await self.client.stop(unit["unit"], now=True)
+        self.process.terminate()
+        self.process.communicate(timeout=10)
+        shutil.rmtree(self.state)
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[Daemon]:
+    made = Daemon()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def test_a_server_runs_outlives_the_daemon_and_ends_with_all_its_descendants(daemon: Daemon) -> None:
+    started = await daemon.sleeper()
+    below = descendants(started["pid"])
+    assert len(below) == 1
+    daemon.process.kill()
+    daemon.process.communicate()
+    await daemon.start()
+    shown = await daemon.client.show("af-a")
+    assert (shown["state"], shown["pid"], shown["port"]) == ("running", started["pid"], started["port"])
+    assert (await daemon.client.stop("af-a"))["state"] == "exited"
+    assert not any((stat_of(pid) or ("Z",))[0] not in "ZX" for pid in [started["pid"], *below])
+    assert (await daemon.client.stop("af-a"))["state"] == "exited"
+
+
+async def test_starting_twice_starts_once_and_the_port_stays(daemon: Daemon) -> None:
+    first, second = await asyncio.gather(daemon.sleeper(), daemon.sleeper())
+    assert first["pid"] == second["pid"]
+    await daemon.client.stop("af-a", now=True)
+    assert (await daemon.sleeper())["port"] == first["port"]
+
+
+async def test_a_killed_server_says_how_it_ended_and_leaves_nothing(daemon: Daemon) -> None:
+    started = await daemon.sleeper()
+    below = descendants(started["pid"])
+    os.kill(started["pid"], signal.SIGKILL)
+
+    async def gone() -> bool:
+        shown = await daemon.client.show("af-a")
+        return shown["state"] == "exited" and shown["exit_code"] == -9 and not shown["reason"]
+
+    await until(gone)
+    assert not any(alive(pid, (stat_of(pid) or ("", 0, ""))[2]) for pid in below)
+
+
+async def test_a_server_does_not_outlive_its_keeper(daemon: Daemon) -> None:
+    started = await daemon.sleeper()
+    found = stat_of(started["pid"])
+    assert found is not None
+    os.kill(found[1], signal.SIGKILL)
+
+    async def gone() -> bool:
+        return (await daemon.client.show("af-a"))["state"] == "exited"
+
+    await until(gone)
+    assert (await daemon.client.show("af-a"))["reason"] == "its keeper was killed"
+
+
+async def test_secrets_are_in_no_argv_and_on_no_disk(daemon: Daemon) -> None:
+    await daemon.sleeper()
+    text = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert "s3cret" not in text
+    files = [path for path in daemon.state.rglob("*") if path.is_file()]
+    assert files and not any(b"s3cret" in path.read_bytes() for path in files)
+
+
+async def test_a_program_that_is_not_there_is_said(daemon: Daemon) -> None:
+    with pytest.raises(StartError, match="could not be started"):
+        await daemon.client.start("af-b", user="agent-b", server="", args=["/nowhere/x"], env={})
+    with pytest.raises(Invalid):
+        await daemon.client.start("af-b", user="agent-b", server="", args=["x"], env={})
+    with pytest.raises(NotFound):
+        await daemon.client.show("af-z")
+
+
+async def test_a_cordoned_microserver_takes_nothing_new_also_after_a_restart_and_says_why(daemon: Daemon) -> None:
+    await daemon.sleeper()
+    await daemon.client.cordon("local", "new disk")
+    daemon.process.kill()
+    daemon.process.communicate()
+    await daemon.start()
+    with pytest.raises(NoMicroserverFits, match="local: it is cordoned"):
+        await daemon.client.place("af-c")
+    assert (await daemon.client.explain("af-c"))["reasons"] == {"local": "it is cordoned"}
+    assert (await daemon.client.show("af-a"))["state"] == "running"
+    await daemon.client.uncordon("local")
+    with pytest.raises(NoMicroserverFits, match="MiB are free"):
+        await daemon.client.place("af-c", {"memory": 1 << 50})
+
+
+async def test_only_agents_users_are_made_and_a_hub_that_is_away_is_transient(daemon: Daemon) -> None:
+    for name in ("alice", "agent-", "agent-X", "agent-a/../../users/alice", "admin"):
+        with pytest.raises((Forbidden, NotFound)):
+            await daemon.client.put_user(name)
+    with pytest.raises(FleetError, match="the Hub cannot be reached"):
+        await daemon.client.put_user("agent-a")
+
+
+async def test_a_second_daemon_is_refused_in_a_sentence(daemon: Daemon) -> None:
+    second = subprocess.run(
+        daemon.process.args,
+        env={**os.environ, **_environment(daemon)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert second.returncode == 1 and "another fleet daemon" in second.stderr and "Traceback" not in second.stderr
+    assert await daemon.answers()
+
+
+def _environment(daemon: Daemon) -> dict[str, str]:
+    return {"AGENTFARM_STATE": str(daemon.state), "JUPYTERHUB_API_URL": "x", "AGENTFARM_FLEET_TOKEN_FILE": "x"}
