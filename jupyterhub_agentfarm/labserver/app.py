@@ -50,7 +50,6 @@ class AgentFarmExtension(ExtensionApp):
         self.supervisor: Supervisor | None = None
         self.socket: KernelSocket | None = None
         self.service = Service(self.farm_url, "", self.log)
-        self._without_delay()
 
     def initialize_handlers(self) -> None:
         if self.farm_url and not self.agent:
@@ -62,6 +61,7 @@ class AgentFarmExtension(ExtensionApp):
             return
         self._hide_token()
         self._kernels_off_the_network()
+        self._without_delay()
         if not self.service.token:
             self.log.error("AgentFarm: no JUPYTERHUB_API_TOKEN here; start this server from the hub")
         elif self.agent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import itertools
 import json
 import os
@@ -58,6 +59,7 @@ class FakeService:
         self.bodies: list[bytes] = []
         self.sockets: list[web.WebSocketResponse] = []
         self.handshakes: list[dict[str, str]] = []
+        self.activity: list[tuple[str, dict[str, Any]]] = []
         self.inboxes: dict[str, list[dict[str, Any]]] = {}
         self.refuse: int = 0
         self.drop_next_claim = False
@@ -70,7 +72,8 @@ class FakeService:
         app.router.add_get("/api/v1/worker", self._worker)
         app.router.add_get("/api/v1/runs/{run}/events", self._stream)
         app.router.add_route("*", "/api/v1/{path:.*}", self._echo)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        app.router.add_route("*", "/hub/api{path:.*}", self._hub)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
 
@@ -157,6 +160,16 @@ class FakeService:
             self.streams_open -= 1
         return response
 
+    async def _hub(self, request: web.Request) -> web.Response:
+        """The few answers of a hub that a server needs: its version, whose a token is, activity."""
+        path, by = request.match_info["path"], request.headers.get("Authorization", "")
+        if path == "/user" and by == "token server-token":
+            return web.json_response({"name": "ann", "kind": "user", "admin": False, "groups": [], "scopes": ["access:servers!server=x/"]})  # fmt: skip
+        if path.endswith("/activity"):
+            self.activity.append((by, await request.json()))
+        headers = {"X-JupyterHub-Version": importlib.metadata.version("jupyterhub")}
+        return web.json_response({"version": "6"}, headers=headers, status=404 if path == "/user" else 200)
+
     async def _echo(self, request: web.Request) -> web.Response:
         self.requests.append(request)
         self.bodies.append(await request.read())
@@ -171,7 +184,9 @@ class FakeService:
 class Server:
     """A real Jupyter server with the extension, in a process of its own; the extension is found by its data file."""
 
-    def __init__(self, folder: Path, service: FakeService, agent: str = "", worker: str = "standin_worker") -> None:
+    def __init__(
+        self, folder: Path, service: FakeService, agent: str = "", worker: str = "standin_worker", of_hub: bool = False
+    ) -> None:
         self.folder, self.agent, self.token = folder, agent, "server-token"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "work").mkdir(exist_ok=True)
@@ -189,12 +204,22 @@ class Server:
         if agent:
             env["AGENTFARM_AGENT"] = agent
         self.log = folder / "server.log"
+        own = [f"--ServerApp.port={self.port}", "--ServerApp.ip=127.0.0.1", "--ServerApp.base_url=/user/agent-x/",
+               f"--IdentityProvider.token={self.token}"]  # fmt: skip
+        if of_hub:
+            own = []
+            env |= {
+                "JUPYTERHUB_SERVICE_URL": self.url, "JUPYTERHUB_SERVICE_PREFIX": "/user/agent-x/", "JUPYTERHUB_USER": "agent-x",
+                "JUPYTERHUB_API_URL": service.url + "/hub/api", "JUPYTERHUB_BASE_URL": "/", "JUPYTERHUB_SERVER_NAME": "",
+                "JUPYTERHUB_CLIENT_ID": "jupyterhub-user-x", "JUPYTERHUB_OAUTH_SCOPES": '["access:servers!server=x/"]',
+                "JUPYTERHUB_OAUTH_ACCESS_SCOPES": '["access:servers!server=x/"]', "JUPYTERHUB_ACTIVITY_INTERVAL": "1",
+                "JUPYTERHUB_ACTIVITY_URL": service.url + "/hub/api/users/agent-x/activity",
+            }  # fmt: skip
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_server", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1",
-                 f"--ServerApp.port={self.port}", "--ServerApp.port_retries=0", "--ServerApp.base_url=/user/agent-x/",
-                 f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={folder / 'work'}",
-                 "--ServerApp.allow_unauthenticated_access=False"],
+                [sys.executable, "-m", "jupyterhub.singleuser" if of_hub else "jupyter_server", "--allow-root", "--no-browser",
+                 "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder / 'work'}",
+                 "--ServerApp.allow_unauthenticated_access=False", *own],
                 env=env, cwd=folder, stdout=out, stderr=out,
             )  # fmt: skip
         self.http: aiohttp.ClientSession | None = None
@@ -227,29 +252,36 @@ class Server:
     def began(self, run: str) -> dict[str, Any] | None:
         return next((one for one in self.lines() if one.get("began") == run), None)
 
-    async def execute(self, kernel: str, code: str) -> tuple[str, float]:
-        """Execute as a visitor's notebook does; return what it printed, and the seconds it took."""
+    async def execute(self, kernel: str, code: str, times: int = 1) -> tuple[str, list[float]]:
+        """Execute as a visitor's notebook does; return what was printed, and the seconds that each execution took."""
         assert self.http
+        printed, spent = "", []
+        url = f"{self.url}api/kernels/{kernel}/channels?session_id={uuid.uuid4().hex}"
+        async with self.http.ws_connect(url, max_msg_size=0) as ws:
+            for _ in range(times):
+                began = time.monotonic()
+                printed += await self._execute(ws, code)
+                spent.append(time.monotonic() - began)
+        return printed, spent
+
+    async def _execute(self, ws: aiohttp.ClientWebSocketResponse, code: str) -> str:
         message = {
             "header": {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request", "username": "", "session": "", "version": "5.3"},
             "parent_header": {}, "metadata": {}, "channel": "shell", "buffers": [],
             "content": {"code": code, "silent": False, "store_history": False, "allow_stdin": False, "user_expressions": {}},
         }  # fmt: skip
         printed = ""
-        url = f"{self.url}api/kernels/{kernel}/channels?session_id={uuid.uuid4().hex}"
-        async with self.http.ws_connect(url, max_msg_size=0) as ws:
-            began = time.monotonic()
-            await ws.send_json(message)
-            async for frame in ws:
-                got = frame.json()
-                if got.get("parent_header", {}).get("msg_id") != message["header"]["msg_id"]:
-                    continue
-                if got["header"]["msg_type"] == "stream":
-                    printed += got["content"]["text"]
-                assert got["header"]["msg_type"] != "error", got["content"]
-                if got["header"]["msg_type"] == "status" and got["content"]["execution_state"] == "idle":
-                    break
-        return printed, time.monotonic() - began
+        await ws.send_json(message)
+        async for frame in ws:
+            got = frame.json()
+            if got.get("parent_header", {}).get("msg_id") != message["header"]["msg_id"]:
+                continue
+            if got["header"]["msg_type"] == "stream":
+                printed += got["content"]["text"]
+            assert got["header"]["msg_type"] != "error", got["content"]
+            if got["header"]["msg_type"] == "status" and got["content"]["execution_state"] == "idle":
+                return printed
+        raise AssertionError("the server closed the kernel's WebSocket")
 
     async def kernel(self) -> str:
         """Start a kernel as a person does; return its id."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -184,9 +185,13 @@ async def test_people_see_the_worker_by_name_and_can_run_cells_beside_its_run(
     assert service.dead(run) is None
 
 
-async def test_kernels_listen_on_no_port(server: Server, service: FakeService) -> None:
-    pid = await began(server, service.offer("block"))
-    assert [one for one in psutil.Process(pid).net_connections("tcp") if one.status == psutil.CONN_LISTEN] == []
+async def test_kernels_speak_over_unix_sockets_that_only_this_user_reaches(
+    server: Server, service: FakeService
+) -> None:
+    command = psutil.Process(await began(server, service.offer("block"))).cmdline()
+    connection = Path(command[command.index("-f") + 1])
+    assert json.loads(connection.read_text())["transport"] == "ipc"
+    assert connection.parent.stat().st_mode & 0o077 == 0
 
 
 async def test_a_working_run_counts_as_activity_of_the_server(server: Server, service: FakeService) -> None:
@@ -214,3 +219,26 @@ async def test_a_warm_kernel_begins_within_milliseconds_of_the_claim(server: Ser
 async def test_the_log_holds_no_token(server: Server, service: FakeService) -> None:
     await began(server, service.offer("quick"))
     assert not re.search(rf"{HUB_TOKEN}|afr\.", server.log.read_text())
+
+
+async def test_jupyterhubs_own_server_works_on_when_its_token_is_out_of_reach(
+    tmp_path: Path, service: FakeService
+) -> None:
+    """jupyterhub-singleuser reads its token when it first needs it: it must have done so before the token is taken away."""
+    server = Server(tmp_path / "s", service, agent="analyst", of_hub=True)
+    try:
+        await server.ready()
+        await began(server, service.offer("block"))
+        printed, _ = await server.execute(await server.kernel(), "import os; print(dict(os.environ))")
+        assert "JUPYTERHUB_USER" in printed and HUB_TOKEN not in printed
+        for process in [
+            psutil.Process(server.process.pid),
+            *psutil.Process(server.process.pid).children(recursive=True),
+        ]:
+            assert HUB_TOKEN.encode() not in Path(f"/proc/{process.pid}/environ").read_bytes()
+        known = len(service.activity)
+        await until(lambda: len(service.activity) > known, 15, "activity is told to the hub")
+        assert service.activity[-1][0] == f"token {HUB_TOKEN}"
+        assert service.handshakes[0]["Authorization"] == f"token {HUB_TOKEN}"
+    finally:
+        await server.stop()
