@@ -238,6 +238,11 @@ _SAYINGS = [
         "the disk of the database is full",
         "free some space: nothing was lost, work goes on by itself then",
     ),
+    (
+        r"disk i/o",
+        "the disk of the database takes no writes",
+        "check its space, quota and health: nothing was lost, work goes on by itself then",
+    ),
     (r"readonly|read-only", "the database is read-only", "give the service's user the right to write"),
     (
         r"not a database|malformed",

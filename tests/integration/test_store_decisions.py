@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 from test_store import REPLIED, VALUE, append, claimed, kinds, running, started, submitted
@@ -189,3 +190,49 @@ async def test_a_lease_that_ran_out_is_listed_and_one_renewed_is_not(db: Databas
     assert [one.run_id for one in await db.read(lambda c: leases.expired(c, until + 1))] == [run.run_id]
     with pytest.raises(Fenced):
         await db.write(lambda tx: leases.renew(tx, run.run_id, run.fence + 1, 60.0))
+
+
+async def test_an_ended_task_is_run_again_as_a_task_of_its_own(db: Database) -> None:
+    run = await running(db)
+    choice = tasks.Choice("analyst", Definition(), 2)
+    with pytest.raises(Conflict, match="not ended"):
+        await db.write(lambda tx: tasks.rerun(tx, db.epoch, run.task_id, "alice", choice))
+    await append(db, run, 1, new_event("run.failed", {"error": {"type": "x", "message": "no"}}))
+    again = await db.write(lambda tx: tasks.rerun(tx, db.epoch, run.task_id, "bob", choice))
+    assert again.task_id != run.task_id and (again.input, again.submitted_by, again.status) == ("2+2", "bob", "queued")
+    assert (await db.read(lambda c: tasks.show(c, run.task_id))).error == {"type": "x", "message": "no"}
+
+
+async def test_lists_page_without_gap_or_repeat_and_show_only_what_was_asked_for(db: Database) -> None:
+    made = [await submitted(db, owner=owner, agent=agent) for owner in ("alice", "bob") for agent in ("a", "b", "a")]
+    seen: list[str] = []
+    while page := await db.read(partial(tasks.listed, before=seen[-1] if seen else None, limit=4)):
+        seen += [task.task_id for task in page]
+    assert sorted(seen, reverse=True) == seen and set(seen) == {task.task_id for task in made}
+    mine = await db.read(lambda c: tasks.listed(c, owners=["bob"], agent="a"))
+    assert len(mine) == 2 and {(task.owner, task.agent) for task in mine} == {("bob", "a")}
+    assert len(await db.read(lambda c: tasks.listed(c, owners=["bob"], agents=["a"]))) == 5  # of these owners or agents
+    assert await db.read(lambda c: tasks.listed(c, status="failed")) == []
+    threads_made = [
+        await db.write(lambda tx, owner=owner: threads.create(tx, agent="a", owner=owner)) for owner in ("alice", "bob")
+    ]
+    shown = await db.read(lambda c: threads.listed(c, owners=["bob"]))
+    assert [thread["thread_id"] for thread in shown] == [threads_made[1]["thread_id"]]
+    with pytest.raises(Invalid):
+        await db.write(lambda tx: threads.create(tx, agent="a", owner="o", policy="shout"))
+
+
+async def test_the_inbox_shows_each_owner_their_own_and_keeps_who_decided(db: Database) -> None:
+    run = await in_doubt(db)
+    assert await db.read(lambda c: inbox.listed(c, owners=["bob"])) == []
+    (item,) = await db.read(lambda c: inbox.listed(c, owners=["alice"]))
+    assert (item["kind"], item["call"], item["detail"]["tool"], item["detail"]["proof"]) == (
+        "in_doubt",
+        "c0-0",
+        "pay",
+        DIED,
+    )
+    await db.write(lambda tx: leases.go_on(tx, run.run_id, "user:alice", resolved("happened"), "decided"))
+    assert await db.read(lambda c: inbox.listed(c, owners=["alice"])) == []
+    shown = await db.read(lambda c: inbox.show(c, item["inbox_id"]))
+    assert (shown["decision"], shown["decided_by"], shown["reason"]) == ("happened", "user:alice", "seen")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,21 @@ async def test_a_postgresql_that_would_forget_is_refused(postgres: Any, setting:
     assert setting in caught.value.hint
     writer.dispose()
     reader.dispose()
+
+
+def test_a_disk_that_takes_no_writes_is_refused_at_the_start(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/farm.sqlite"
+    asyncio.run(Database.open(url).close())
+    code = (
+        "import resource, sys\n"
+        "from jupyterhub_agentfarm.errors import StoreError\n"
+        "from jupyterhub_agentfarm.store.db import Database\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try:\n    Database.open(sys.argv[1])\n"
+        "except StoreError as error:\n    print(error.detail, '|', error.hint, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=False)
+    assert "takes no writes | check its space" in done.stderr, done.stderr
 
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
