@@ -150,7 +150,7 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event before it has a place: as a worker appends it, or as the service records it."""
 
     kind: str
-    body: msgspec.Raw = msgspec.Raw(b"{}")
+    body: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
     call: str | None = None
 
 
@@ -164,7 +164,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     call: str | None = None
     hash: str = ""
-    body: msgspec.Raw = msgspec.Raw(b"null")
+    body: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
 
     def data(self) -> dict[str, Any]:
         """Return the body as a dict; {} where it was erased."""

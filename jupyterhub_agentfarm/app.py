@@ -16,7 +16,7 @@ import stat
 import sys
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives import hashes
@@ -85,7 +85,7 @@ class AgentFarm(Application):
         help="Model servers besides, each the fields of gateway.upstreams.openai_compatible.Settings: "
         '[{"name": "vllm", "url": "http://gpu:8000/v1", "models": ["*"]}]. Asked before the others.',
     ).tag(config=True)
-    aliases: ClassVar = {"port": "AgentFarm.port", "state": "AgentFarm.state", "config": "AgentFarm.config_file"}
+    aliases = Dict({"port": "AgentFarm.port", "state": "AgentFarm.state", "config": "AgentFarm.config_file"})
 
     def initialize(self, argv: list[str] | None = None) -> None:
         """Read command line and configuration. Raises StartError."""
