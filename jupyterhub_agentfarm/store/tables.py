@@ -40,6 +40,12 @@ def _one_of(column: str, values: tuple[str, ...]) -> str:
     return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
+def _where_set(table: str, column: str) -> Index:
+    """An index of the few rows that have a value there."""
+    only = text(f"{column} IS NOT NULL")
+    return Index(f"ix_{table}_{column}", column, sqlite_where=only, postgresql_where=only)
+
+
 FARM_RUN = "farm"  # the farm's own chain: status "chain", never claimed
 
 meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
@@ -134,6 +140,8 @@ tasks = Table(
     CheckConstraint(_one_of("status", STATUSES[:-1]), name="status"),
     Index("ix_tasks_owner_created_at", "owner", "created_at"),
     Index("ix_tasks_agent_created_at", "agent", "created_at"),
+    _where_set("tasks", "thread_id"),
+    _where_set("tasks", "deadline"),
 )
 
 runs = Table(
@@ -175,6 +183,8 @@ runs = Table(
         postgresql_where=text(_one_of("status", CLAIMABLE)),
     ),
     Index("ix_runs_task_id", "task_id"),
+    _where_set("runs", "thread_id"),
+    _where_set("runs", "lease_until"),
     Index("ix_runs_claim_id", "claim_id"),
     postgresql_with={"fillfactor": "50"},  # HOT updates: the head moves with every append
 )

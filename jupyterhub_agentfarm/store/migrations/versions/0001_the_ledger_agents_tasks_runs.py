@@ -153,6 +153,22 @@ def upgrade() -> None:
     )
     op.create_index("ix_runs_claim_id", "runs", ["claim_id"], unique=False)
     op.create_index("ix_runs_task_id", "runs", ["task_id"], unique=False)
+    op.create_index(
+        "ix_runs_thread_id",
+        "runs",
+        ["thread_id"],
+        unique=False,
+        sqlite_where=sa.text("thread_id IS NOT NULL"),
+        postgresql_where=sa.text("thread_id IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_runs_lease_until",
+        "runs",
+        ["lease_until"],
+        unique=False,
+        sqlite_where=sa.text("lease_until IS NOT NULL"),
+        postgresql_where=sa.text("lease_until IS NOT NULL"),
+    )
 
     op.create_table(
         "secrets",
@@ -194,6 +210,22 @@ def upgrade() -> None:
     )
     op.create_index("ix_tasks_agent_created_at", "tasks", ["agent", "created_at"], unique=False)
     op.create_index("ix_tasks_owner_created_at", "tasks", ["owner", "created_at"], unique=False)
+    op.create_index(
+        "ix_tasks_thread_id",
+        "tasks",
+        ["thread_id"],
+        unique=False,
+        sqlite_where=sa.text("thread_id IS NOT NULL"),
+        postgresql_where=sa.text("thread_id IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_tasks_deadline",
+        "tasks",
+        ["deadline"],
+        unique=False,
+        sqlite_where=sa.text("deadline IS NOT NULL"),
+        postgresql_where=sa.text("deadline IS NOT NULL"),
+    )
 
     op.create_table(
         "threads",
