@@ -73,7 +73,7 @@ def list_models(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
 def list_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     out.rows(
         farm.microservers(),
-        ("name", "state", "cores", "cpu_ratio", "memory_bytes", "memory_free", "disk_free", "servers"),
+        ("name", "state", "servers", "cpus", "load", "memory", "memory_free", "disk_free", "backend"),
     )
 
 
@@ -82,10 +82,9 @@ def explain_placement(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     if out.as_json:
         out.value(answer)
         return
-    for name, why in sorted((answer.get("refusals") or answer.get("reasons") or {}).items()):
-        print(f"{name}: {why or 'fits'}")
-    if answer.get("microserver"):
-        print(f"-> {answer['microserver']}")
+    for name, why in sorted(answer["reasons"].items()):
+        chosen = "  <- here" if name == answer["microserver"] else ""
+        print(f"{name}: {why or 'fits'}{chosen}")
 
 
 def show_status(farm: Farm, asked: argparse.Namespace, out: Out) -> int:

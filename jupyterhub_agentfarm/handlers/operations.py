@@ -12,9 +12,11 @@ import jupyterhub_agentfarm
 from agentfarm_sdk.errors import BY_TYPE
 
 from ..errors import AgentFarmError, Forbidden
+from ..records import hub_user, unit_name
 from ..store import agents, changes
+from .asking import reach_agent
 from .feed import Sse, resume_from
-from .routes import Call, Empty, Route
+from .routes import Call, Empty, Page, Route
 from .runs import After
 from .views import Listed
 
@@ -98,7 +100,7 @@ async def usage(call: Call) -> Listed[Used]:
         names = agents.reachable(connection, asker.name)
         return changes.used(connection, owner=asker.name, agents=names, since=call.query.since)
 
-    return Listed([msgspec.convert(row, Used) for row in await call.read(read)])
+    return Listed([Used(**{str(name): value for name, value in row.items()}) for row in await call.read(read)])
 
 
 async def events(call: Call) -> None:
@@ -126,6 +128,19 @@ async def events(call: Call) -> None:
 async def microservers(call: Call) -> Listed[Any]:
     found = await call.parts.fleet.microservers()
     return Listed(list(found))
+
+
+class Explained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`agent`: whose server."""
+
+    agent: str
+
+
+async def explain(call: Call) -> dict[str, Any]:
+    """Say where the agent's server goes, and of each other microserver why not."""
+    agent, _ = await call.read(lambda c: reach_agent(c, call.asker, call.query.agent, "view"))
+    answer: dict[str, Any] = await call.parts.fleet.explain(unit_name(hub_user(agent.name)))
+    return answer
 
 
 async def openapi(call: Call) -> dict[str, Any]:
@@ -192,6 +207,7 @@ ROUTES = [
     Route("GET", "/metrics", metrics, "For Prometheus", who="metrics", streams=True),
     Route("GET", "/usage", usage, "Tokens and cost by day, agent and model", query=UsagePage, answer=Listed[Used]),
     Route("GET", "/events", events, "Stream of all changes that the asker may see", query=After, streams=True),
-    Route("GET", "/microservers", microservers, "The farm's machines", answer=Listed[Any]),
+    Route("GET", "/microservers", microservers, "The farm's machines", query=Page, answer=Listed[Any]),
+    Route("GET", "/placements/explain", explain, "Where a server goes, and why", query=Explained, answer=dict[str, Any]),
     Route("GET", "/openapi.json", openapi, "This API described", who="anyone", query=Empty, answer=dict[str, Any]),
 ]  # fmt: skip
