@@ -167,6 +167,8 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
             await asyncio.sleep(0.5)
 
     async def delete_forever(self) -> None:
+        if not self.microserver:  # stopped, or never started
+            return
         try:
             await self.fleet.stop(self.unit, now=True)
         except (NotFound, FleetError) as error:

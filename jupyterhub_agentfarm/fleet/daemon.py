@@ -44,6 +44,7 @@ class Fleet:
         local.state = self.state.microservers.get(LOCAL, {}).get("state", "ready")
         self.microservers = {LOCAL: local}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._stopped: dict[str, dict[str, Any]] = {}  # units that this daemon stopped, and how they ended
 
     async def open_the_way(self) -> None:
         """As root: let servers' own users reach their workspaces, and nothing else of the state directory."""
@@ -67,13 +68,13 @@ class Fleet:
         """Choose microserver and port for a unit; one that runs stays where it is. Raises NoMicroserverFits."""
         known = self.state.units.get(unit)
         if known and (await self.show(unit))["state"] == "running":
-            return {**known, "unit": unit, "reasons": {known["microserver"]: "it runs there"}}
+            return {**known, "unit": unit, "state": "running", "reasons": {known["microserver"]: None}}
         farm = [await micro.snapshot(self._servers_on(name)) for name, micro in self.microservers.items()]
         placement = choose_microserver(demand, farm)
         entry = {"microserver": placement.microserver, "ip": "127.0.0.1", "port": self.state.port(unit)}
         self.state.units[unit] = {**(known or {}), **entry}
         self.state.save()
-        return {**entry, "unit": unit, "reasons": placement.refusals}
+        return {**entry, "unit": unit, "state": "placed", "reasons": placement.refusals}
 
     def _servers_on(self, name: str) -> int:
         return sum(1 for unit in self.state.units.values() if unit["microserver"] == name)
@@ -90,6 +91,7 @@ class Fleet:
             uid = self.state.uid(user) if own else None
             cwd = self.workspace(user)
             env = {**asked.get("env", {}), "HOME": str(cwd), "USER": user, "LOGNAME": user}
+            self._stopped.pop(unit, None)
             answer = await micro.ask("start", unit=unit, argv=asked.get("args"), env=env, cwd=str(cwd), uid=uid)
             self.state.units[unit] |= {
                 "user": user,
@@ -116,7 +118,9 @@ class Fleet:
         if known is None:
             raise NotFound(f"there is no unit {unit}")
         async with self._locks.setdefault(unit, asyncio.Lock()):
-            state = await self.microservers[known["microserver"]].ask("stop", unit=unit, now=now)
+            if unit not in self._stopped:
+                self._stopped[unit] = await self.microservers[known["microserver"]].ask("stop", unit=unit, now=now)
+            state = self._stopped[unit]
         return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
 
     async def listed(self) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ def test_the_hubs_own_suite_passes_against_our_spawner(suite: str, tmp_path: Pat
         pytest.skip("configurable-http-proxy is not installed: npm ci")
     mark = tmp_path / "mark"
     command = [
-        sys.executable, "-m", "pytest", "-p", "hubsuite", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", "-c", str(HERE / "hubsuite.ini"), "--rootdir", str(tmp_path),
+        sys.executable, "-m", "pytest", "-p", "hubsuite", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", "--tb=short", "--show-capture=no", "-c", str(HERE / "hubsuite.ini"), "--rootdir", str(tmp_path),
         "--pyargs", *(f"jupyterhub.tests.test_{name}" for name in suite.split()),
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "JUPYTERHUB_", "AGENTFARM_"))}
@@ -36,6 +36,6 @@ def test_the_hubs_own_suite_passes_against_our_spawner(suite: str, tmp_path: Pat
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=580, check=False
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert mark.exists(), "no server was started by our spawner: the suite tested something else"
     assert re.search(r"\d+ passed", done.stdout)
