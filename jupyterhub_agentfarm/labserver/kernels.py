@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tornado.web import HTTPError
@@ -45,7 +45,8 @@ class _Running:
     process: Any  # subprocess.Popen
     writer: asyncio.StreamWriter
     child_end: socket.socket  # kept open: a restart by a visitor must not hand another descriptor to the new process
-    tasks: list[asyncio.Task[None]]
+    listening: asyncio.Task[None]
+    forgetting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class WorkerKernels:
@@ -67,6 +68,7 @@ class WorkerKernels:
         self._said, self._gone, self._log = said, gone, log
         self._kernel_name = kernel_name
         self._running: dict[str, _Running] = {}
+        self._watching: set[asyncio.Task[None]] = set()
 
     async def start(self, name: str) -> None:
         """Start a kernel and return when it answers. One that cannot start is `gone`, with the reason."""
@@ -88,24 +90,19 @@ class WorkerKernels:
         kernel = self._manager.get_kernel(kernel_id)
         kernel.stop_restarter()  # the dead are reported and replaced, not revived in place
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE)
-        running = _Running(kernel_id, "", kernel.provisioner.process, writer, theirs, [])
+        listening = asyncio.create_task(self._listen(name, reader))
+        running = _Running(kernel_id, "", kernel.provisioner.process, writer, theirs, listening)
         self._running[name] = running
-        running.tasks = [
-            asyncio.create_task(self._listen(name, reader)),
-            asyncio.create_task(self._watch(name, running)),
-        ]
+        watching = asyncio.create_task(self._watch(name, running))
+        self._watching.add(watching)
+        watching.add_done_callback(self._watching.discard)
         title = self._title(name, "")
         session = await self._sessions.create_session(path=title, name=title, type="console", kernel_id=kernel_id)
         running.session_id = session["id"]
-        client = kernel.client()
-        client.start_channels()
-        try:
-            await client.wait_for_ready(timeout=WARM_SECONDS)
-        except RuntimeError as error:  # dead (then _watch says so too), or it does not answer
-            self._log.error("worker kernel %s does not answer: %s", name, error)
+        if trouble := await _trouble(kernel.client()):
+            self._log.error("worker kernel %s is of no use: %s", name, trouble)
             self.kill(name)
-        finally:
-            client.stop_channels()
+            await asyncio.wait([watching])
 
     def alive(self, name: str) -> bool:
         return name in self._running
@@ -131,6 +128,11 @@ class WorkerKernels:
             await asyncio.wait_for(asyncio.shield(asked), CLOSE_SECONDS)
         self.kill(name)
         await asked
+
+    async def finished(self) -> None:
+        """Return when every kernel has ended and is cleaned up behind: the server's own cleaning must not meet ours."""
+        if self._watching:
+            await asyncio.wait(self._watching)
 
     async def show(self, name: str, run: str) -> None:
         """Name the kernel for the people who look at the server's list of kernels."""
@@ -167,21 +169,41 @@ class WorkerKernels:
         code = running.process.returncode
         self._log.info("worker kernel %s (pid %d) exited with %s", name, running.process.pid, code)
         self._gone(name, f"kernel exited with {code}")
-        running.tasks[0].cancel()
+        running.listening.cancel()
         running.writer.close()
         running.child_end.close()
         await self._forget(running, now=True)
 
     async def _forget(self, running: _Running, *, now: bool) -> None:
-        """Take the kernel out of the server's lists, whoever ended it."""
-        if running.kernel_id in self._manager:
-            try:
-                await self._manager.shutdown_kernel(running.kernel_id, now=now)
-            except (KeyError, HTTPError, RuntimeError) as error:  # another one was faster
-                self._log.debug("kernel %s was already gone: %s", running.kernel_id, error)
-        if running.session_id:
-            with contextlib.suppress(HTTPError, KeyError):  # the list drops sessions without a kernel by itself
-                await self._sessions.delete_session(running.session_id)
+        """Take the kernel out of the server's lists, whoever ended it; twice at once would wait for ever."""
+        async with running.forgetting:
+            if running.kernel_id in self._manager:
+                try:
+                    await self._manager.shutdown_kernel(running.kernel_id, now=now)
+                except (KeyError, HTTPError, RuntimeError) as error:  # another one was faster
+                    self._log.debug("kernel %s was already gone: %s", running.kernel_id, error)
+            if running.session_id:
+                with contextlib.suppress(HTTPError, KeyError):  # the list drops sessions without a kernel by itself
+                    await self._sessions.delete_session(running.session_id)
+
+
+async def _trouble(client: Any) -> str:
+    """Wait until the kernel answers; return "" when it is one that can work, else what is wrong with it."""
+    loaded = f"{EXTENSION!r} in get_ipython().extension_manager.loaded"
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=WARM_SECONDS)
+        reply = await client.execute(
+            "", silent=True, user_expressions={"loaded": loaded}, reply=True, timeout=WARM_SECONDS
+        )
+    except (RuntimeError, TimeoutError, asyncio.TimeoutError) as error:  # dead (then _watch says so too), or mute
+        return f"it does not answer: {error}"
+    finally:
+        client.stop_channels()
+    answer = reply["content"].get("user_expressions", {}).get("loaded", {}).get("data", {}).get("text/plain")
+    return (
+        "" if answer == "True" else f"{EXTENSION} cannot be loaded in it: is agentfarm_sdk installed for this kernel?"
+    )
 
 
 async def _ended(process: Any) -> None:

@@ -32,7 +32,7 @@ MAX_FRAME = 16 * 1024 * 1024
 class Frame(msgspec.Struct):
     """What the service sends: an answer to request `id`, or a push."""
 
-    id: int = 0
+    id: int | None = None
     ok: msgspec.Raw = msgspec.Raw(b"null")
     error: dict[str, Any] | None = None
     push: str = ""
@@ -142,8 +142,10 @@ class Link:
         except msgspec.DecodeError as error:
             self._log.error("a message of the farm cannot be read and is passed over: %s", error)
             return
-        future = self._answers.get(frame.id)
+        future = self._answers.get(frame.id or 0)
         if future is None or future.done():
+            if frame.error is not None:
+                self._log.error("the farm refused a message: %s", frame.error.get("detail"))
             return
         if frame.error is not None:
             future.set_exception(from_problem(frame.error))

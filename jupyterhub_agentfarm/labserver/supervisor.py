@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from agentfarm_sdk.errors import AgentFarmError, Transient
+from agentfarm_sdk.errors import AgentFarmError
 from agentfarm_sdk.protocol import Claim, ClaimRequest, Event, HeartbeatAnswer, HeartbeatRequest
 
 from .kernels import WorkerKernels
@@ -33,6 +33,7 @@ from .plan import (
     Tell,
 )
 
+FINAL = (404, 409, 422)  # a heartbeat so answered is not sent again: the lease is another's, or the run has ended
 STOP_SECONDS = 5.0  # for closing kernels and reporting them when the server stops
 
 
@@ -102,6 +103,7 @@ class Supervisor:
         while not self.plan.settled:
             self._changed.clear()
             await self._changed.wait()
+        await self.kernels.finished()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -166,23 +168,19 @@ class Supervisor:
             answer: HeartbeatAnswer = await self.link.ask(
                 "heartbeat", run, HeartbeatRequest(fence=fence), HeartbeatAnswer
             )
-        except Transient as error:
-            self._log.info("the lease of run %s was not renewed: %s", run, error.detail)
-            self._do(self.plan.beat_refused(run, fence, None, _now()))
         except AgentFarmError as error:
-            self._log.warning("run %s, fence %d is no longer ours: %s", run, fence, error.detail)
-            self._do(self.plan.beat_refused(run, fence, error.type, _now()))
+            final = error.type if error.status in FINAL else None
+            self._log.warning("the lease of run %s, fence %d was not renewed: %s", run, fence, error.detail)
+            self._do(self.plan.beat_refused(run, fence, final, _now()))
         else:
             self._do(self.plan.beaten(run, fence, answer, sent, _now()))
 
     async def _report(self, run: str, fence: int, proof: str) -> None:
         try:
             await self.link.ask("heartbeat", run, HeartbeatRequest(fence=fence, dead=proof), Any)
-        except Transient:
-            self._do(self.plan.reported(run, fence, False, _now()))
         except AgentFarmError as error:
-            self._log.info("run %s, fence %d: its worker's death is no news (%s)", run, fence, error.detail)
-            self._do(self.plan.reported(run, fence, True, _now()))
+            self._log.warning("the death of run %s's worker, fence %d: %s", run, fence, error.detail)
+            self._do(self.plan.reported(run, fence, error.status in FINAL, _now()))
         else:
             self._log.warning("run %s, fence %d: reported that its worker is dead: %s", run, fence, proof)
             self._do(self.plan.reported(run, fence, True, _now()))

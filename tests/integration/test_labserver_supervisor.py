@@ -185,6 +185,20 @@ async def test_people_see_the_worker_by_name_and_can_run_cells_beside_its_run(
     assert service.dead(run) is None
 
 
+@pytest.mark.parametrize("act", ["DELETE", "POST restart"])
+async def test_a_visitor_who_ends_a_worker_ends_it_and_the_farm_knows(
+    server: Server, service: FakeService, act: str
+) -> None:
+    run = service.offer("block")
+    pid = await began(server, run)
+    mine = {one["kernel"]["id"] for one in await server.get("api/sessions") if "idle" not in one["name"]}
+    method, _, action = act.partition(" ")
+    async with server.http.request(method, f"{server.url}api/kernels/{mine.pop()}" + (f"/{action}" if action else "")):
+        pass
+    assert "kernel exited with" in await until(lambda: service.dead(run), 15, "its death is reported")
+    assert await began(server, service.offer("quick")) != pid
+
+
 async def test_kernels_speak_over_unix_sockets_that_only_this_user_reaches(
     server: Server, service: FakeService
 ) -> None:
@@ -240,5 +254,19 @@ async def test_jupyterhubs_own_server_works_on_when_its_token_is_out_of_reach(
         await until(lambda: len(service.activity) > known, 15, "activity is told to the hub")
         assert service.activity[-1][0] == f"token {HUB_TOKEN}"
         assert service.handshakes[0]["Authorization"] == f"token {HUB_TOKEN}"
+    finally:
+        await server.stop()
+
+
+async def test_a_kernel_that_lacks_the_sdk_is_said_to_be_of_no_use_and_gets_no_run(
+    tmp_path: Path, service: FakeService
+) -> None:
+    server = Server(tmp_path / "s", service, agent="analyst", worker="no_such_extension")
+    try:
+        await server.ready()
+        service.offer("quick")
+        said = "no_such_extension cannot be loaded in it: is agentfarm_sdk installed"
+        await until(lambda: server.log.read_text().count(said) >= 2, 30, "it is said, and tried again")
+        assert "goes to worker kernel" not in server.log.read_text()
     finally:
         await server.stop()
