@@ -157,7 +157,7 @@ class LiveRuns:
             mine = f"worker:{live.fence}"
             others = [e for e in one.events if e.by not in (mine, "gateway") and e.seq > live.known_seq]
             live.known_seq = max(live.known_seq, one.events[-1].seq)
-            if any(e.kind in ("run.leased", "run.requeued") for e in others):
+            if any(e.kind in ("run.leased", "run.requeued", "tool.doubted") for e in others):
                 self.drop(one.run_id)
             else:
                 for event in others:
@@ -298,10 +298,7 @@ class LiveRuns:
             if known.fence != fence:
                 raise Forbidden(f"call {call} was started under fence {known.fence}")
             events = [NewEvent(kind=event.kind, call=call, body=event.body)]
-            rest = [one for one in inbox.waiting_of(tx.connection, run_id) if one["call"] != call]
-            if known.state == "doubted" and not rest:
-                events.append(new_event("run.requeued", {"reason": "the outcome came late", "proof": None}))
-            return ledger.record(tx, run_id, f"worker:{fence}", events)
+            return leases.go_on(tx, run_id, f"worker:{fence}", events, "the outcome came late")
 
         self.drop(run_id)
         return await self.db.write(late)
@@ -329,10 +326,7 @@ class LiveRuns:
                 raise Conflict(f"this was decided by {item['decided_by']}: {item['decision']}", hint="reload the inbox")
             live = load(tx.connection, item["run_id"])
             events = _decision(live, item, decision, reason, arguments, result, force)
-            others = [one for one in inbox.waiting_of(tx.connection, item["run_id"]) if one["inbox_id"] != inbox_id]
-            if not others and live.run.lease_until is None and events[-1].kind != "run.failed":
-                events.append(new_event("run.requeued", {"reason": "decided", "proof": None}))
-            ledger.record(tx, item["run_id"], f"user:{by}", events)
+            leases.go_on(tx, item["run_id"], f"user:{by}", events, "decided")
 
         await self.db.write(decided)
 
@@ -416,12 +410,10 @@ def _check_reported(live: LiveRun, event: NewEvent) -> None:
 def _append(
     tx: Tx, run_id: str, fence: int, n: int, raw: bytes, events: list[NewEvent], also: list[NewEvent]
 ) -> ledger.Appended:
+    """Append; a worker that parks for what was decided meanwhile goes on at once."""
     done = ledger.append(tx, run_id, fence, n, raw, events, also)
-    parked = next((event for event in done.events if event.kind == "run.parked"), None)
-    if parked is not None and parked.data().get("reason") == "approval" and not inbox.waiting_of(tx.connection, run_id):
-        ledger.record(
-            tx, run_id, "service", [new_event("run.requeued", {"reason": "decided meanwhile", "proof": None})]
-        )
+    if not done.repeated and any(event.kind == "run.parked" for event in events):
+        leases.go_on(tx, run_id, "service", [], "decided meanwhile")
     return done
 
 
