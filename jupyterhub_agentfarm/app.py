@@ -92,6 +92,7 @@ class AgentFarm(Application):
         self.parse_command_line(argv)
         path = Path(self.config_file)
         if path.exists():
+            self.raise_config_file_errors = True
             try:
                 self.load_config_file(path.name, path=str(path.parent.absolute()))
             except Exception as error:

@@ -71,8 +71,8 @@ class ApiHandler(HubOAuthenticated, RequestHandler):  # type: ignore[misc]
         self.clear_header("Server")
 
     def check_xsrf_cookie(self) -> None:
-        """Tornado's own check is off for tokens; for cookies it is what `Door.by_cookie` calls."""
-        if not getattr(self, "_token_authenticated", False):
+        """Tornado asks before `prepare`: a token, and a path without cookies, cannot be abused by another site's page."""
+        if self.paged and not TOKEN.match(self.request.headers.get("Authorization", "")):
             super().check_xsrf_cookie()
 
     async def prepare(self) -> None:

@@ -147,11 +147,11 @@ def run_view(run: Run) -> RunView:
 
 
 def thread_view(row: dict[str, Any]) -> ThreadView:
-    return msgspec.convert(row, ThreadView)
+    return ThreadView(**{str(name): value for name, value in row.items()})
 
 
 def inbox_view(row: dict[str, Any]) -> InboxView:
-    return msgspec.convert(row, InboxView)
+    return InboxView(**{str(name): value for name, value in row.items()})
 
 
 def page(items: list[T], limit: int, cursor: typing.Callable[[T], Any]) -> Listed[T]:

@@ -1,0 +1,239 @@
+"""The service in this process, on a port of its own, with its real ledger and gateway; the Hub's few answers beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from aiohttp import web
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import create_signed_value
+
+from jupyterhub_agentfarm.app import AgentFarm, derived, service_key
+from jupyterhub_agentfarm.gateway.asking import Ask, AskedCall, OnToken, Reply
+from jupyterhub_agentfarm.gateway.proxy import Route, Upstreams
+from jupyterhub_agentfarm.handlers.routes import Parts
+from jupyterhub_agentfarm.handlers.table import application
+from jupyterhub_agentfarm.hub import Hub
+from jupyterhub_agentfarm.scheduling.reaper import Reaper
+from jupyterhub_agentfarm.scheduling.scheduler import Scheduler
+from jupyterhub_agentfarm.store.db import Database
+
+ACCESS = "access:services!service=agentfarm"
+MANAGE, APPROVE, OPERATOR = (f"custom:agentfarm:{one}" for one in ("manage", "approve", "admin"))
+PERSON = [ACCESS, MANAGE, APPROVE]
+TOKENS: dict[str, tuple[str, list[str]]] = {  # token -> user, scopes; as jupyterhub_config gives them
+    "ann": ("ann", PERSON),
+    "ann-server": ("ann", [ACCESS]),
+    "bob": ("bob", PERSON),
+    "viewer": ("vic", PERSON),
+    "chatter": ("cho", PERSON),
+    "operator": ("root", [*PERSON, OPERATOR]),
+    "agent-analyst": ("agent-analyst", [ACCESS, "custom:agentfarm:act!user=agent-analyst"]),
+    "agent-other": ("agent-other", [ACCESS, "custom:agentfarm:act!user=agent-other"]),
+    "no-access": ("ann", []),
+    "pretender": ("agent-analyst", [ACCESS]),
+}
+
+
+class FakeHub:
+    """The Hub's REST API as far as the service asks it; what was asked is kept."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        self.people = {user for user, _ in TOKENS.values()}
+        self.running: set[str] = set()
+        self.refuses_start: str | None = None
+        self.started = asyncio.Event()
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/hub/api/user", self.whose)
+        app.router.add_route("*", "/hub/api/{path:.*}", self.answer)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        self.sock = bind_sockets(0, "127.0.0.1")[0]
+        await web.SockSite(self.runner, self.sock).start()
+        self.url = f"http://127.0.0.1:{self.sock.getsockname()[1]}/hub/api"
+
+    async def whose(self, request: web.Request) -> web.Response:
+        token = request.headers.get("Authorization", "").partition(" ")[2]
+        if token not in TOKENS:
+            return web.json_response({"message": "unknown"}, status=403)
+        name, scopes = TOKENS[token]
+        return web.json_response({"kind": "user", "name": name, "admin": True, "groups": [], "scopes": scopes})
+
+    async def answer(self, request: web.Request) -> web.Response:
+        path = request.match_info["path"]
+        body = await request.json() if request.can_read_body else None
+        self.asked.append((request.method, path, body))
+        kind, _, rest = path.partition("/")
+        user = rest.partition("/")[0]
+        if kind == "users" and path.endswith("/server"):
+            if request.method == "POST":
+                self.started.set()
+                if self.refuses_start:
+                    return web.json_response({"message": self.refuses_start}, status=400)
+                self.running.add(user)
+                return web.json_response({}, status=201)
+            self.running.discard(user)
+            return web.Response(status=204)
+        if kind == "users" and path.endswith("/tokens"):
+            return web.json_response({"token": "minted-for-" + user, "id": "t1", "expires_at": "soon"}, status=201)
+        if kind == "users":
+            if user not in self.people and not user.startswith("agent-"):
+                return web.json_response({"message": "No such user"}, status=404)
+            servers = {"": {"ready": True, "pending": None, "url": f"/user/{user}/"}} if user in self.running else {}
+            return web.json_response({"name": user, "servers": servers})
+        return web.json_response({})
+
+    async def stop(self) -> None:
+        await self.runner.cleanup()
+
+
+class FakeFleet:
+    """Hub users made and retired; the daemon has tests of its own."""
+
+    def __init__(self) -> None:
+        self.users: set[str] = set()
+
+    async def put_user(self, name: str) -> None:
+        self.users.add(name)
+
+    async def delete_user(self, name: str) -> None:
+        self.users.discard(name)
+
+    async def microservers(self) -> list[dict[str, Any]]:
+        return [{"name": "local", "state": "ready"}]
+
+    async def explain(self, unit: str) -> dict[str, Any]:
+        return {"unit": unit, "microserver": None, "reasons": {"local": "0 MiB are free"}}
+
+
+@dataclass
+class Scripted:
+    """An upstream whose replies are written down: text, or (tool, arguments)."""
+
+    script: list[Any] = field(default_factory=list)
+    name: str = "scripted"
+    max_in_flight: int = 8
+    asked: list[Ask] = field(default_factory=list)
+
+    async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
+        self.asked.append(ask)
+        said = self.script.pop(0)
+        if isinstance(said, str):
+            for word in said.split(" ") if on_token else []:
+                on_token({"text": word + " "})  # type: ignore[misc]
+            return Reply(said, tokens_in=3, tokens_out=2, model="scripted")
+        tool, arguments = said
+        return Reply("", [AskedCall(tool, json.dumps(arguments))], tokens_in=3, tokens_out=2, model="scripted")
+
+    async def models(self) -> list[dict[str, Any]]:
+        return [{"id": "scripted"}]
+
+    def cost(self, reply: Reply) -> float:
+        return 0.0
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class Service:
+    url: str
+    parts: Parts
+    hub: FakeHub
+    fleet: FakeFleet
+    model: Scripted
+    scheduler: Scheduler
+    reaper: Reaper
+    db: Database
+    secret: bytes
+    counter: Any = field(default_factory=itertools.count)
+
+    def client(self, token: str = "", **headers: str) -> httpx.AsyncClient:
+        if token:
+            headers["Authorization"] = f"token {token}"
+        return httpx.AsyncClient(base_url=self.url + "/api/v1", headers=headers, timeout=20)
+
+    async def ask(self, token: str, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        async with self.client(token, **headers) as client:
+            return await client.request(method, path, json=body)
+
+    async def ok(self, token: str, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """Ask, and return the answer's JSON; what is no success fails the test with the problem."""
+        answer = await self.ask(token, method, path, body, **headers)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
+
+    async def agent(self, name: str = "analyst", owner: str = "ann", publish: bool = True, **draft: Any) -> None:
+        await self.ok(owner, "POST", "/agents", {"name": name, "draft": {"prompt": "You calculate.", **draft}})
+        if publish:
+            await self.ok(owner, "POST", f"/agents/{name}/publish", {})
+
+    async def claim(self, agent: str = "analyst", wait: float = 0.0) -> dict[str, Any] | None:
+        body = {"worker": "w", "claim_id": f"c{next(self.counter)}", "wait": wait}
+        answer: dict[str, Any] | None = await self.ok(f"agent-{agent}", "POST", "/claims", body)
+        return answer
+
+    async def listens(self, agent: str) -> None:
+        """Wait until a supervisor of the agent listens for runs."""
+        for _ in range(2000):
+            if self.parts.claims.seen(agent):
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError(f"no supervisor of {agent} came")
+
+    def cookie(self, token: str) -> str:
+        """Return the Cookie header of a person who is signed in at the farm's pages."""
+        name = self.parts.door.auth.cookie_name
+        return f"{name}={create_signed_value(self.secret, name, token).decode()}"
+
+
+@asynccontextmanager
+async def service(tmp_path: Path, url: str, monkeypatch: Any, lease: float = 30.0) -> AsyncIterator[Service]:
+    """Run a service until the block ends."""
+    hub = FakeHub()
+    await hub.start()
+    for name, value in {
+        "JUPYTERHUB_API_URL": hub.url, "JUPYTERHUB_API_TOKEN": "of-the-service", "JUPYTERHUB_CLIENT_ID": "service-agentfarm",
+        "JUPYTERHUB_SERVICE_NAME": "agentfarm", "JUPYTERHUB_SERVICE_PREFIX": "/services/agentfarm/", "JUPYTERHUB_BASE_URL": "/",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    key = service_key(tmp_path)
+    db = Database.open(url)
+    farm = AgentFarm()
+    farm.env, farm.lease_seconds = {}, lease
+    model, fleet = Scripted(), FakeFleet()
+    upstreams = Upstreams([Route(model, ("scripted",))])
+    client = Hub(hub.url, "of-the-service")
+    parts, scheduler, reaper = farm.build(db, key, upstreams, client, tmp_path)
+    parts.fleet = fleet
+    scheduler.explain = fleet.explain
+    secret = derived(key, b"cookies")
+    server = HTTPServer(application(parts, secret), max_body_size=2**40)
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    looping = asyncio.create_task(scheduler.run())
+    port = sockets[0].getsockname()[1]
+    try:
+        yield Service(f"http://127.0.0.1:{port}", parts, hub, fleet, model, scheduler, reaper, db, secret)
+        assert not looping.done(), looping
+    finally:
+        looping.cancel()
+        await asyncio.gather(looping, return_exceptions=True)
+        server.stop()
+        await server.close_all_connections()
+        for sock in sockets:
+            sock.close()
+        await client.close()
+        await db.close()
+        await hub.stop()

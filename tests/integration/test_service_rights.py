@@ -1,0 +1,174 @@
+"""Who may do what: owner, others, agents, operators and nobody, over every route of the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servicekit import Service, service
+
+from jupyterhub_agentfarm.handlers.table import ROUTES
+
+# For each route the status that each asker gets. 2xx: let in; 404: it does not even show that the thing is there.
+ASKERS = ("ann", "chatter", "viewer", "bob", "operator", "agent-analyst", "agent-other", "nobody")
+IN, HIDE, NO, WHO = "in", 404, 403, 401  # "in": past the door; what the route then makes of an empty body is its affair
+EVERYONE = (IN,) * 8
+USERS = (IN,) * 7 + (WHO,)
+PEOPLE = (IN,) * 5 + (NO, NO, WHO)
+SEES = (IN, IN, IN, HIDE, IN, IN, HIDE, WHO)  # those who may see the agent's things
+MANAGES = (IN, NO, NO, HIDE, IN, NO, NO, WHO)
+RIGHTS: dict[str, tuple[Any, ...]] = {
+    "GET /agents": USERS,
+    "POST /agents": PEOPLE,
+    "GET /agents/{name}": SEES,
+    "PATCH /agents/{name}": MANAGES,
+    "DELETE /agents/{name}": MANAGES,
+    "POST /agents/{name}/start": (IN, IN, NO, HIDE, IN, NO, NO, WHO),
+    "POST /agents/{name}/stop": MANAGES,
+    "POST /agents/{name}/connect": MANAGES,
+    "GET /agents/{name}/shares": MANAGES,
+    "POST /agents/{name}/shares": MANAGES,
+    "POST /agents/{name}/publish": MANAGES,
+    "GET /agents/{name}/versions": SEES,
+    "GET /agents/{name}/versions/{number}": SEES,
+    "GET /agents/{name}/diff": SEES,
+    "POST /agents/{name}/restore": MANAGES,
+    "GET /agents/{name}/export": SEES,
+    "POST /agents/import": PEOPLE,
+    "GET /tools": USERS,
+    "GET /tools/files/{sha256}": USERS,
+    "PUT /secrets": PEOPLE,
+    "GET /secrets": PEOPLE,
+    "DELETE /secrets/{name}": PEOPLE,
+    "POST /tasks": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
+    "GET /tasks": USERS,
+    "GET /tasks/{task}": SEES,
+    "POST /tasks/{task}/cancel": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
+    "POST /tasks/{task}/pause": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
+    "POST /tasks/{task}/resume": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
+    "POST /tasks/{task}/rerun": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
+    "POST /threads": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
+    "GET /threads": USERS,
+    "GET /threads/{thread}": SEES,
+    "POST /runs": USERS,
+    "GET /runs/{run}": SEES,
+    "GET /runs/{run}/events": SEES,
+    "GET /runs/{run}/tokens": SEES,
+    "GET /runs/{run}/verify": SEES,
+    "GET /runs/{run}/blobs/{sha256}": SEES,
+    "POST /runs/{run}/events": (NO,) * 7 + (WHO,),
+    "POST /runs/{run}/open": (NO,) * 7 + (WHO,),
+    "POST /runs/{run}/calls/{call}/outcome": (NO,) * 7 + (WHO,),
+    "PUT /runs/{run}/blobs/{sha256}": (NO,) * 7 + (WHO,),
+    "POST /model/v1/chat/completions": (NO,) * 7 + (WHO,),
+    "POST /runs/{run}/heartbeat": (NO, NO, NO, NO, NO, IN, HIDE, WHO),
+    "POST /claims": (NO, NO, NO, NO, NO, IN, IN, WHO),
+    "GET /worker": (NO, NO, NO, NO, NO, IN, IN, WHO),
+    "GET /model/v1/models": USERS,
+    "GET /inbox": USERS,
+    "GET /inbox/{item}": (IN, IN, IN, HIDE, IN, IN, HIDE, WHO),
+    "POST /inbox/{item}": (IN, NO, NO, HIDE, IN, NO, NO, WHO),
+    "GET /health": EVERYONE,
+    "GET /openapi.json": EVERYONE,
+    "GET /metrics": (IN, IN, IN, IN, IN, NO, NO, IN),
+    "GET /usage": USERS,
+    "GET /events": USERS,
+    "GET /microservers": USERS,
+}
+BODIES: dict[str, Any] = {
+    "POST /agents": {"name": "x", "colour": "past the door"},
+    "POST /agents/{name}/shares": {"person": "vic", "rights": "view"},
+    "POST /agents/{name}/restore": {"number": 1},
+    "POST /tasks": {"target": "analyst", "input": "x"},
+    "POST /threads": {"agent": "analyst"},
+    "POST /runs": {"definition": {"prompt": "p"}, "input": "x"},
+    "POST /runs/{run}/heartbeat": {"fence": 99},
+    "POST /claims": {"worker": "w", "claim_id": "c"},
+    "POST /inbox/{item}": {"decision": "happened"},
+    "PUT /secrets": {"name": "-", "value": "past the door"},
+}
+
+
+def test_every_route_stands_in_the_table_of_rights() -> None:
+    assert {f"{route.method} {route.path}" for route in ROUTES} == set(RIGHTS)
+
+
+async def things(farm: Service) -> dict[str, str]:
+    """Make one of everything, ann's, shared with a viewer and a chatter."""
+    await farm.agent(tools=[{"name": "calculator", "approval": "always"}])
+    await farm.agent("other", owner="bob")
+    for person, rights in (("vic", "view"), ("cho", "chat")):
+        await farm.ok("ann", "POST", "/agents/analyst/shares", {"person": person, "rights": rights})
+    thread = await farm.ok("ann", "POST", "/threads", {"agent": "analyst"})
+    task = await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "a"})
+    claim = await farm.claim()
+    assert claim
+    farm.model.script.append(("calculator", {"expression": "1+1"}))
+    body = {"agentfarm": {"run": claim["run"], "fence": claim["fence"], "request": "r", "n": 0}}
+    await farm.ok(claim["token"], "POST", "/model/v1/chat/completions", body)
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    return {
+        "name": "analyst", "number": "1", "task": task["task_id"], "thread": thread["thread_id"], "run": claim["run"], "call": "c0-0",
+        "item": item["inbox_id"], "sha256": "0" * 64,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("asker", ASKERS)
+async def test_every_route_lets_in_whom_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asker: str) -> None:
+    column = ASKERS.index(asker)
+    wrong = []
+    async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch) as farm:
+        names = await things(farm)
+        async with farm.client("" if asker == "nobody" else asker) as client:
+            # what ends or changes things for those behind comes last
+            for route in sorted(RIGHTS, key=lambda one: ("DELETE" in one, "cancel" in one, "POST" in one)):
+                method, _, path = route.partition(" ")
+                expected = RIGHTS[route][column]
+                own = {**names, "name": "KEY"} if path.startswith("/secrets") else names
+                url = path.format(**own)
+                async with client.stream(
+                    method, url, json=BODIES.get(route, {}) if method != "GET" else None
+                ) as answer:
+                    got = answer.status_code
+                    said = "" if got == 200 else (await answer.aread()).decode()
+                fine = got not in (401, 403) and "there is no agent" not in said if expected == IN else got == expected
+                if expected == IN and got == 404:  # a thing that is not there, and not one that is hidden
+                    fine = any(word in said for word in ("tool file", "no secret", "no blob"))
+                if got >= 500 or not fine:
+                    wrong.append(f"{route} by {asker}: {got} {said}, expected {expected}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("token", "status"), [("no-access", 403), ("pretender", 403), ("unknown", 401)])
+async def test_a_token_without_the_scope_is_nobody_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str, status: int
+) -> None:
+    async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch) as farm:
+        assert (await farm.ask(token, "GET", "/agents")).status_code == status
+
+
+async def test_a_page_s_request_needs_its_xsrf_header_and_works_under_the_page_s_prefix_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx
+
+    async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch) as farm:
+        await farm.agent()
+        cookie = {"Cookie": farm.cookie("ann")}
+        async with httpx.AsyncClient(base_url=farm.url, headers=cookie) as browser:
+            page = await browser.get("/services/agentfarm/")
+            assert page.status_code == 200 and "script-src 'self'" in page.headers["Content-Security-Policy"]
+            xsrf = page.text.partition('data-xsrf="')[2].partition('"')[0]
+            kept = {"Cookie": f"{cookie['Cookie']}; _xsrf={page.cookies['_xsrf']}", "Sec-Fetch-Mode": "cors"}
+            task = {"target": "analyst", "input": "x"}
+            base = "/services/agentfarm/api/v1"
+            assert (await browser.post(f"{base}/tasks", json=task, headers=kept)).status_code == 401
+            assert (await browser.get(f"{base}/tasks", headers=kept)).status_code == 401
+            made = await browser.post(f"{base}/tasks", json=task, headers={**kept, "X-XSRFToken": xsrf})
+            assert made.status_code == 201, made.text
+            other = await browser.post("/api/v1/tasks", json=task, headers={**kept, "X-XSRFToken": xsrf})
+            assert other.status_code == 401, "the own listener looks at no cookie"
+        async with httpx.AsyncClient(base_url=farm.url) as stranger:
+            asked = await stranger.get("/services/agentfarm/")
+            assert asked.status_code == 302 and "/oauth2/authorize" in asked.headers["Location"]
