@@ -115,7 +115,7 @@ class Service:
 
     def commits(self) -> int:
         """Return how many transactions the service's writer has committed."""
-        text = httpx.get(f"{self.url}/metrics").raise_for_status().text
+        text = httpx.get(f"{self.url}/api/v1/metrics").raise_for_status().text
         lines = [line for line in text.splitlines() if line.startswith("agentfarm_ledger_commits_total")]
         return int(float(lines[0].split()[-1])) if lines else 0
 
@@ -178,8 +178,9 @@ def service(directory: Path, database: str) -> Iterator[Service]:
 
 def serve() -> None:
     """Be the service, with an upstream in the process that answers at once with one call."""
-    from jupyterhub_agentfarm import app
+    from jupyterhub_agentfarm.app import AgentFarm
     from jupyterhub_agentfarm.gateway.asking import Ask, AskedCall, OnToken, Reply
+    from jupyterhub_agentfarm.gateway.proxy import Route, Upstreams
 
     class Instant:
         name, max_in_flight = "instant", 64
@@ -195,7 +196,13 @@ def serve() -> None:
 
         async def close(self) -> None: ...
 
-    app.main(upstream=Instant())
+    class Farm(AgentFarm):
+        async def build_upstreams(self, directory: Path) -> Upstreams:
+            return Upstreams([Route(Instant(), ("instant",))])
+
+    farm = Farm()
+    farm.initialize([])
+    farm.start()
 
 
 # --- the report -----------------------------------------------------------------------------------------------------

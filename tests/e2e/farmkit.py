@@ -273,6 +273,8 @@ class Kernel:
                 kind, content = got["header"]["msg_type"], got["content"]
                 if kind == "stream":
                     printed.append(content["text"])
+                elif kind in {"execute_result", "display_data"}:
+                    printed.append(content["data"].get("text/plain", "") + "\n")
                 elif kind == "error":
                     raise AssertionError("\n".join(content["traceback"]) + "\n" + "".join(printed))
                 elif kind == "execute_reply":
