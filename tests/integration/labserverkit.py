@@ -185,7 +185,13 @@ class Server:
     """A real Jupyter server with the extension, in a process of its own; the extension is found by its data file."""
 
     def __init__(
-        self, folder: Path, service: FakeService, agent: str = "", worker: str = "standin_worker", of_hub: bool = False
+        self,
+        folder: Path,
+        service: Any,
+        agent: str = "",
+        worker: str = "standin_worker",
+        of_hub: bool = False,
+        hub_token: str = HUB_TOKEN,
     ) -> None:
         self.folder, self.agent, self.token = folder, agent, "server-token"
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +205,7 @@ class Server:
             "HOME": str(folder), "JUPYTER_RUNTIME_DIR": str(folder / "run"), "JUPYTER_CONFIG_DIR": str(folder),
             "JUPYTER_CONFIG_PATH": str(CONFIG), "IPYTHONDIR": str(folder / "ipython"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
-            "AGENTFARM_URL": service.url, "JUPYTERHUB_API_TOKEN": HUB_TOKEN, "SOME_SECRET": "not for agents",
+            "AGENTFARM_URL": service.url, "JUPYTERHUB_API_TOKEN": hub_token, "SOME_SECRET": "not for agents",
         }  # fmt: skip
         if agent:
             env["AGENTFARM_AGENT"] = agent
