@@ -45,6 +45,10 @@ class SuiteSpawner(AgentFarmSpawner, mocking.MockSpawner):
         AgentFarmSpawner.load_state(self, {"microserver": "local"} if state else {})
 
 
+class FullSpawner(SuiteSpawner, mocking.InstrumentedSpawner):
+    """The same with a whole server in place of the suites' small one."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     state = Path(tempfile.mkdtemp(prefix="afsuite-", dir="/tmp"))
     os.environ["AGENTFARM_STATE"] = str(state)
@@ -60,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         assert daemon.poll() is None and time.monotonic() < deadline, "the fleet daemon did not start"
         time.sleep(0.05)
     mocking.MockHub._spawner_class_default = lambda self: SuiteSpawner
+    mocking.InstrumentedSpawner = FullSpawner
     config.stash[_DAEMON] = (daemon, state)
 
 

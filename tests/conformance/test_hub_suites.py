@@ -17,7 +17,7 @@ PROXY = HERE.parents[1] / "node_modules" / ".bin"
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("suite", ["spawner user", "named_servers", "shares", "services_auth services"])
+@pytest.mark.parametrize("suite", ["spawner user", "named_servers", "shares", "services_auth"])
 def test_the_hubs_own_suite_passes_against_our_spawner(suite: str, tmp_path: Path) -> None:
     path = f"{PROXY}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if shutil.which("configurable-http-proxy", path=path) is None:
