@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from agentfarm_sdk.tools.python import refusal
 
 from ..errors import AgentFarmError
+from ..fleet.helper import can_use
 from ..gateway.embedded import why_not
 from ..launcher.parts import NODE_AT_LEAST, node, node_version, proxy_script
 from ..launcher.state import FREE_BYTES, is_free, kept_ports, read_ready
@@ -40,7 +41,7 @@ def examine(state: Path, env: Mapping[str, str]) -> list[Finding]:
     """Make all checks; one that breaks is itself a finding."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         python, lambda: disk(state), memory, lambda: proxy(env), lambda: ports(state), clock,
-        lambda: database(state, env), lambda: model(env), namespaces, isolation,
+        lambda: database(state, env), lambda: model(env), namespaces, lambda: isolation(state), loopback,
     ]  # fmt: skip
     return [finding for check in checks for finding in check()]
 
@@ -51,17 +52,22 @@ def python() -> Iterator[Finding]:
 
 
 def disk(state: Path) -> Iterator[Finding]:
-    there = next(folder for folder in (state, *state.parents) if folder.exists())
-    usage = shutil.disk_usage(there)
+    folder = there(state)
+    usage = shutil.disk_usage(folder)
     found = f"{usage.free // 2**20} MB free of {usage.total // 2**20} for {state}"
     if usage.free < FREE_BYTES:
         yield Finding("disk", "fail", found, "free some space, or use --state DIR on another disk")
     elif usage.free < usage.total * 0.05:
         yield Finding("disk", "warn", found, "below 5 % the farm takes no new runs up: free some space")
-    elif not os.access(there, os.W_OK):
-        yield Finding("disk", "fail", f"{there} is read-only for this user", "give this user the right to write there")
+    elif not os.access(folder, os.W_OK):
+        yield Finding("disk", "fail", f"{folder} is read-only for this user", "give this user the right to write there")
     else:
         yield Finding("disk", "ok", found)
+
+
+def there(state: Path) -> Path:
+    """Return the state directory, or the folder in which it will be made."""
+    return next(folder for folder in (state, *state.parents) if folder.exists())
 
 
 def memory() -> Iterator[Finding]:
@@ -157,14 +163,22 @@ def namespaces() -> Iterator[Finding]:
         yield Finding("namespaces", "ok", "run_python can be walled in")
 
 
-def isolation() -> Iterator[Finding]:
-    if os.geteuid() == 0:
+def isolation(state: Path) -> Iterator[Finding]:
+    if os.geteuid() == 0 and can_use(sys.executable, str(there(state))):
         yield Finding("isolation", "ok", "as root: each agent gets a user of its own")
+    elif os.geteuid() == 0:
+        yield Finding(
+            "isolation", "warn", f"other users cannot reach {sys.executable} or {there(state)}: agents share one user",
+            "put Python and the checkout where every user can read them, under /opt for instance",
+        )  # fmt: skip
     else:
         yield Finding(
             "isolation", "warn", "all agents run as this user and can read each other's files, and yours",
             "run agents that you do not trust on machines of their own, or the farm as root",
         )  # fmt: skip
+
+
+def loopback() -> Iterator[Finding]:
     try:
         if socket.gethostbyname("localhost") != "127.0.0.1":
             yield Finding("network", "warn", "localhost is not 127.0.0.1", "put 127.0.0.1 localhost into /etc/hosts")

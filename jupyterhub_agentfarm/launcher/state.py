@@ -53,7 +53,9 @@ def prepare(directory: Path, choose: Callable[[dict[str, int]], dict[str, int]])
     try:
         for path in (directory, directory / "secrets", directory / "logs"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if path.stat().st_mode & 0o066:  # passing through is the daemon's to allow: to agents with users of their own
+            if (
+                path.stat().st_mode & 0o066
+            ):  # passing through is the daemon's to allow: to agents with users of their own
                 path.chmod(0o700)
         free = shutil.disk_usage(directory).free
         if free < FREE_BYTES:

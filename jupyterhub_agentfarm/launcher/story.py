@@ -38,7 +38,7 @@ class Model:
         )
 
 
-def welcome(state: State, version: str, model: Model, seconds: float) -> str:
+def welcome(state: State, version: str, model: Model, isolation: str, seconds: float) -> str:
     """Return the first screen."""
     passwords = json.loads((state.secrets / "passwords.json").read_text())
     admin, password = next(iter(passwords["admin"].items()))
@@ -53,6 +53,8 @@ AgentFarm {version} is up ({seconds:.0f} s).
                (kept in {secrets}, which only you can read)
 
   {model.told()}
+
+  Isolation here: {isolation}.
 
 Try next, in another terminal:
   .venv/bin/agentfarm task submit analyst "What is 17*23?" --wait

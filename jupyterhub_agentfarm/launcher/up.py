@@ -94,13 +94,14 @@ class Launcher:
         )
         self.keeper.on_restart["proxy"] = self._fill_proxy
         await asyncio.to_thread(bootstrap.client_file, self.state)
-        if self.wish.demo:
-            with bootstrap.farm(self.state) as farm:
+        with bootstrap.farm(self.state) as farm:
+            if self.wish.demo:
                 await asyncio.to_thread(bootstrap.demo_agents, farm)
+            isolation = "; ".join({one["isolation"] for one in await asyncio.to_thread(farm.microservers)})
         self.is_ready = True
         self._remember()
         seconds = time.monotonic() - began
-        print(story.welcome(self.state, agentfarm_sdk.__version__, self.model, seconds), flush=True)
+        print(story.welcome(self.state, agentfarm_sdk.__version__, self.model, isolation, seconds), flush=True)
 
     async def _start_hub(self, made: dict[str, Part]) -> None:
         """After proxy and daemon: at its start it fills the one and asks the other for the servers that it knows."""

@@ -85,7 +85,7 @@ def test_the_first_screen_names_address_sign_in_and_the_size_of_the_model(tmp_pa
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets/passwords.json").write_text('{"admin": {"admin": "A" }, "people": "P"}')
     state = State(tmp_path, {"public": 8123})
-    screen = story.welcome(state, "1.2", story.Model(embedded=True), 7.4)
+    screen = story.welcome(state, "1.2", story.Model(embedded=True), "none", 7.4)
     assert "http://farm.localhost:8123/" in screen and "135 million" in screen and "admin   A" in screen
-    assert "no AVX2" in story.welcome(state, "1.2", story.Model(missing="this CPU has no AVX2"), 7.4)
-    assert "http://gpu:8000/v1" in story.welcome(state, "1.2", story.Model(named="http://gpu:8000/v1"), 7.4)
+    assert "no AVX2" in story.welcome(state, "1.2", story.Model(missing="this CPU has no AVX2"), "none", 7.4)
+    assert "http://gpu:8000/v1" in story.welcome(state, "1.2", story.Model(named="http://gpu:8000/v1"), "none", 7.4)
