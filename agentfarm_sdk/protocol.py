@@ -128,6 +128,21 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
+def narrower(schema: Any, full: dict[str, Any]) -> bool:
+    """Say whether a schema asks for arguments of a built-in tool and for no others: a version may narrow their values.
+
+    The tool checks what it gets all the same.
+    """
+    if schema == full:
+        return True
+    if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
+        return False
+    names, needed = set(schema["properties"]), set(schema.get("required") or ())
+    known, must = set(full.get("properties") or ()), set(full.get("required") or ())
+    whole = schema.get("type") == "object" and schema.get("additionalProperties") is False
+    return whole and names <= known and must <= needed <= names
+
+
 # --- events -----------------------------------------------------------------------------------------------------
 
 

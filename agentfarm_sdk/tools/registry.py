@@ -20,7 +20,7 @@ from typing import Any, overload
 import msgspec
 
 from ..errors import Invalid, ToolFailed
-from ..protocol import Effect, ToolSpec, content_hash
+from ..protocol import Effect, ToolSpec, content_hash, narrower
 from .context import Context
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}\Z")
@@ -294,7 +294,8 @@ async def load(spec: ToolSpec, fetch_file: FetchFile | None = None) -> Tool:
     else:
         hint = "a kernel's own tools live only in the notebook that made them; publish the agent with a file instead"
         raise Invalid(f"tool {spec.name}: source {spec.source!r} cannot be loaded here", hint=hint)
-    if spec.schema_hash and made.spec.schema_hash != spec.schema_hash:
+    same = spec.source == "builtin" and narrower(spec.schema, made.spec.schema)
+    if not same and spec.schema_hash and made.spec.schema_hash != spec.schema_hash:
         raise Invalid(f"tool {spec.name} has another schema than the version pins", hint="publish the agent again")
     return dataclasses.replace(made, spec=spec)
 

@@ -15,7 +15,7 @@ import jsonschema
 import msgspec
 import yaml
 
-from agentfarm_sdk.protocol import Definition, Limits, ToolSpec, canonical, content_hash
+from agentfarm_sdk.protocol import Definition, Limits, ToolSpec, canonical, content_hash, narrower
 
 from ..errors import Invalid
 
@@ -140,28 +140,13 @@ def _builtin(name: str, values: dict[str, Any], where: str, builtins: Mapping[st
             hint=f"leave effect out; it is {spec.effect}",
         )
     schema = values.get("schema", spec.schema)
-    if not _narrower(schema, spec.schema):
+    if not narrower(schema, spec.schema):
         raise Invalid(
             f"the schema of the built-in {name} can only be made narrower - at `{where}.schema`",
             hint="name the same arguments, with a pattern, an enum, a maximum … ; or leave schema out",
         )
     given = None if schema == spec.schema else values.get("schema_hash")
     return {**full, **values, "schema_hash": _schema_hash(name, dict(schema), given, where)}
-
-
-def _narrower(schema: Any, full: Mapping[str, Any]) -> bool:
-    """Say whether a schema asks for arguments of the tool and for no others; the tool checks their values itself."""
-    if schema == full:
-        return True
-    if not isinstance(schema, Mapping) or not isinstance(schema.get("properties"), Mapping):
-        return False
-    names, needed = set(schema["properties"]), set(schema.get("required") or ())
-    return (
-        schema.get("type") == "object"
-        and schema.get("additionalProperties") is False
-        and names <= set(full.get("properties", {}))
-        and set(full.get("required") or ()) <= needed <= names
-    )
 
 
 def _schema_hash(name: str, schema: dict[str, Any], given: Any, where: str) -> str:

@@ -1,0 +1,117 @@
+"""The worker: an IPython extension in a kernel that the supervisor started. Takes runs from it, one after the other.
+
+The loop has a thread and an event loop of its own: the kernel's main thread is a visitor's. What the visitor executes while
+a run is going is recorded. Run, fence and token come over the inherited socket pair, never by environment or argv.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import threading
+from typing import Any
+
+from . import settings
+from .errors import AgentFarmError, Fenced
+from .ledger import FarmLedger
+from .loop import Loop
+from .model import GatewayModel
+from .protocol import new_event
+
+FD = "AGENTFARM_FD"
+_worker: Worker | None = None
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Start the worker. Does nothing in a kernel that no supervisor started."""
+    global _worker
+    number = os.environ.pop(FD, "")  # not for what the kernel itself starts
+    if not number or _worker is not None:
+        return
+    connection = socket.socket(fileno=int(number))
+    os.set_inheritable(connection.fileno(), False)
+    _worker = Worker(connection)
+    shell.events.register("pre_run_cell", _worker.visited)
+    _worker.start()
+
+
+def running() -> str | None:
+    """Return the id of the run that this kernel works on, None between runs and outside a worker."""
+    return _worker.current if _worker else None
+
+
+class Worker:
+    """Serves one supervisor over its socket. Ends the process when the supervisor is gone: it holds no lease then."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.current: str | None = None
+        self._connection = connection
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ledger: FarmLedger | None = None
+        self._run: Loop | None = None
+        self._renewed = 0.0
+
+    def start(self) -> None:
+        threading.Thread(target=lambda: asyncio.run(self._serve()), name="agentfarm-worker", daemon=True).start()
+
+    def visited(self, info: Any) -> None:
+        """Record what a visitor executes in the kernel of a run. (IPython's pre_run_cell; the visitor's thread)"""
+        run, loop = self._run, self._loop
+        if run is None or loop is None or not getattr(info, "store_history", True):
+            return
+        event = new_event("person.executed", {"code": info.raw_cell})
+        asyncio.run_coroutine_threadsafe(run.record(event), loop).add_done_callback(_told)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        reader, writer = await asyncio.open_connection(sock=self._connection)
+        self._writer = writer
+        work: asyncio.Task[None] | None = None
+        while line := await reader.readline():
+            message = json.loads(line)
+            if "run" in message:
+                if work is not None:
+                    await work
+                work = asyncio.create_task(self._work(message))
+            if "token" in message and "run" not in message and self._ledger is not None:
+                self._ledger.use_token(str(message["token"]))
+            if "renewed" in message:
+                self._renewed = float(message["renewed"])
+                if self._ledger is not None:
+                    self._ledger.renewed_at(self._renewed)
+            if "cancel" in message and self._run is not None:
+                self._run.cancel(str(message["cancel"]))
+        os._exit(1)  # the supervisor is gone, and with it the lease: what runs here must not go on
+
+    async def _work(self, message: dict[str, Any]) -> None:
+        run = str(message["run"])
+        self.current = run
+        self._ledger = ledger = FarmLedger(str(message["url"]), run, int(message["fence"]), str(message["token"]))
+        ledger.renewed_at(self._renewed)
+        model = GatewayModel(run, ledger.fence, ledger.request)
+        self._run = Loop(
+            ledger, model, workspace=settings.workspace(), progress=lambda seconds: self._say(progress=seconds)
+        )
+        self._say(started=run)
+        outcome = "failed"
+        try:
+            outcome = await self._run.run()
+        except Fenced:
+            outcome = "fenced"
+        except AgentFarmError as error:
+            print(f"run {run}: {error.detail}", flush=True)
+        finally:
+            self._run = self._ledger = self.current = None
+            await ledger.close()
+            self._say(finished=run, outcome=outcome)
+
+    def _say(self, **what: Any) -> None:
+        self._writer.write(json.dumps(what).encode() + b"\n")
+
+
+def _told(future: Any) -> None:
+    error = future.exception()
+    if error is not None:
+        print(f"what was executed could not be recorded: {error}", flush=True)
