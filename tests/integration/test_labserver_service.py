@@ -71,3 +71,25 @@ async def test_a_stopped_server_gives_its_run_back_at_once(server: Server, farm:
     await server.stop()
     proof = "kernel exited with -9 (the server was stopped)"
     assert ("run.requeued", {"reason": "the worker died", "proof": proof}) in await kinds(farm, first["began"])
+
+
+async def test_the_real_worker_does_a_run_in_a_kernel_of_the_supervisor(tmp_path: Path, farm: Service) -> None:
+    server = Server(tmp_path / "s", farm, agent="analyst", worker="agentfarm_sdk.worker", hub_token="agent-analyst")
+    try:
+        await server.ready()
+        spent = []
+        for _ in range(4):
+            farm.model.script.append("391")
+            began = time.monotonic()
+            task = await submit(farm)
+            shown = await farm.ok("ann", "GET", f"/tasks/{task}")
+            while shown["status"] not in ("succeeded", "failed"):
+                assert time.monotonic() < began + 30, (shown, server.log.read_text()[-3000:])
+                shown = await farm.ok("ann", "GET", f"/tasks/{task}")
+            assert (shown["status"], shown["result"]) == ("succeeded", "391"), shown
+            spent.append(time.monotonic() - began)
+        print("submit to result, ms:", [round(1000 * one) for one in spent])
+        assert server.log.read_text().count("goes to worker kernel 1") == 4, "one warm kernel did them all"
+        assert [kind for kind, _ in await kinds(farm, shown["run_id"])].count("run.leased") == 1
+    finally:
+        await server.stop()
