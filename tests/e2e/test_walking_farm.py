@@ -155,7 +155,7 @@ def server_tokens(farm: Farm) -> set[str]:
 def test_nobody_logs_in_as_an_agent(farm: Farm, name: str) -> None:
     password = farm.passwords()["people"]
     auth = {"auth": {"username": name, "password": password}}
-    assert httpx.post(f"{farm.ready['hub_url']}/hub/api/users/{name}/tokens", json=auth).status_code == 403
+    assert httpx.post(f"{farm.ready['hub_url']}api/users/{name}/tokens", json=auth).status_code == 403
 
 
 def test_the_owner_opens_the_server_of_an_agent_and_another_person_does_not(
