@@ -116,10 +116,11 @@ def tick(over, begin):
         with open(LOG, "rb") as log:
             log.seek(begin)
             said = re.findall(
-                r"(?:Collecting|Downloading|Installing collected packages|Get:\d+) ?([^\s=<>,\[]*)",
+                r"(?:Collecting|Downloading|Get:\d+) ([^\s=<>,\[]+)|(Installing) collected",
                 log.read().decode("utf-8", "replace"),
             )
-        print("      %3.0f s%s" % (time.time() - began, "  " + said[-1].split("/")[-1] if said else ""), flush=True)
+        last = "".join(said[-1]).split("/")[-1] if said else ""
+        print("      %3.0f s  %s" % (time.time() - began, last), flush=True)
 
 
 REASONS = [
