@@ -86,7 +86,7 @@ def _divide(a: Number, b: Number) -> Number:
     return Decimal(a) / Decimal(b) if b else 1 // 0
 
 
-def _floor_divide(a: Number, b: Number) -> Number:
+def _floor_divide(a: Number, b: Number) -> int:
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     return int((Decimal(a) / Decimal(b)).to_integral_value(ROUND_FLOOR)) if b else 1 // 0
@@ -99,7 +99,7 @@ def _modulo(a: Number, b: Number) -> Number:
 
 
 def _power(a: Number, b: Number) -> Number:
-    if abs(b) > MAX_EXPONENT:
+    if not -MAX_EXPONENT <= b <= MAX_EXPONENT:
         raise ToolFailed(f"an exponent beyond {MAX_EXPONENT}")
     if isinstance(a, int) and isinstance(b, int) and b >= 0:
         if a.bit_length() * b > MAX_DIGITS * 4:
