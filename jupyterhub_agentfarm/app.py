@@ -29,6 +29,7 @@ from traitlets.config import Application
 
 from agentfarm_sdk.protocol import LEASE_SECONDS
 
+from .dotenv import with_dotenv
 from .errors import AgentFarmError, StartError, StoreError
 from .fleet.client import FleetClient
 from .gateway.live import LiveRuns
@@ -51,7 +52,6 @@ from .store import secrets as secret_rows
 from .store.db import Database
 
 log = logging.getLogger("agentfarm")
-FROM_DOTENV = ("DB_CONNECTION_STRING", "HF_API_URL", "HUGGING_FACE_AUTH_TOKEN", "QUESTDB_CONF")
 HUGGING_FACE = "https://router.huggingface.co/v1"
 EMBEDDED = "smollm2-135m-instruct"
 
@@ -278,22 +278,6 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def with_dotenv(env: Mapping[str, str], path: Path) -> dict[str, str]:
-    """Return the environment, completed from a .env file; only the names that a farm takes from there."""
-    found = dict(env)
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        name, equals, value = line.strip().removeprefix("export ").partition("=")
-        name, value = name.strip(), value.strip()
-        if equals and name in FROM_DOTENV and not found.get(name):
-            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
-            found[name] = value[1:-1] if quoted else value
-    return found
 
 
 async def until_stopped(*loops: Awaitable[None]) -> None:
