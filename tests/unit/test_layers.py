@@ -23,7 +23,13 @@ LADDERS: dict[str, list[str]] = {
     "hub": ["spawner hubconfig", "fleet.client", *LEAVES],
     "fleet": ["fleet.daemon", "fleet.microserver", "fleet.helper fleet", *LEAVES],
     "server extension": ["labserver", "records runtokens", "errors", "sdk.protocol", "sdk.errors"],
-    "command line": ["cli", "launcher", "demo gateway.embedded store fleet.client fleet.helper sdk", "sdk.tools sdk.farm", *LEAVES],
+    "command line": [
+        "cli",
+        "launcher",
+        "demo gateway.embedded store fleet.client fleet.helper sdk",
+        "sdk.tools sdk.farm",
+        *LEAVES,
+    ],
     "kernel": [
         "sdk.worker sdk.panel sdk.interop sdk.testing",
         "sdk.agent",
