@@ -224,8 +224,17 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def dump(name: str, pool: str | None, definition: Definition, files: Mapping[str, tuple[str, bytes]]) -> str:
-    """Write an agent as YAML. `files`: sha256 -> (name, content) of the tools' sources; they are written by name."""
+def dump(
+    name: str,
+    pool: str | None,
+    definition: Definition,
+    files: Mapping[str, tuple[str, bytes]],
+    builtins: Mapping[str, ToolSpec],
+) -> str:
+    """Write an agent as YAML. `files`: sha256 -> (name, content) of the tools' sources; they are written by name.
+
+    What a built-in tool has by itself is left out; what the agent made of it (narrower arguments) is written.
+    """
     content = msgspec.json.decode(canonical(definition))
     ordered = {one: content[one] for one in Definition.__struct_fields__ if one in content}
     names: dict[str, str] = {}
@@ -236,8 +245,11 @@ def dump(name: str, pool: str | None, definition: Definition, files: Mapping[str
         if digest in names:
             tool["source"] = f"file:{names[digest]}"
         if tool.get("source", "builtin") == "builtin":
-            for told in ("schema", "schema_hash", "effect", "description"):
-                tool.pop(told, None)  # the built-in's own
+            own = msgspec.to_builtins(builtins[tool["name"]]) if tool["name"] in builtins else {}
+            tool.pop("schema_hash", None)  # made of the schema
+            for told in ("schema", "effect", "description", "timeout"):
+                if told in tool and tool[told] == own.get(told):
+                    del tool[told]
     document: dict[str, Any] = {"agentfarm": FORM, "name": name}
     if pool:
         document["pool"] = pool

@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.protocol import Definition
+from agentfarm_sdk.tools.registry import builtin_specs
 
 from ..errors import Conflict, Invalid, NotFound
 from ..records import Agent, hub_user
@@ -138,7 +139,7 @@ async def export(call: Call) -> None:
         definition = _definition(connection, agent, number)
         digests = {t.source.removeprefix("file@") for t in definition.tools if t.source.startswith("file@")}
         files = {digest: agents.get_file(connection, digest) for digest in digests}
-        return drafts.dump(agent.name, agent.pool, definition, files)
+        return drafts.dump(agent.name, agent.pool, definition, files, builtin_specs())
 
     text = await call.read(read)
     call.handler.set_header("Content-Type", "text/yaml; charset=utf-8")

@@ -75,6 +75,7 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /usage": USERS,
     "GET /events": USERS,
     "GET /microservers": USERS,
+    "GET /placements/explain": USERS,
 }
 BODIES: dict[str, Any] = {
     "POST /agents": {"name": "x", "colour": "past the door"},

@@ -38,9 +38,28 @@ definitions = st.builds(
 
 @given(definitions)
 def test_an_agent_s_file_comes_back_with_the_same_hash(definition: Definition) -> None:
-    file = drafts.load(drafts.dump("analyst", "pool", definition, {}))
+    file = drafts.load(drafts.dump("analyst", "pool", definition, {}, BUILTINS))
     assert (file.name, file.pool) == ("analyst", "pool")
     assert content_hash(settle(file.definition)) == content_hash(definition)
+
+
+def test_a_built_in_tool_with_narrower_arguments_keeps_them_in_the_file_and_no_other_schema_is_taken() -> None:
+    schema = {
+        "type": "object", "properties": {"expression": {"type": "string", "maxLength": 9}}, "required": ["expression"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    settled = drafts.settle({"tools": [{"name": "calculator", "schema": schema}]}, {}, BUILTINS, lambda _: False)
+    text = drafts.dump("a", None, settled.definition, {}, BUILTINS)
+    assert "maxLength: 9" in text and "description" not in text
+    again = drafts.settle(drafts.load(text).definition, {}, BUILTINS, lambda _: False)
+    assert again == settled
+    for wrong in (
+        {"type": "object", "properties": {"other": {}}, "additionalProperties": False},
+        {"type": "object"},
+        7,
+    ):
+        with pytest.raises(Invalid, match="narrower"):
+            drafts.settle({"tools": [{"name": "calculator", "schema": wrong}]}, {}, BUILTINS, lambda _: False)
 
 
 def test_a_tool_s_code_travels_in_the_file_under_its_name() -> None:
@@ -48,7 +67,7 @@ def test_a_tool_s_code_travels_in_the_file_under_its_name() -> None:
     tool = {"name": "double", "schema": SCHEMA, "source": "file:mine.py"}
     settled = drafts.settle({"tools": [tool]}, {"mine.py": code}, BUILTINS, lambda _: False)
     digest = settled.definition.tools[0].source.removeprefix("file@")
-    text = drafts.dump("a", None, settled.definition, {digest: ("mine.py", code.encode())})
+    text = drafts.dump("a", None, settled.definition, {digest: ("mine.py", code.encode())}, BUILTINS)
     assert "source: file:mine.py" in text and "    def double" in text
     file = drafts.load(text)
     again = drafts.settle(file.definition, file.files, BUILTINS, lambda _: False)
