@@ -68,9 +68,11 @@ class Script:
     name: str = "script"
     max_in_flight: int = 4
     gate: asyncio.Event | None = None
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
         self.asked.append(Ask(**{**ask.__dict__, "messages": list(ask.messages)}))
+        self.begun.set()
         if self.gate is not None:
             await self.gate.wait()
         reply = self.replies.pop(0)
@@ -193,8 +195,7 @@ async def test_a_worker_that_goes_away_does_not_lose_the_reply_that_is_paid(make
     farm = make(calls(("pay", '{"n": 1}')), gate=gate)
     await farm.begin(PAY)
     asking = asyncio.create_task(farm.model())
-    while not farm.upstream.asked:
-        await asyncio.sleep(0)
+    await farm.upstream.begun.wait()
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     gate.set()
