@@ -1,4 +1,4 @@
-"""AgentFarm for programmers: submit tasks, try agents, write tools. Imports nothing of the farm's own processes."""
+"""AgentFarm for programmers: `from agentfarm_sdk import Farm, Agent, tool, current`. Nothing heavy is imported before it is used."""
 
 from __future__ import annotations
 
@@ -7,24 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import Agent as Agent
+    from .agent import Run as Run
+    from .errors import AgentFarmError as AgentFarmError
     from .farm import Farm as Farm
+    from .farm import Task as Task
+    from .model import OpenAIModel as OpenAIModel
+    from .tools.context import Context as Context
     from .tools.registry import tool as tool
-    from .worker import running as current
+    from .worker import current as current
 
 __version__ = "0.1.0"
-__all__ = ["Agent", "Farm", "current", "tool"]
 
-_FROM = {
-    "Agent": ("agent", "Agent"),
-    "Farm": ("farm", "Farm"),
-    "tool": ("tools.registry", "tool"),
-    "current": ("worker", "running"),
+_PLACES = {
+    "Agent": "agent",
+    "Run": "agent",
+    "AgentFarmError": "errors",
+    "Farm": "farm",
+    "Task": "farm",
+    "OpenAIModel": "model",
+    "Context": "tools.context",
+    "tool": "tools.registry",
+    "current": "worker",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first used: a tool's process needs no HTTP client."""
-    if name not in _FROM:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _FROM[name]
-    return getattr(importlib.import_module(f".{module}", __name__), attribute)
+    return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

@@ -1,231 +1,319 @@
-"""An agent driven in this kernel: the loop runs here, in a thread of its own; the record is the farm's, or a local file's."""
+"""An agent that is driven here, in this kernel: ledgered by the farm where there is one, else in a local file.
+
+run = Agent("draft", prompt="You do sums.", tools=["calculator"]).run("What is 17*23?")
+run.result, run.events(), run.verify(), run.replay()
+"""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextvars
 import html
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from . import settings
-from .errors import Invalid
+from .errors import Cancelled, Conflict, InDoubt, Invalid
 from .farm import Farm, run_error
-from .fold import Fold
+from .fold import Call, Fold
 from .ledger import FarmLedger, Ledger
-from .local import LocalFile, LocalLedger
+from .local import LocalFile, LocalLedger, render
 from .loop import Loop
 from .model import GatewayModel, Model, model_from_environment
-from .protocol import Definition, Event, Limits, Mode, ModelSpec, ToolSpec
-from .replay import Replay, replay
-from .tools.registry import Tool, builtin
+from .protocol import Definition, Event, Limits, Mode, ModelSpec
+from .replay import Replayed, replay
+from .tools.context import Context
+from .tools.registry import Tool, builtin, load, tool
 
 T = TypeVar("T")
+Json = dict[str, Any]
 
 
 class Agent:
-    """A definition that can be tried at once.
+    """A prompt, tools and limits, tried in this kernel.
 
-    tools: functions made with `@tool`, or names of built-in ones ("calculator"). model: a name that the farm knows, or a
-    model of one's own (ScriptedModel, OpenAIModel). mode: `ask` (each effect needs a person), `live` or, in a farm,
-    `simulate`. ledger: a file for the record outside a farm (default: AGENTFARM_LEDGER).
+    tools: functions (with or without @tool) and names of built-in ones. model: None for the farm's default (outside a
+    farm: the one that the environment names), a name, or a model that lives here, whose replies are reported. answer: a JSON
+    Schema, or a type that has one. ledger: the file for runs outside a farm; naming one keeps a run out of the farm.
     """
 
     def __init__(
-        self, name: str, *, prompt: str = "", tools: Sequence[Tool | str] = (), model: str | Model | None = None, limits: Limits | None = None,
-        answer: dict[str, Any] | None = None, mode: Mode = "ask", tool_choice: str | list[str] = "auto", parameters: dict[str, Any] | None = None,
-        variables: dict[str, str] | None = None, farm: Farm | None = None, ledger: Path | str | None = None,
-    ) -> None:  # fmt: skip
-        self.name, self.mode, self._ledger, self._farm = name, mode, ledger, farm
+        self,
+        name: str,
+        *,
+        prompt: str = "",
+        tools: Sequence[Tool | Callable[..., Any] | str] = (),
+        model: str | Model | None = None,
+        parameters: Json | None = None,
+        limits: Limits | Json | None = None,
+        answer: Any = None,
+        mode: Mode = "live",
+        tool_choice: str | list[str] = "auto",
+        variables: dict[str, str] | None = None,
+        workspace: Path | str | None = None,
+        ledger: LocalFile | Path | str | None = None,
+    ) -> None:
+        self.name, self.mode = name, mode
+        self.tools = {made.name: made for made in map(_tool, tools)}
+        if len(self.tools) != len(tools):
+            raise Invalid("two tools have the same name", hint="@tool(name=...) gives another")
         self._model = None if isinstance(model, str) else model
-        self.tools = {one.name: one for one in (builtin(t) if isinstance(t, str) else t for t in tools)}
-        if not all(isinstance(one, Tool) for one in self.tools.values()):
-            raise Invalid("tools are functions made with @tool, or names of built-in ones")
+        self._answer = answer if isinstance(answer, type) else None
+        self._workspace = Path(workspace) if workspace else settings.workspace()
+        self._file = ledger
         self.definition = Definition(
             prompt=prompt,
             model=ModelSpec(name=model if isinstance(model, str) else "", parameters=parameters or {}),
-            tools=[_here(one) for one in self.tools.values()],
-            limits=limits or Limits(),
+            tools=[made.spec for made in self.tools.values()],
+            limits=_limits(limits),
             tool_choice=tool_choice,
-            answer=answer,
+            answer=msgspec.json.schema(answer) if self._answer else answer,
             variables=variables or {},
         )
 
     def __repr__(self) -> str:
-        return f"Agent({self.name!r}, tools={list(self.tools)})"
+        return f"<Agent {self.name}: {', '.join(self.tools) or 'no tools'}>"
 
-    def run(self, input: Any, *, variables: Mapping[str, str] | None = None) -> Run:
-        """Drive a run here until it rests; return it. Works where an event loop already runs (a notebook).
+    def run(self, input: str, *, variables: dict[str, str] | None = None, timeout: float | None = None) -> Run:
+        """Drive a run to its end, or to where it waits for a person; return it. `timeout` in seconds cancels it."""
+        render(self.definition.prompt, {**self.definition.variables, **(variables or {})})  # a missing one is said now
+        address = None if self._file is not None else settings.farm_address()
+        run = self._in_farm(input, variables or {}, address) if address else self._here(input, variables or {})
+        return run._drive(timeout)
 
-        Raises:
-            Invalid: no farm and no model is named.  AgentFarmError: the farm cannot be reached or refuses.
-        """
-        farm = self._farm or (Farm() if self._ledger is None and settings.farm_address() else None)
-        given = dict(variables or {})
-        if farm is None:
-            return self._run_locally(input, given)
-        body = {
-            "name": self.name, "definition": msgspec.to_builtins(self.definition), "input": input, "mode": self.mode, "variables": given,
-        }  # fmt: skip
-        bound = farm.request("POST", "/runs", body)
-        run = Run(bound["run"], self, farm=farm)
-        run._drive(lambda: self._farm_loop(farm, bound))
-        return run
+    def take_up(self, run_id: str, *, timeout: float | None = None) -> Run:
+        """Go on with a run of the local file that this process or a former one left."""
+        return Run(self, run_id, file=_file(self._file))._drive(timeout)
 
-    def resume(self, run_id: str) -> Run:
-        """Go on with a local run that rests (its process was killed, or a person decided)."""
-        run = Run(run_id, self, file=LocalFile(self._ledger))
-        run._drive(lambda: self._local_loop(run))
-        return run
+    def _in_farm(self, input: str, variables: dict[str, str], address: settings.FarmAddress) -> Run:
+        farm = Farm(address.url, address.token, socket=address.socket)
+        body = {"name": self.name, "definition": msgspec.to_builtins(self.definition), "input": input, "mode": self.mode,
+                "variables": variables}  # fmt: skip
+        bound = farm.again("POST", "/runs", body, {"Idempotency-Key": uuid.uuid4().hex})
+        return Run(self, bound["run"], farm=farm, bound=bound)
 
-    def _run_locally(self, input: Any, variables: dict[str, str]) -> Run:
+    def _here(self, input: str, variables: dict[str, str]) -> Run:
         if self._model is None:
-            self._model = model_from_environment(self.definition.model.name)
-        file = LocalFile(self._ledger)
-        text = input if isinstance(input, str) else msgspec.json.encode(input).decode()
-        run = Run(
-            file.create(self.definition, text, mode=self.mode, name=self.name, variables=variables), self, file=file
-        )
-        run._drive(lambda: self._local_loop(run))
-        return run
-
-    def _farm_loop(self, farm: Farm, bound: dict[str, Any]) -> tuple[Loop, Ledger]:
-        ledger = FarmLedger(
-            farm.address.url, bound["run"], bound["fence"], bound["token"], socket=farm.address.socket, renews=True
-        )
-        model = self._model or GatewayModel(ledger.run, ledger.fence, ledger.request)
-        return Loop(ledger, model, own=self.tools, workspace=settings.workspace(), parks=False), ledger
-
-    def _local_loop(self, run: Run) -> tuple[Loop, Ledger]:
-        assert run._file is not None
-        ledger = LocalLedger(run._file, run.run_id)
-        model = self._model or model_from_environment(self.definition.model.name)
-        return Loop(ledger, model, own=self.tools, workspace=settings.workspace()), ledger
+            model_from_environment()  # said before a run is begun
+        file = _file(self._file)
+        run = file.create(self.definition, input, mode=self.mode, name=self.name, variables=variables)
+        return Run(self, run, file=file)
 
 
 class Run:
-    """A run that this kernel drove. `status`: succeeded, failed, cancelled, or waiting for a person."""
+    """A run that was driven here."""
 
-    def __init__(self, run_id: str, agent: Agent, *, farm: Farm | None = None, file: LocalFile | None = None) -> None:
-        self.run_id, self.agent = run_id, agent
-        self._farm, self._file = farm, file
+    def __init__(self, agent: Agent, run_id: str, *, farm: Farm | None = None, bound: Json | None = None,
+                 file: LocalFile | None = None) -> None:  # fmt: skip
+        self.run_id = run_id
+        self._agent, self._farm, self._bound, self._file = agent, farm, bound, file
         self._fold: Fold | None = None
-
-    def _drive(self, make: Any) -> None:
-        """Run the loop in a thread of its own. Ctrl-C asks the run to stop, a second one leaves it."""
-        held: dict[str, Any] = {}
-
-        async def lead() -> None:
-            loop, ledger = make()
-            held.update(loop=loop, event_loop=asyncio.get_running_loop())
-            try:
-                await loop.run()
-            finally:
-                await ledger.close()
-
-        thread = _Thread(lead())
-        try:
-            thread.join()
-        except KeyboardInterrupt:
-            if "loop" in held:
-                held["event_loop"].call_soon_threadsafe(held["loop"].cancel, "interrupted in the notebook")
-            thread.join()
-        self._fold = None
-        if thread.error is not None:
-            raise thread.error
-
-    @property
-    def fold(self) -> Fold:
-        """The state that the recorded events make."""
-        if self._fold is None:
-            self._fold = Fold(history=lambda _run, _seq: []).apply_all(self.events())
-        return self._fold
-
-    @property
-    def status(self) -> str:
-        return self.fold.status
-
-    @property
-    def result(self) -> Any:
-        """The answer. Raises the run's error where it failed, Invalid where it has not ended."""
-        if self.status == "succeeded":
-            return self.fold.result
-        if self.status == "failed":
-            raise run_error(self.fold.error)
-        raise Invalid(
-            f"run {self.run_id} is {self.status}" + (f", waiting for {self.fold.waiting}" if self.fold.waiting else "")
-        )
-
-    def events(self) -> list[Event]:
-        """Return what was recorded, from the ledger."""
-        if self._file is not None:
-            return self._file.events(self.run_id)
-        assert self._farm is not None
-        return list(self._farm.events(self.run_id))
-
-    def verify(self) -> dict[str, Any]:
-        """Check the run's chain: {ok, events, head, …}."""
-        if self._file is not None:
-            return self._file.verify(self.run_id)
-        assert self._farm is not None
-        return self._farm.verify(self.run_id)
-
-    def replay(self) -> Replay:
-        """Give the recorded replies to today's code of this agent. Raises Divergence where it now differs."""
-        return in_own_thread(replay(self.events(), self.agent.definition, self.agent.tools, settings.workspace()))
-
-    def decide(self, call: str, decision: str, **how: Any) -> Run:
-        """Decide a call of a local run that waits (approve, refuse; happened, not_happened, given_up) and go on.
-
-        In a farm this is done in the inbox, by a person.
-        """
-        if self._file is None:
-            raise Invalid("calls of a farm's run are decided in the inbox", hint="agentfarm inbox list")
-        self._file.decide(self.run_id, call, decision, **how)
-        self._drive(lambda: self.agent._local_loop(self))
-        return self
 
     def __repr__(self) -> str:
         return f"<Run {self.run_id} {self.status}>"
 
+    # -- what came of it -----------------------------------------------------------------------------------------
+
+    def events(self) -> list[Event]:
+        """Return the events, as they are recorded."""
+        if self._farm is not None:
+            return list(self._farm.events(self.run_id))
+        return self._local().events(self.run_id)
+
+    def fold(self) -> Fold:
+        """Return the state that the events make; read once for a run that has ended."""
+        if self._fold is None or not self._fold.ended:
+            self._fold = Fold().apply_all(self.events())
+        return self._fold
+
+    @property
+    def status(self) -> str:
+        return self.fold().status
+
+    @property
+    def result(self) -> Any:
+        """Return the answer. Raises the run's error, Cancelled, InDoubt, or Conflict where it waits for a person."""
+        fold = self.fold()
+        if fold.status == "succeeded":
+            kind = self._agent._answer
+            return msgspec.convert(fold.result, kind) if kind else fold.result
+        if fold.status == "failed":
+            raise run_error(fold.error)
+        if fold.status == "cancelled":
+            raise Cancelled(f"run {self.run_id} was cancelled: {fold.cancel or 'no reason given'}")
+        waiting = ", ".join(f"{call.call} ({call.tool})" for call in fold.open_calls)
+        if any(call.state == "doubted" for call in fold.open_calls):
+            hint = "run.decide(call, 'happened', result=…), 'not_happened' or 'given_up'; then run.resume()"
+            raise InDoubt(f"nobody knows whether these calls took effect: {waiting}", hint=hint)
+        raise Conflict(
+            f"the run waits: {fold.waiting}: {waiting}", hint="run.decide(call, 'approve'); then run.resume()"
+        )
+
+    @property
+    def waiting(self) -> list[Call]:
+        """The calls that wait for a person."""
+        return [call for call in self.fold().open_calls if call.state in ("awaiting", "doubted")]
+
+    def verify(self) -> Json:
+        """Check the chain: `{ok, events, head}`, or the first bad event and why."""
+        return self._farm.verify(self.run_id) if self._farm is not None else self._local().verify(self.run_id)
+
+    def replay(self, agent: Agent | None = None) -> Replayed:
+        """Hold what was recorded against today's code (or another agent's). Raises Divergence."""
+        today = agent or self._agent
+        events = self.events()
+        prompt = _said(events) if "{{" in today.definition.prompt else today.definition.prompt
+
+        async def again(call: Call, values: Any) -> Any:
+            ctx = Context(run=self.run_id, call=call.call, key=call.key, recorded=values, workspace=today._workspace)
+            made = today.tools.get(call.tool) or await load(_spec(today, call.tool))
+            return await made.invoke(ctx, msgspec.json.decode(call.arguments or "{}"))
+
+        specs = {spec.name: spec for spec in today.definition.tools}
+        return in_own_thread(replay(events, prompt, specs, again))
+
+    # -- what a person does --------------------------------------------------------------------------------------
+
+    def decide(
+        self, call: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None
+    ) -> Run:
+        """Decide a waiting call: approve, refuse; happened, not_happened, given_up. In a farm that is the inbox's."""
+        self._local().decide(self.run_id, call, decision, reason=reason, arguments=arguments, result=result)
+        return self
+
+    def resume(self, timeout: float | None = None) -> Run:
+        """Go on, in this kernel."""
+        return self if self.fold().ended else self._drive(timeout)
+
+    # -- driving -------------------------------------------------------------------------------------------------
+
+    def _local(self) -> LocalFile:
+        if self._file is None:
+            raise Invalid("this run is the farm's", hint="agentfarm inbox list; agentfarm inbox resolve")
+        return self._file
+
+    def _drive(self, timeout: float | None) -> Run:
+        """Lead the run to its next rest in a thread of its own; Ctrl-C cancels it first and stops waiting second."""
+        self._fold = None
+        driven = _Driven(self)
+        in_own_thread(driven.run(timeout), interrupted=driven.cancel)
+        return self
+
+    def _parts(self) -> tuple[Ledger, Model]:
+        agent = self._agent
+        if self._farm is not None and self._bound is not None:
+            address, bound = self._farm.address, self._bound
+            ledger = FarmLedger(
+                address.url, self.run_id, bound["fence"], bound["token"], socket=address.socket, renews=True
+            )
+            return ledger, agent._model or GatewayModel(self.run_id, ledger.fence, ledger.request)
+        return LocalLedger(self._local(), self.run_id), agent._model or model_from_environment()
+
     def _repr_html_(self) -> str:
-        """Show the run's end in a notebook; what a model wrote is text, never markup."""
-        fold = self.fold
-        told = fold.result if fold.status == "succeeded" else (fold.error or {}).get("message") or fold.waiting or ""
-        text = told if isinstance(told, str) else msgspec.json.encode(told).decode()
-        return f"<div><b>{html.escape(fold.status)}</b> <code>{html.escape(self.run_id)}</code><pre>{html.escape(text)}</pre></div>"
+        """Show the run in a notebook; every word of it is escaped."""
+        fold = self.fold()
+        rows = []
+        for message in fold.messages:
+            said = message.get("content") or ""
+            for one in message.get("tool_calls") or []:
+                said += f"\n→ {one['function']['name']}({one['function']['arguments']})"
+            rows.append(
+                f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(str(message['role']))}</th>"
+                f"<td style='text-align:left'><pre style='white-space:pre-wrap;margin:0'>{html.escape(str(said))}</pre></td></tr>"
+            )
+        state = f"{fold.status}{f' ({fold.waiting})' if fold.waiting else ''}"
+        head = (
+            f"{html.escape(self._agent.name)} · {html.escape(self.run_id)} · {html.escape(state)} · {fold.steps} steps"
+        )
+        return f"<details open><summary>{head}</summary><table>{''.join(rows)}</table></details>"
 
 
-class _Thread(threading.Thread):
-    """Runs a coroutine in an event loop of its own; `error` is what it raised."""
+class _Driven:
+    """A drive under way, so that another thread can cancel it."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
-        super().__init__(name="agentfarm-loop", daemon=True)
-        self.error: BaseException | None = None
-        self.value: Any = None
-        self._work = work
-        self.start()
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._driving: Loop | None = None
 
-    def run(self) -> None:
+    async def run(self, timeout: float | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        ledger, model = self._run._parts()
+        agent = self._run._agent
+        self._driving = Loop(ledger, model, own=agent.tools, workspace=agent._workspace, parks=self._run._farm is None)
+        late = (
+            None
+            if timeout is None
+            else self._loop.call_later(timeout, self._driving.cancel, f"not done in {timeout:g} s")
+        )
         try:
-            self.value = asyncio.run(self._work)
+            await self._driving.run()
+        finally:
+            if late is not None:
+                late.cancel()
+            await ledger.close()
+
+    def cancel(self) -> None:
+        if self._loop is not None and self._driving is not None:
+            self._loop.call_soon_threadsafe(self._driving.cancel, "interrupted")
+
+
+def in_own_thread(work: Coroutine[Any, Any, T], interrupted: Callable[[], None] | None = None) -> T:
+    """Run a coroutine in a thread with an event loop of its own: a notebook's main thread has one that runs already.
+
+    The first KeyboardInterrupt calls `interrupted` and waits on; the second travels up.
+    """
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+    context = contextvars.copy_context()
+
+    def drive() -> None:
+        try:
+            done.set_result(context.run(asyncio.run, work))
         except BaseException as error:
-            self.error = error
+            done.set_exception(error)
+
+    threading.Thread(target=drive, name="agentfarm-run", daemon=True).start()
+    try:
+        return done.result()
+    except KeyboardInterrupt:
+        if interrupted is None or done.done():
+            raise
+        interrupted()
+        return done.result()
 
 
-def in_own_thread(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also where an event loop already runs."""
-    thread = _Thread(work)
-    thread.join()
-    if thread.error is not None:
-        raise thread.error
-    value: T = thread.value
-    return value
+def _tool(given: Tool | Callable[..., Any] | str) -> Tool:
+    if isinstance(given, str):
+        return builtin(given)
+    return given if isinstance(given, Tool) else tool(given)
 
 
-def _here(tool: Tool) -> ToolSpec:
-    """Return the tool's spec; one of this kernel says so."""
-    return tool.spec if tool.spec.source == "builtin" else msgspec.structs.replace(tool.spec, source="kernel")
+def _limits(given: Limits | Json | None) -> Limits:
+    try:
+        return given if isinstance(given, Limits) else msgspec.convert(given or {}, Limits, strict=True)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"limits: {error}", hint="steps, calls, tokens, seconds, cost") from error
+
+
+def _file(given: LocalFile | Path | str | None) -> LocalFile:
+    return given if isinstance(given, LocalFile) else LocalFile(given)
+
+
+def _spec(agent: Agent, name: str) -> Any:
+    spec = agent.definition.tool(name)
+    if spec is None:
+        raise Invalid(f"agent {agent.name} has no tool {name}")
+    return spec
+
+
+def _said(events: Sequence[Event]) -> str:
+    """A prompt with variables is compared as it was rendered then: the values are not today's code."""
+    return str(
+        next((e.data()["content"] for e in events if e.kind == "message.added" and e.data()["role"] == "system"), "")
+    )

@@ -164,12 +164,12 @@ class Farm:
             "workspace": workspace, "deadline": deadline, "variables": variables,
         })  # fmt: skip
         once = {"Idempotency-Key": key or uuid.uuid4().hex}
-        task = Task(self, self._again("POST", "/tasks", body, once))
+        task = Task(self, self.again("POST", "/tasks", body, once))
         if wait:
             task.wait()
         return task
 
-    def _again(self, method: str, path: str, body: Any, headers: dict[str, str], attempts: int = 4) -> Any:
+    def again(self, method: str, path: str, body: Any, headers: dict[str, str], attempts: int = 4) -> Any:
         """Make a request that does no harm when made twice, again after a cut."""
         for attempt in range(1, attempts + 1):
             try:

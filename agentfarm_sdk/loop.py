@@ -293,12 +293,12 @@ class Loop:
     def _take(self, events: list[Event]) -> None:
         """Take in what others appended; an event may come twice, by an answer and by a push."""
         for event in events:
+            if event.kind == "run.cancel_requested":  # a heartbeat's answer says it again, without a seq
+                self.cancel(str(event.data().get("reason", "")))
             if event.seq <= self._seen or event.kind not in TOLD:
                 continue
             self._seen = event.seq
-            if event.kind == "run.cancel_requested":
-                self.cancel(str(event.data().get("reason", "")))
-            else:
+            if event.kind != "run.cancel_requested":
                 self._note(event.kind, event.data(), event.call)
         self._news.set()
 

@@ -1,77 +1,68 @@
-"""Recorded replies to today's code: where it now differs, Divergence says how. Nothing is done again that had an effect."""
+"""Recorded replies to today's code: what was recorded stays, what is pure is done again, what differs is said.
+
+Tools that only read are called again, with the values that they got then (`ctx.now`, `ctx.random`, `ctx.uuid`); effects never
+are: their recorded outcome stands. The model is not asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from .errors import Divergence
-from .fold import Fold
-from .protocol import Definition, Event
-from .tools.context import Context
-from .tools.registry import Tool
+from .fold import Call, Fold
+from .protocol import Event, ToolSpec
+
+Again = Callable[[Call, Sequence[Mapping[str, Any]]], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
-class Replay:
-    """What was gone through: `called` reads were done again and agreed, `recorded` outcomes were taken as they stand."""
+class Replayed:
+    """What a replay found equal: the model's replies, calls done again, and outcomes that were taken as recorded."""
 
     steps: int
-    called: int
-    recorded: int
+    again: int
+    kept: int
+    result: Any = None
 
 
-async def replay(
-    events: Iterable[Event], definition: Definition, tools: Mapping[str, Tool], workspace: Path | None = None
-) -> Replay:
-    """Give the recorded replies to today's definition and tools, in order.
-
-    A call of a tool with effect `read` is made again, with the values (time, random) that it drew then; any other gets its
-    recorded outcome.
+async def replay(events: Sequence[Event], prompt: str, tools: Mapping[str, ToolSpec], again: Again) -> Replayed:
+    """Hold the events against today's prompt (rendered) and tools; `again(call, values)` calls a tool.
 
     Raises:
-        Divergence: prompt, tool or result is another one today; `recorded` and `today` hold both sides.
+        Divergence: with what was recorded and what is now, in `recorded` and `today`.
     """
-    fold, called, recorded = Fold(history=lambda _run, _seq: []), 0, 0
+    fold, repeated, kept = Fold(), 0, 0
+    system = next(
+        (e.data().get("content") for e in events if e.kind == "message.added" and e.data().get("role") == "system"), ""
+    )
+    if system != prompt:
+        raise _differs("the prompt is another one", system, prompt)
     for event in events:
-        body = event.data()
-        if event.kind == "tool.succeeded" and (call := fold.calls.get(event.call or "")) is not None:
-            tool, spec = tools.get(call.tool), definition.tool(call.tool)
-            if spec is None:
-                raise _differs(
-                    f"call {call.call}: there is no tool {call.tool} any more",
-                    call.tool,
-                    sorted(t.name for t in definition.tools),
-                )
-            if spec.effect == "read" and tool is not None:
-                today = await _today(tool, event, call.arguments, body, workspace)
-                if today != body.get("result"):
-                    raise _differs(f"call {call.call} of {call.tool} returns something else", body.get("result"), today)
-                called += 1
-            else:
-                recorded += 1
         fold.apply(event)
-    first = next((message["content"] for message in fold.messages[:1] if message["role"] == "system"), None)
-    if first is not None and "{{" not in definition.prompt and definition.prompt != first:
-        raise _differs("the prompt is another one", first, definition.prompt)
-    return Replay(fold.steps, called, recorded)
+        call = fold.calls.get(event.call or "")
+        if event.kind in ("model.replied", "model.reported"):
+            for asked in (event.data().get("message") or {}).get("tool_calls") or []:
+                if (name := asked["function"]["name"]) not in tools and _was_made(events, asked["id"]):
+                    raise _differs(f"the tool {name} is gone", name, sorted(tools))
+        elif event.kind == "tool.succeeded" and call is not None:
+            if tools[call.tool].effect != "read":
+                kept += 1
+                continue
+            then, now = event.data().get("result"), await again(call, event.data().get("values") or [])
+            if then != now:
+                raise _differs(f"call {call.call} of {call.tool} gives another result", then, now)
+            repeated += 1
+    return Replayed(fold.steps, repeated, kept, fold.result)
 
 
-async def _today(tool: Tool, event: Event, arguments: str, body: dict[str, Any], workspace: Path | None) -> Any:
-    ctx = Context(run=event.run, call=event.call or "", workspace=workspace, recorded=body.get("values") or [])
-    try:
-        return await tool.invoke(ctx, msgspec.json.decode(arguments or "{}"))
-    except Divergence:
-        raise
-    except Exception as error:
-        raise _differs(
-            f"call {event.call} of {tool.name} fails today: {error}", body.get("result"), str(error)
-        ) from error
+def _was_made(events: Sequence[Event], call: str) -> bool:
+    return any(event.kind == "tool.started" and event.call == call for event in events)
 
 
 def _differs(what: str, recorded: Any, today: Any) -> Divergence:
-    return Divergence(what, hint="recorded and today's are both in this error", recorded=recorded, today=today)
+    sides = (msgspec.json.encode(recorded).decode()[:300], msgspec.json.encode(today).decode()[:300])
+    return Divergence(f"{what}: recorded {sides[0]}, today {sides[1]}", recorded=recorded, today=today)

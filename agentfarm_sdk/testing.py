@@ -1,18 +1,22 @@
-"""For your own tests: a model that says what you wrote, a farm without a farm, and a model server over HTTP.
+"""For the tests of your own agents: a model that says what you wrote, a farm in a folder, a model's server.
 
 model = ScriptedModel(calls("place_order", symbol="BTC-USD", size="0.1"), says("Bought."))
 with FakeFarm() as farm:
-    run = farm.run(Agent("trader", tools=[place_order], model=model, mode="live"), "Buy.")
-assert [event.kind for event in run.events()][-1] == "run.succeeded"
+    run = farm.run(Agent("trader", tools=[place_order]), "Buy a tenth", model)
+    assert run.result == "Bought."
 """
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
+import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,136 +25,199 @@ from .agent import Agent, Run
 from .local import LocalFile
 from .model import Question, Reply
 
-Said = dict[str, Any]  # an assistant's message in OpenAI's form
+Json = dict[str, Any]
 
 
-def says(text: str) -> Said:
-    """A reply that ends the run with this text."""
-    return {"role": "assistant", "content": text}
+@dataclass(frozen=True)
+class Turn:
+    """One reply of a scripted model: words, or calls (`calls(…) & calls(…)` asks for both at once)."""
+
+    content: str | None = None
+    asked: tuple[tuple[str, str], ...] = ()  # (tool, arguments as JSON text)
+
+    def __and__(self, other: Turn) -> Turn:
+        return Turn(self.content or other.content, self.asked + other.asked)
+
+    def message(self) -> Json:
+        message: Json = {"role": "assistant", "content": self.content}
+        if self.asked:
+            message["tool_calls"] = [
+                {"id": f"scripted-{place}", "type": "function", "function": {"name": name, "arguments": arguments}}
+                for place, (name, arguments) in enumerate(self.asked)
+            ]
+        return message
 
 
-def calls(tool: str, /, **arguments: Any) -> Said:
-    """A reply that asks for one call."""
-    return all_of((tool, arguments))
+Script = Turn | Callable[[list[Json]], Turn]  # a function is given the messages that the model is shown
 
 
-def all_of(*asked: tuple[str, dict[str, Any]]) -> Said:
-    """A reply that asks for several calls at once: (tool, arguments) each."""
-    made = [
-        {"id": f"call_{index}", "type": "function", "function": {"name": tool, "arguments": json.dumps(arguments)}}
-        for index, (tool, arguments) in enumerate(asked)
-    ]
-    return {"role": "assistant", "content": "", "tool_calls": made}
+def says(text: str) -> Turn:
+    """Answer in words."""
+    return Turn(content=text)
+
+
+def calls(tool: str, /, **arguments: Any) -> Turn:
+    """Ask for a call."""
+    return Turn(asked=((tool, json.dumps(arguments, default=str)),))
 
 
 class ScriptedModel:
-    """Says its lines by the number of the step: a run that is taken up again gets the line that comes next.
+    """Says its turns, one a step; what it said depends on the step alone, so that a run taken up goes on in the script.
 
-    `questions` keeps what it was asked with.
+    `shown` has the messages of every question.
     """
 
     attested = False
 
-    def __init__(self, *lines: Said) -> None:
-        self.lines = lines
-        self.questions: list[Question] = []
+    def __init__(self, *turns: Script, delay: float = 0.0) -> None:
+        self._turns, self._delay = turns, delay
+        self.shown: list[list[Json]] = []
 
     async def reply(self, question: Question) -> Reply:
-        self.questions.append(question)
-        if question.step >= len(self.lines):
-            raise AssertionError(f"the script has {len(self.lines)} lines and was asked for one more")
-        return Reply(dict(self.lines[question.step]), provenance={"upstream": "scripted", "model": "scripted"})
+        self.shown.append(copy.deepcopy(question.messages))
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        turn = _turn(self._turns, question.step, question.messages)
+        usage = {"input": 10, "output": 5, "estimated": True}
+        source = {"upstream": "scripted", "model": "scripted", "provider": None, "id": None}
+        return Reply(turn.message(), usage=usage, provenance=source, finish="tool_calls" if turn.asked else "stop")
 
 
 class FakeFarm:
-    """Runs agents with the farm's own rules (record, admission, approvals, doubts) in a temporary file."""
+    """A farm in a folder of its own, without processes: the events, keys, approvals and doubts are the real ones."""
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        self._temporary = folder is None
+        self.folder = Path(folder or tempfile.mkdtemp(prefix="agentfarm-test-"))
+        self.ledger = LocalFile(self.folder / "ledger.sqlite")
+        self.workspace = self.folder / "workspace"
+        self.workspace.mkdir(exist_ok=True)
 
     def __enter__(self) -> FakeFarm:
-        self._folder = tempfile.TemporaryDirectory(prefix="agentfarm-")
-        self.path = Path(self._folder.name) / "ledger.sqlite"
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self.close()
 
-    def run(self, agent: Agent, input: Any, **variables: str) -> Run:
-        """Drive a run of the agent until it rests."""
-        agent._ledger = self.path
-        return agent.run(input, variables=variables)
+    def run(self, agent: Agent, input: str, model: ScriptedModel | None = None, **options: Any) -> Run:
+        """Run an agent here, with another model if one is given."""
+        return self._hired(agent, model).run(input, **options)
 
-    def resume(self, agent: Agent, run_id: str) -> Run:
-        """Go on with a run, as another process would."""
-        agent._ledger = self.path
-        return agent.resume(run_id)
+    def take_up(self, agent: Agent, run_id: str, model: ScriptedModel | None = None) -> Run:
+        """Go on with a run that was left, as another worker would."""
+        return self._hired(agent, model).take_up(run_id)
 
-    def runs(self) -> list[str]:
-        """Return the ids of all runs, the latest first."""
-        return LocalFile(self.path).runs()
+    def _hired(self, agent: Agent, model: ScriptedModel | None) -> Agent:
+        hired = copy.copy(agent)
+        hired._file, hired._workspace = self.ledger, self.workspace
+        hired._model = model or agent._model
+        return hired
+
+    def close(self) -> None:
+        self.ledger.close()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class ScriptedServer:
-    """An OpenAI-compatible model server on a free port of 127.0.0.1 that says its lines by the number of replies so far.
+    """An OpenAI-compatible server on a free loopback port, in this process; streams where it is asked to.
 
-    Each conversation gets the line that its own assistant messages count to. `fail` answers that many requests with
-    `status` first; `delay` seconds pass before each answer. `requests` keeps the bodies.
+    The turn is chosen by the replies that stand in the request since the person's last message, so a request that is made
+    again gets the same answer. `fail(503, times=2)` makes the next requests fail, `delay` slows every one (seconds).
     """
 
-    def __init__(self, lines: Iterable[Said], *, fail: int = 0, status: int = 503, delay: float = 0.0) -> None:
-        self.lines = list(lines)
-        self.fail, self.status, self.delay = fail, status, delay
-        self.requests: list[dict[str, Any]] = []
-        farm = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self._send(200, {"data": [{"id": "scripted", "object": "model"}]})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                farm.requests.append(body)
-                time.sleep(farm.delay)
-                if farm.fail > 0:
-                    farm.fail -= 1
-                    return self._send(farm.status, {"error": {"message": "scripted failure"}})
-                said = sum(1 for message in body["messages"] if message["role"] == "assistant")
-                line = farm.lines[min(said, len(farm.lines) - 1)]
-                usage = {"prompt_tokens": 1, "completion_tokens": 1}
-                if body.get("stream"):
-                    return self._stream(line, usage)
-                self._send(
-                    200, {"model": "scripted", "choices": [{"message": line, "finish_reason": "stop"}], "usage": usage}
-                )
-
-            def _stream(self, line: Said, usage: dict[str, int]) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", "text/event-stream")
-                self.send_header("Connection", "close")
-                self.end_headers()
-                for chunk in ({"choices": [{"delta": line}]}, {"choices": [], "usage": usage}):
-                    self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
-                self.wfile.write(b"data: [DONE]\n\n")
-                self.close_connection = True
-
-            def _send(self, status: int, value: Any) -> None:
-                content = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                return
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    def __init__(self, *turns: Script, delay: float = 0.0, name: str = "scripted") -> None:
+        self.delay, self.name = delay, name
+        self.requests: list[Json] = []
+        self._turns, self._failures = turns, list[tuple[int, bytes]]()
+        handler = type("Handler", (_Handler,), {"script": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def __enter__(self) -> ScriptedServer:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def fail(self, status: int, *, times: int = 1, body: bytes = b'{"error": {"message": "as scripted"}}') -> None:
+        """Answer the next requests with a status, or with nonsense (status 200 and any body)."""
+        self._failures += [(status, body)] * times
+
+    def answer(self, request: Json) -> tuple[int, bytes | Turn]:
+        self.requests.append(request)
+        if self.delay:
+            time.sleep(self.delay)
+        if self._failures:
+            return self._failures.pop(0)
+        messages = request.get("messages") or []
+        since = max((place for place, one in enumerate(messages) if one["role"] == "user"), default=0)
+        step = sum(1 for one in messages[since:] if one["role"] == "assistant")
+        return 200, _turn(self._turns, step, messages)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    script: ScriptedServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._send(
+            200, "application/json", _json({"object": "list", "data": [{"id": self.script.name, "object": "model"}]})
+        )
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        status, turn = self.script.answer(request)
+        if isinstance(turn, bytes):
+            self._send(status, "application/json", turn)
+        elif request.get("stream"):
+            self._send(200, "text/event-stream", b"".join(self._chunks(turn)))
+        else:
+            choice = {"index": 0, "message": turn.message(), "finish_reason": "tool_calls" if turn.asked else "stop"}
+            self._send(
+                200, "application/json", _json({**self._head("chat.completion"), "choices": [choice], "usage": _USAGE})
+            )
+
+    def _chunks(self, turn: Turn) -> list[bytes]:
+        head = self._head("chat.completion.chunk")
+        deltas: list[Json] = [{"role": "assistant", "content": ""}]
+        deltas += [{"content": word} for word in (turn.content or "").splitlines(keepends=True)]
+        for place, one in enumerate(turn.message().get("tool_calls") or []):
+            deltas.append({"tool_calls": [{"index": place, **one}]})
+        said = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+        last = {"index": 0, "delta": {}, "finish_reason": "tool_calls" if turn.asked else "stop"}
+        said += [{**head, "choices": [last]}, {**head, "choices": [], "usage": _USAGE}]
+        return [b"data: " + _json(one) + b"\n\n" for one in said] + [b"data: [DONE]\n\n"]
+
+    def _head(self, kind: str) -> Json:
+        return {"id": "scripted", "object": kind, "created": 0, "model": self.script.name}
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # who asked has gone: what such tests are about
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the tests' output free of request lines."""
+
+
+_USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+
+
+def _turn(turns: Sequence[Script], step: int, messages: list[Json]) -> Turn:
+    if not turns:
+        return says("")
+    turn = turns[min(step, len(turns) - 1)]
+    return turn if isinstance(turn, Turn) else turn(messages)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()

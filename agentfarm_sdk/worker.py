@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 from . import settings
@@ -37,9 +38,29 @@ def load_ipython_extension(shell: Any) -> None:
     _worker.start()
 
 
-def running() -> str | None:
-    """Return the id of the run that this kernel works on, None between runs and outside a worker."""
-    return _worker.current if _worker else None
+@dataclass(frozen=True)
+class Current:
+    """What a visitor of a worker's kernel sees of the run that it works on, as of the moment of asking."""
+
+    run: str
+    status: str
+    steps: int
+    messages: list[dict[str, Any]]
+    open_calls: list[str]
+
+    def __repr__(self) -> str:
+        doing = f", doing {', '.join(self.open_calls)}" if self.open_calls else ""
+        return f"<run {self.run}: {self.status}, {self.steps} steps{doing}>"
+
+
+def current() -> Current | None:
+    """Return the run that this kernel works on; None between runs and outside a worker."""
+    run, driving = (_worker.current, _worker.driving) if _worker else (None, None)
+    if run is None or driving is None:
+        return None
+    fold = driving.fold
+    open_calls = [f"{call.tool} ({call.call})" for call in fold.open_calls]
+    return Current(run, fold.status, fold.steps, [dict(message) for message in fold.messages], open_calls)
 
 
 class Worker:
@@ -50,7 +71,7 @@ class Worker:
         self._connection = connection
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ledger: FarmLedger | None = None
-        self._run: Loop | None = None
+        self.driving: Loop | None = None
         self._renewed = 0.0
 
     def start(self) -> None:
@@ -58,7 +79,7 @@ class Worker:
 
     def visited(self, info: Any) -> None:
         """Record what a visitor executes in the kernel of a run. (IPython's pre_run_cell; the visitor's thread)"""
-        run, loop = self._run, self._loop
+        run, loop = self.driving, self._loop
         if run is None or loop is None or not getattr(info, "store_history", True):
             return
         event = new_event("person.executed", {"code": info.raw_cell})
@@ -81,8 +102,8 @@ class Worker:
                 self._renewed = float(message["renewed"])
                 if self._ledger is not None:
                     self._ledger.renewed_at(self._renewed)
-            if "cancel" in message and self._run is not None:
-                self._run.cancel(str(message["cancel"]))
+            if "cancel" in message and self.driving is not None:
+                self.driving.cancel(str(message["cancel"]))
         os._exit(1)  # the supervisor is gone, and with it the lease: what runs here must not go on
 
     async def _work(self, message: dict[str, Any]) -> None:
@@ -91,19 +112,19 @@ class Worker:
         self._ledger = ledger = FarmLedger(str(message["url"]), run, int(message["fence"]), str(message["token"]))
         ledger.renewed_at(self._renewed)
         model = GatewayModel(run, ledger.fence, ledger.request)
-        self._run = Loop(
+        self.driving = Loop(
             ledger, model, workspace=settings.workspace(), progress=lambda seconds: self._say(progress=seconds)
         )
         self._say(started=run)
         outcome = "failed"
         try:
-            outcome = await self._run.run()
+            outcome = await self.driving.run()
         except Fenced:
             outcome = "fenced"
         except AgentFarmError as error:
             print(f"run {run}: {error.detail}", flush=True)
         finally:
-            self._run = self._ledger = self.current = None
+            self.driving = self._ledger = self.current = None
             await ledger.close()
             self._say(finished=run, outcome=outcome)
 
