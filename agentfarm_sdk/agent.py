@@ -149,7 +149,7 @@ class Run:
             raise Cancelled(f"run {self.run_id} was cancelled: {fold.cancel or 'no reason given'}")
         waiting = ", ".join(f"{call.call} ({call.tool})" for call in fold.open_calls)
         if any(call.state == "doubted" for call in fold.open_calls):
-            hint = "run.decide(call, 'happened', result=…), 'not_happened' or 'given_up'; then run.resume()"
+            hint = "run.decide(call, 'happened', result=…), 'not_happened' or 'give_up'; then run.resume()"
             raise InDoubt(f"nobody knows whether these calls took effect: {waiting}", hint=hint)
         raise Conflict(
             f"the run waits: {fold.waiting}: {waiting}", hint="run.decide(call, 'approve'); then run.resume()"
@@ -183,7 +183,7 @@ class Run:
     def decide(
         self, call: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None
     ) -> Run:
-        """Decide a waiting call: approve, refuse; happened, not_happened, given_up. In a farm that is the inbox's."""
+        """Decide a waiting call: approve, refuse; happened, not_happened, give_up. In a farm that is the inbox's."""
         self._local().decide(self.run_id, call, decision, reason=reason, arguments=arguments, result=result)
         return self
 

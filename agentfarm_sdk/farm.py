@@ -240,8 +240,8 @@ class Farm:
         answer: Json = self.request("GET", f"/agents/{_id(name)}")
         return answer
 
-    def create_agent(self, name: str, definition: Json | None = None, **options: Any) -> Json:
-        answer: Json = self.request("POST", "/agents", _given({"name": name, "definition": definition, **options}))
+    def create_agent(self, name: str, draft: Json | None = None, **options: Any) -> Json:
+        answer: Json = self.request("POST", "/agents", _given({"name": name, "draft": draft, **options}))
         return answer
 
     def publish(self, name: str, note: str = "") -> Json:
@@ -273,7 +273,7 @@ class Farm:
     def resolve(
         self, item: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None
     ) -> Json:
-        """Decide what waits: approve, refuse; happened, not_happened, given_up."""
+        """Decide what waits: approve, refuse; happened, not_happened, give_up."""
         body = {"decision": decision, "reason": reason, **_given({"arguments": arguments, "result": result})}
         answer: Json = self.request("POST", f"/inbox/{_id(str(item))}", body)
         return answer

@@ -160,7 +160,7 @@ class LocalFile:
 
     def decide(self, run: str, call: str, decision: str, *, reason: str = "", arguments: dict[str, Any] | None = None,
                result: Any = None) -> None:  # fmt: skip
-        """Decide a call that waits: approve, refuse; for one in doubt happened, not_happened, given_up.
+        """Decide a call that waits: approve, refuse; for one in doubt happened, not_happened, give_up (which ends the run).
 
         Raises:
             Conflict: it does not wait for that.
@@ -171,13 +171,18 @@ class LocalFile:
             if state == "awaiting" and decision in ("approve", "refuse"):
                 kind = "approval.given" if decision == "approve" else "approval.refused"
                 body: dict[str, Any] = {"reason": reason} | ({"arguments": arguments} if arguments is not None else {})
-            elif state == "doubted" and decision in ("happened", "not_happened", "given_up"):
-                kind, body = "tool.resolved", {"decision": decision, "reason": reason}
+            elif state == "doubted" and decision in ("happened", "not_happened", "give_up"):
+                said = "given_up" if decision == "give_up" else decision
+                kind, body = "tool.resolved", {"decision": said, "reason": reason}
                 body |= {"result": result} if decision == "happened" else {}
             else:
-                hint = "awaiting calls: approve, refuse; calls in doubt: happened, not_happened, given_up"
+                hint = "awaiting calls: approve, refuse; calls in doubt: happened, not_happened, give_up"
                 raise Conflict(f"call {call} is {state}; it cannot be decided with {decision!r}", hint=hint)
-            self.write(run, [(f"user:{_person()}", new_event(kind, body, call))])
+            events = [new_event(kind, body, call)]
+            if decision == "give_up":
+                error = {"type": "given-up", "message": reason or "given up while a call was in doubt"}
+                events.append(new_event("run.failed", {"error": error}))
+            self.write(run, [(f"user:{_person()}", event) for event in events])
 
     def cancel(self, run: str, reason: str = "") -> None:
         """Ask a run to stop; one that nobody drives is cancelled when it is taken up."""

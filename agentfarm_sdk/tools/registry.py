@@ -114,6 +114,8 @@ def tool(
 def _tool(fn: Callable[..., Any], name: str, effect: str, approval: str, timeout: float, secrets: list[str]) -> Tool:
     if effect not in typing.get_args(Effect):
         raise Invalid(f"tool {name}: effect {effect!r}", hint="read, idempotent or once")
+    if approval not in ("never", "always"):
+        raise Invalid(f"tool {name}: approval {approval!r}", hint="never or always")
     if not NAME.match(name):
         raise Invalid(f"tool name {name!r}", hint="letters, digits, _ and -, at most 64, not a digit first")
     if not timeout > 0:
