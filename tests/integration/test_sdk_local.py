@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from agentfarm_sdk import Agent, tool
-from agentfarm_sdk.errors import AgentFarmError, Divergence, Invalid
+from agentfarm_sdk.errors import AgentFarmError, Conflict, Divergence, Invalid
 from agentfarm_sdk.protocol import Limits
-from agentfarm_sdk.testing import FakeFarm, ScriptedModel, ScriptedServer, all_of, calls, says
+from agentfarm_sdk.testing import FakeFarm, ScriptedModel, ScriptedServer, calls, says
 
 
 @tool(effect="read")
@@ -39,10 +39,10 @@ def kinds(run: Any) -> list[str]:
 
 def test_a_run_calls_its_tools_answers_and_verifies() -> None:
     with FakeFarm() as farm:
-        run = farm.run(agent(all_of(("double", {"n": 2}), ("pay", {"amount": 3})), says("done")), "go")
+        run = farm.run(agent(calls("double", n=2) & calls("pay", amount=3), says("done")), "go")
         assert run.result == "done" and run.verify()["ok"]
         assert kinds(run).count("tool.started") == kinds(run).count("tool.succeeded") == 2
-        assert run.fold.messages[-2]["content"].startswith('{"paid":3,"key":"')
+        assert run.fold().messages[-2]["content"].startswith('{"paid":3,"key":"')
 
 
 def test_a_failed_tool_wrong_arguments_and_an_unknown_tool_are_told_to_the_model() -> None:
@@ -55,7 +55,7 @@ def test_a_failed_tool_wrong_arguments_and_an_unknown_tool_are_told_to_the_model
             calls("broken", n=1), calls("double", n="x"), calls("fly"), says("so be it"), tools=(broken, double)
         )
         run = farm.run(model, "go")
-        told = [message["content"] for message in run.fold.messages if message["role"] == "tool"]
+        told = [message["content"] for message in run.fold().messages if message["role"] == "tool"]
         assert run.result == "so be it"
         assert "no luck" in told[0] and "do not fit" in told[1] and "no tool fly" in told[2]
 
@@ -64,13 +64,12 @@ def test_in_mode_ask_an_effect_waits_and_goes_on_when_it_is_decided() -> None:
     with FakeFarm() as farm:
         run = farm.run(agent(calls("pay", amount=5), says("paid"), mode="ask"), "go")
         assert run.status == "waiting" and "tool.started" not in kinds(run)
-        with pytest.raises(Invalid, match="waiting for approval"):
+        with pytest.raises(Conflict, match="approval"):
             _ = run.result
-        assert run.decide("c0-0", "approve").result == "paid"
-        refused = farm.run(agent(calls("pay", amount=5), says("pity"), mode="ask"), "go").decide(
-            "c0-0", "refuse", reason="too dear"
-        )
-        assert refused.result == "pity" and "too dear" in refused.fold.messages[-2]["content"]
+        assert run.decide("c0-0", "approve").resume().result == "paid"
+        refused = farm.run(agent(calls("pay", amount=5), says("pity"), mode="ask"), "go")
+        refused.decide("c0-0", "refuse", reason="too dear").resume()
+        assert refused.result == "pity" and "too dear" in refused.fold().messages[-2]["content"]
 
 
 def test_limits_end_a_run_with_a_sentence() -> None:
@@ -91,15 +90,14 @@ def test_a_structured_answer_is_checked() -> None:
 def test_a_replay_agrees_and_says_where_todays_code_differs() -> None:
     with FakeFarm() as farm:
         run = farm.run(agent(calls("double", n=2), calls("pay", amount=1), says("done")), "go")
-        assert (run.replay().called, run.replay().recorded) == (1, 1)
+        assert (run.replay().again, run.replay().kept) == (1, 1)
 
         @tool(effect="read", name="double")
         def triple(n: int) -> int:
             return 3 * n
 
-        run.agent.tools["double"] = triple
         with pytest.raises(Divergence) as caught:
-            run.replay()
+            run.replay(agent(tools=(triple, pay)))
         assert (caught.value.extra["recorded"], caught.value.extra["today"]) == (4, 6)
 
 
@@ -111,7 +109,7 @@ def test_it_works_with_a_model_server_and_says_what_is_missing_without(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Invalid, match="no model is named"):
         Agent("t", ledger=tmp_path / "l.sqlite").run("go")
-    with ScriptedServer([calls("double", n=4), says("eight")]) as server:
+    with ScriptedServer(calls("double", n=4), says("eight")) as server:
         monkeypatch.setenv("AGENTFARM_MODEL_URL", server.url)
         run = Agent("t", tools=[double], ledger=tmp_path / "l.sqlite").run("go")
         assert run.result == "eight" and "run" in run._repr_html_()
@@ -161,8 +159,8 @@ if at.startswith("after "):
         return answer
     local.LocalLedger.append = then_dying
 made_of = Agent("t", prompt="p", tools=[made, double], mode="live", ledger=ledger,
-                model=ScriptedModel(all_of(("effect", {{"n": 1}}), ("double", {{"n": 2}})), says("done")))
-print(made_of.resume(run).status if run else made_of.run("go").status)
+                model=ScriptedModel(calls("effect", n=1) & calls("double", n=2), says("done")))
+print(made_of.take_up(run).status if run else made_of.run("go").status)
 """
 MOMENTS = [
     "in the tool", "before model.reported", "after model.reported", "before tool.succeeded", "after tool.succeeded", "before run.succeeded",
