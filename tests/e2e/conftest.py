@@ -52,13 +52,13 @@ def model(short_directory: Path) -> Iterator[str]:
     process.wait(10)
 
 
-def run_farm(request: pytest.FixtureRequest, directory: Path, **env: str) -> Iterator[Farm]:
+def run_farm(request: pytest.FixtureRequest, directory: Path, *options: str, **env: str) -> Iterator[Farm]:
     """Run a farm as `agentfarm up` starts it; at the end its ledger is read by a stranger."""
     database: str = request.param
     url = f"sqlite:///{directory}/farm.sqlite"
     if database == "postgresql":
         url = env["DB_CONNECTION_STRING"] = request.getfixturevalue("postgres").create()
-    made = Farm(directory, clean_env(**env), database=url)
+    made = Farm(directory, clean_env(**env), database=url, options=options)
     made.start()
     try:
         yield made
@@ -66,7 +66,7 @@ def run_farm(request: pytest.FixtureRequest, directory: Path, **env: str) -> Ite
     finally:
         made.stop()
     assert faults(made.database) == []
-    assert made.leftovers() == [], "processes of the farm outlive it"
+    until(lambda: made.leftovers() == [], 10, f"no process outlives the farm: {made.leftovers()}")
 
 
 @pytest.fixture(scope="session", params=DATABASES)
@@ -79,7 +79,7 @@ def farm(request: pytest.FixtureRequest, short_directory: Path) -> Iterator[Farm
 def scripted_farm(request: pytest.FixtureRequest, short_directory: Path, model: str) -> Iterator[Farm]:
     """A farm whose model does what the task says: for tests that kill."""
     env = {"HF_API_URL": model, "HUGGING_FACE_AUTH_TOKEN": "none-needed"}
-    yield from run_farm(request, short_directory / f"kill-{request.param}", **env)
+    yield from run_farm(request, short_directory / f"kill-{request.param}", "--no-demo", **env)
 
 
 @pytest.fixture

@@ -133,17 +133,18 @@ class Farm:
     state: Path
     env: dict[str, str]
     database: str = ""
+    options: tuple[str, ...] = ()  # of `agentfarm up`
     launcher: subprocess.Popen[bytes] = field(init=False)
     people: dict[str, Person] = field(default_factory=dict)
 
-    def start(self, seconds: float = 120, *options: str) -> None:
+    def start(self, seconds: float = 120) -> None:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         marker = self.state / "ready.json"
         marker.unlink(missing_ok=True)
         self.log = self.state.parent / f"{self.state.name}.log"
         with self.log.open("ab") as out:
             self.launcher = subprocess.Popen(
-                [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(self.state), "--port", "0", *options],
+                [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(self.state), "--port", "0", *self.options],
                 cwd=self.state, env=self.env, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         until(

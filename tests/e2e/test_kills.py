@@ -12,31 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hands as tools
+import msgspec
 import psutil
 import pytest
 from farmkit import Counter, Farm, Person, kill, until
 
+from agentfarm_sdk.protocol import ENDED
+from agentfarm_sdk.tools.registry import pinned
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-TOOLS = """
-import urllib.request
-from agentfarm_sdk import tool
-
-def effect(ctx, where: str) -> str:
-    request = urllib.request.Request(where, method="POST", headers={"Idempotency-Key": ctx.key})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return answer.read().decode()
-
-@tool(effect="once", timeout=60)
-def charge(ctx, where: str) -> str:
-    "Do something that must not happen twice."
-    return effect(ctx, where)
-
-@tool(effect="idempotent", timeout=60)
-def store(ctx, where: str) -> str:
-    "Do something that may be done again with the same key."
-    return effect(ctx, where)
-"""
 
 
 @pytest.fixture(scope="session")
@@ -44,15 +29,17 @@ def hands(scripted_farm: Farm) -> dict[str, str]:
     """Two agents of Alice's with one tool each, driven by the scripted model; by the tool's name."""
     alice = scripted_farm.person("alice")
     with alice.api() as api:
-        for tool in ("charge", "store"):
+        for name, tool in (("charge", tools.charge), ("store", tools.store)):
+            spec, code = pinned(tool)
             draft = {
                 "prompt": "Do what you are told.",
                 "model": {"name": "scripted"},
-                "tools": [{"name": tool, "source": "tools.py"}],
+                "tools": [msgspec.to_builtins(spec)],
             }
-            made = api.post("/agents", json={"name": f"hands-{tool}", "draft": draft, "files": {"tools.py": TOOLS}})
+            files = {"hands.py": code.decode()}
+            made = api.post("/agents", json={"name": f"hands-{name}", "draft": draft, "files": files})
             assert made.status_code == 201, made.text
-            api.post(f"/agents/hands-{tool}/publish", json={}).raise_for_status()
+            api.post(f"/agents/hands-{name}/publish", json={}).raise_for_status()
     return {"charge": "hands-charge", "store": "hands-store"}
 
 
@@ -66,7 +53,12 @@ class Held:
         self.task_id = person.submit(agent, json.dumps({"tool": tool, "arguments": {"where": where}}))["task_id"]
 
     def reached(self, times: int = 1) -> None:
-        until(lambda: len(self.counter.requests(self.name)) >= times, 60, f"{self.name} reached the outside world")
+        def look() -> bool:
+            task = self.person.task(self.task_id)
+            assert task["status"] not in ENDED, (task, self.kinds())
+            return len(self.counter.requests(self.name)) >= times
+
+        until(look, 60, f"{self.name} reached the outside world")
 
     def release(self) -> None:
         self.gate.touch()
