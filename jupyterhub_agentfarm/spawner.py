@@ -103,6 +103,9 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
         """Place, then start. Raises SpawnException with the reasons."""
         try:
             placed = await self.fleet.place(self.unit, dict(self.demand))
+            if placed["state"] == "running":  # a Hub that died left it, with tokens that are not those of this start
+                await self.fleet.stop(self.unit)
+                placed = await self.fleet.place(self.unit, dict(self.demand))
             self.microserver = placed[
                 "microserver"
             ]  # fixed before anything runs: a start that is cancelled can be stopped

@@ -12,13 +12,16 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyterhub.spawner import SpawnException
 
 from jupyterhub_agentfarm.errors import FleetError, Forbidden, Invalid, NoMicroserverFits, NotFound, StartError
 from jupyterhub_agentfarm.fleet.client import FleetClient
 from jupyterhub_agentfarm.fleet.helper import alive, descendants, stat_of
+from jupyterhub_agentfarm.spawner import AgentFarmSpawner, refuse_placement
 
 SLEEPER = "import subprocess, time\nsubprocess.Popen(['sleep', '600'])\nprint('up', flush=True)\ntime.sleep(600)"
 
@@ -183,3 +186,67 @@ async def test_a_second_daemon_is_refused_in_a_sentence(daemon: Daemon) -> None:
 
 def _environment(daemon: Daemon) -> dict[str, str]:
     return {"AGENTFARM_STATE": str(daemon.state), "JUPYTERHUB_API_URL": "x", "AGENTFARM_FLEET_TOKEN_FILE": "x"}
+
+
+# -- the spawner: what it says while the daemon is away, and whose tokens a server runs with
+
+SERVER = "import os, time\nprint('token', os.environ['T'], flush=True)\ntime.sleep(600)"
+
+
+class _Spawner(AgentFarmSpawner):
+    """Ours, with a small server and an environment that needs no Hub's database."""
+
+    token = "first"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", SERVER]
+
+    def get_env(self) -> dict[str, str]:
+        return {"T": self.token}
+
+
+def spawner(socket: Path) -> Any:
+    return _Spawner(user=SimpleNamespace(name="agent-a", url="/user/agent-a/", id=1), fleet_socket=str(socket))
+
+
+async def test_a_server_that_a_dead_hub_left_is_replaced_by_one_with_the_tokens_of_this_start(daemon: Daemon) -> None:
+    dead = spawner(daemon.state / "fleet.sock")
+    await dead.start()
+    left = await daemon.client.show(dead.unit)
+    anew = spawner(daemon.state / "fleet.sock")
+    anew.token = "second"
+    ip, port = await anew.start()
+
+    async def told() -> bool:
+        return "token second" in await daemon.client.logs(anew.unit)
+
+    await until(told)
+    shown = await daemon.client.show(anew.unit)
+    assert shown["state"] == "running" and shown["pid"] != left["pid"]
+    assert await anew.get_url() == f"http://{ip}:{port}" and await anew.poll() is None
+
+
+async def test_nothing_is_said_dead_for_lack_of_contact_and_the_end_is_told_when_the_daemon_is_back(
+    daemon: Daemon,
+) -> None:
+    asked = spawner(daemon.state / "fleet.sock")
+    await asked.start()
+    state = asked.get_state()
+    daemon.process.kill()
+    daemon.process.communicate()
+    again = spawner(daemon.state / "fleet.sock")
+    again.load_state(state)
+    assert await again.poll() is None
+    await again.get_url()  # never raises
+    with pytest.raises(SpawnException, match="the fleet daemon cannot be reached"):
+        await again.start()
+    await daemon.start()
+    assert await again.poll() is None
+    await again.stop()
+    await again.stop()
+    assert await again.poll() is not None
+
+
+def test_a_microserver_that_a_user_names_is_refused() -> None:
+    with pytest.raises(SpawnException, match="the farm chooses"):
+        refuse_placement(None, {"microserver": "local"})
