@@ -384,7 +384,7 @@ def _fault(header: bytes, salt: bytes, body: bytes | None, *, run: str, seq: int
         return f"its header cannot be read: {error}"
     if (said.run, said.seq, said.prev) != (run, seq, prev):
         return "its header does not follow the event before it"
-    if body is not None and body_hash(salt, body) != said.body:
+    if body is not None and (not isinstance(body, bytes) or body_hash(salt, body) != said.body):
         return "its body is another one than was recorded"
     return ""
 

@@ -60,7 +60,7 @@ class Loop:
         self._done: set[tuple[str, int]] = set()  # (call, attempt) that this worker began
         self._seen = 0  # seq of the latest event of others that was taken in
         self._news = asyncio.Event()
-        self._stopping = threading.Event()  # what sync tools see as ctx.cancelled
+        self._flags: dict[str, threading.Event] = {}  # ctx.cancelled of the calls under way
         self._asking: asyncio.Future[Reply] | None = None
 
     async def run(self) -> Outcome:
@@ -87,7 +87,8 @@ class Loop:
         """Note the wish to stop: no more calls are started. From the loop's thread only."""
         if self.fold.cancel is None:
             self._note("run.cancel_requested", {"reason": reason})
-        self._stopping.set()
+        for flag in self._flags.values():
+            flag.set()
         if self._asking is not None and not self._model.attested:
             self._asking.cancel()
         self._news.set()
@@ -160,6 +161,7 @@ class Loop:
         """Make one call and send its outcome. What goes wrong in the tool is told to the model, not raised."""
         await self._ledger.may_start()
         began = time.perf_counter()
+        self._flags[call.call] = threading.Event()
         ctx = self._context(call)
         kind, body = "tool.succeeded", dict[str, Any]()
         try:
@@ -177,6 +179,8 @@ class Loop:
                 "tool.failed",
                 {"error": {"type": type(error).__name__, "message": str(error) or type(error).__name__}},
             )
+        finally:
+            del self._flags[call.call]
         body["seconds"] = round(time.perf_counter() - began, 6)
         if ctx.values:
             body["values"] = ctx.values
@@ -206,7 +210,7 @@ class Loop:
         spec = self._definition.tool(call.tool)
         return Context(
             run=self._ledger.run, call=call.call, key=call.key, attempt=call.attempt, workspace=self._workspace,
-            secrets=call.secrets, config=spec.config if spec else None, cancelled=_Either(self._stopping),
+            secrets=call.secrets, config=spec.config if spec else None, cancelled=self._flags[call.call],
         )  # fmt: skip
 
     def _timeout(self, call: AdmittedCall) -> float:
@@ -308,17 +312,6 @@ class Loop:
             await asyncio.wait_for(self._news.wait(), seconds)
         except asyncio.TimeoutError:
             pass  # nothing new is an answer too
-
-
-class _Either(threading.Event):
-    """A call's own flag, which is also set when the whole run is to stop."""
-
-    def __init__(self, run: threading.Event) -> None:
-        super().__init__()
-        self._run = run
-
-    def is_set(self) -> bool:
-        return super().is_set() or self._run.is_set()
 
 
 def _with_hint(error: AgentFarmError) -> str:
