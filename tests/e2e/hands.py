@@ -17,7 +17,7 @@ def charge(ctx, where: str) -> str:
     return effect(ctx, where)
 
 
-@tool(effect="idempotent", timeout=120)
+@tool(effect="idempotent", timeout=40)
 def store(ctx, where: str) -> str:
     """Do something that may be done again with the same key."""
     return effect(ctx, where)
