@@ -59,13 +59,22 @@ class Accumulator:
 
     def chunk(self, value: Any) -> str:
         """Take in one chunk; return its new text. Raises UpstreamError: an error object, or no chunk at all."""
-        if not isinstance(value, dict):
-            raise UpstreamError("nonsense", "the model server sent something that is no chunk", retry=True)
+        try:
+            return clean(self._chunk(value))
+        except (
+            AttributeError,
+            TypeError,
+            KeyError,
+            IndexError,
+        ) as error:  # a part is not of the kind that it should be
+            raise UpstreamError("nonsense", "the model server sent something that is no chunk", retry=True) from error
+
+    def _chunk(self, value: dict[str, Any]) -> str:
         if value.get("error"):
             error = value["error"]
             text = error.get("message") if isinstance(error, dict) else error
             raise UpstreamError("failed", f"the model server failed in its answer: {str(text)[:300]}", retry=True)
-        self.model, self.id = value.get("model") or self.model, value.get("id") or self.id
+        self.model, self.id = str(value.get("model") or self.model), str(value.get("id") or self.id)
         if isinstance(value.get("usage"), dict):
             self.usage = value["usage"]
         new = ""
@@ -77,7 +86,7 @@ class Accumulator:
                 self._call(call, position)
             if isinstance(old := part.get("function_call"), dict):
                 self._call({"function": old}, 0)
-            self.finish = choice.get("finish_reason") or self.finish
+            self.finish = str(choice.get("finish_reason") or self.finish)
         return new
 
     def _text(self, part: dict[str, Any]) -> str:
@@ -90,8 +99,8 @@ class Accumulator:
 
     def _call(self, delta: dict[str, Any], position: int) -> None:
         function = delta.get("function") or {}
-        name, arguments = function.get("name") or "", function.get("arguments")
-        call = self._find(delta.get("id") or "", delta.get("index"), bool(name), position)
+        name, arguments = str(function.get("name") or ""), function.get("arguments")
+        call = self._find(str(delta.get("id") or ""), delta.get("index"), bool(name), position)
         call.name = call.name or name
         if isinstance(arguments, str):
             call.arguments += arguments
@@ -116,23 +125,28 @@ class Accumulator:
         """
         if not self.anything:
             raise UpstreamError("nonsense", "the model server answered without a choice", retry=True)
-        content, thought = _without_thoughts(self.content)
-        calls = [AskedCall(call.name, _arguments(call), call.id) for call in self._calls if call.name]
+        content, thought = _without_thoughts(clean(self.content))
+        thought = clean(self.reasoning) + thought
+        calls = [AskedCall(clean(call.name), clean(_arguments(call)), call.id) for call in self._calls if call.name]
         if not calls:
             content, calls = _calls_in_text(content)
         finish = (
             "tool_calls" if calls else ("stop" if self.finish in ("", "tool_calls", "function_call") else self.finish)
         )
-        counted = isinstance(self.usage.get("prompt_tokens"), int) and isinstance(
-            self.usage.get("completion_tokens"), int
-        )
-        written = len(content) + sum(len(call.arguments) for call in calls) + len(thought) + len(self.reasoning)
+        tokens_in, tokens_out = (self.usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
+        counted = isinstance(tokens_in, int) and isinstance(tokens_out, int) and tokens_in >= 0 and tokens_out >= 0
+        if not counted:
+            written = len(content) + sum(len(call.arguments) for call in calls) + len(thought)
+            tokens_in, tokens_out = prompt_text // 4 + 1, written // 4 + 1
         return Reply(
-            content=content, calls=calls, reasoning=self.reasoning + thought, finish=finish, model=self.model, id=self.id,
-            tokens_in=int(self.usage["prompt_tokens"]) if counted else prompt_text // 4 + 1,
-            tokens_out=int(self.usage["completion_tokens"]) if counted else written // 4 + 1,
-            estimated=not counted,
+            content=content, calls=calls, reasoning=thought, finish=clean(finish), model=clean(self.model), id=clean(self.id),
+            tokens_in=int(tokens_in or 0), tokens_out=int(tokens_out or 0), estimated=not counted,
         )  # fmt: skip
+
+
+def clean(text: str) -> str:
+    """Return the text as it can be recorded: halves of a character that came as two escapes joined, others replaced."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _arguments(call: _Call) -> str:
@@ -150,7 +164,7 @@ def _calls_in_text(text: str) -> tuple[str, list[AskedCall]]:
     for found in re.findall(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", text, re.DOTALL):
         try:
             value = json.loads(found)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return text, []
         if isinstance(value, dict) and isinstance(value.get("name"), str):
             calls.append(AskedCall(value["name"], json.dumps(value.get("arguments", {}))))

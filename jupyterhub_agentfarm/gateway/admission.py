@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
+from referencing import Registry
 
 from agentfarm_sdk.protocol import AdmittedCall, Definition, NewEvent, ToolSpec, call_id, call_key, new_event
 
@@ -24,8 +25,11 @@ class Verdict:
 
 
 def validators(definition: Definition) -> dict[str, Draft202012Validator]:
-    """Compile the argument schemas of a definition's tools."""
-    return {tool.name: Draft202012Validator(tool.schema or {"type": "object"}) for tool in definition.tools}
+    """Compile the argument schemas of a definition's tools. What they refer to is never fetched from anywhere."""
+    return {
+        tool.name: Draft202012Validator(tool.schema or {"type": "object"}, registry=Registry())
+        for tool in definition.tools
+    }
 
 
 def message(step: int, content: str, calls: list[AskedCall]) -> dict[str, Any]:
@@ -102,8 +106,8 @@ def parse(text: Any) -> tuple[dict[str, Any], str]:
         if not value.strip():
             return {}, ""
         try:
-            value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError) as error:
+            value = msgspec.json.decode(value)  # strict: neither NaN nor half a character, which no event could hold
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             return {}, f"the arguments are not JSON: {error}"
     if not isinstance(value, dict):
         return {}, "the arguments must be a JSON object"
@@ -112,7 +116,10 @@ def parse(text: Any) -> tuple[dict[str, Any], str]:
 
 def disagreement(validator: Draft202012Validator, arguments: Any) -> str:
     """Say where the arguments stand against the schema; "" where they agree."""
-    error = best_match(validator.iter_errors(arguments))
+    try:
+        error = best_match(validator.iter_errors(arguments))
+    except Exception as broken:  # whatever a schema can do: a pattern that is none, a reference to nothing or to itself
+        return f"the schema of this tool cannot be applied ({type(broken).__name__}): its author must mend it"
     if error is None:
         return ""
     where = ".".join(str(part) for part in error.absolute_path)

@@ -44,7 +44,8 @@ class Reply:
     tokens_in: int = 0
     tokens_out: int = 0
     estimated: bool = False
-    model: str = ""
+    model: str = ""  # as the upstream names it
+    asked: str = ""  # as it was asked for
     provider: str = ""
     id: str = ""
 

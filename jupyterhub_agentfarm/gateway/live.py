@@ -36,7 +36,7 @@ from agentfarm_sdk.protocol import (
 )
 
 from .. import runtokens
-from ..errors import AgentFarmError, Conflict, Fenced, Forbidden, Hole, Invalid
+from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid
 from ..records import Committed, Run
 from ..store import definitions, inbox, leases, ledger
 from ..store.db import Database, Tx
@@ -49,6 +49,7 @@ Push = Callable[[str, list[Event]], None]
 ARRIVAL_SECONDS = 10.0
 RENEW_TOKEN_AFTER = 300.0
 OUTCOMES = frozenset({"tool.succeeded", "tool.failed"})
+ASIDE = frozenset({"model.requested", "model.failed"})  # they move nothing in a fold
 
 
 class LiveRun:
@@ -58,10 +59,10 @@ class LiveRun:
         self.run, self.definition, self.fold = run, definition, fold
         self.validators: dict[str, Draft202012Validator] = admission.validators(definition)
         self.fence, self.n = run.fence, run.last_n
-        self.known_seq = run.seq  # committed events up to here stand in the fold already
+        self.known_seq = fold.seq  # committed events up to here stand in the fold already
         self.inbox: list[Event] = []  # what others recorded since the worker's last answer
         self.calls_made = sum(1 for call in fold.calls.values() if call.attempts)
-        self.requests: dict[str, asyncio.Task[Any]] = {}
+        self.writing = 0  # writes of ours that are under way
         self.digest, self.digested = "", 0
         self.token_at = time.monotonic()
         self._arrival = asyncio.Event()
@@ -85,17 +86,21 @@ class LiveRun:
 
     def arrived(self, n: int) -> None:
         self.n = n
+        self.wake()
+
+    def wake(self) -> None:
+        """Let those who wait for an append look again."""
         self._arrival.set()
         self._arrival = asyncio.Event()
 
-    async def wait_for(self, n: int) -> None:
-        """Wait until the worker's append `n` has arrived. Raises Hole."""
-        deadline = time.monotonic() + ARRIVAL_SECONDS
-        while self.n < n:
-            try:
-                await asyncio.wait_for(self._arrival.wait(), max(0.01, deadline - time.monotonic()))
-            except asyncio.TimeoutError:
-                raise Hole(f"append {n} did not arrive", hint=f"append {self.n + 1} first", last_n=self.n) from None
+    async def arrival(self, seconds: float) -> None:
+        """Wait until the worker's next append has arrived, or the run is dropped. Raises Hole."""
+        try:
+            await asyncio.wait_for(self._arrival.wait(), seconds)
+        except asyncio.TimeoutError:
+            raise Hole(
+                f"append {self.n + 1} did not arrive", hint=f"append {self.n + 1} first", last_n=self.n
+            ) from None
 
     def roll_digest(self) -> str:
         """Return the rolling digest of the folded messages; each is hashed once."""
@@ -118,6 +123,7 @@ class LiveRuns:
         self.push: Push = lambda _run, _events: None
         self._runs: dict[str, LiveRun] = {}
         self._loading: dict[str, asyncio.Task[LiveRun]] = {}
+        self._meanwhile: dict[str, list[Committed]] = {}  # heard while a run is being read
         db.on_commit(self._heard)
 
     # -- in and out of memory ------------------------------------------------------------------------------------
@@ -136,28 +142,60 @@ class LiveRuns:
         return live
 
     async def _load(self, run_id: str) -> LiveRun:
+        """Read a run and keep it. What is committed while it is read is taken in too: a wish to stop must not be lost."""
         try:
-            live = await self.db.read(lambda c: load(c, run_id))
+            while True:
+                heard = self._meanwhile[run_id] = []
+                live = await self.db.read(lambda c: load(c, run_id))
+                if live.known_seq >= max((one.events[-1].seq for one in heard), default=0):
+                    break  # it holds all that was heard of; else it is read again
             if live.run.lease_until is not None:
                 self._runs[run_id] = live
             return live
         finally:
+            self._meanwhile.pop(run_id, None)
             self._loading.pop(run_id, None)
 
     def drop(self, run_id: str) -> None:
         """Forget the run; the next use reads the ledger."""
-        self._runs.pop(run_id, None)
+        live = self._runs.pop(run_id, None)
+        if live is not None:
+            live.wake()
+
+    async def arrived(self, run_id: str, fence: int, n: int) -> LiveRun:
+        """Return the run once the worker's append `n` has arrived. Raises Hole, Fenced, NotFound, Transient."""
+        deadline = time.monotonic() + ARRIVAL_SECONDS
+        while (live := await self.get(run_id, fence)).n < n:
+            await live.arrival(max(0.01, deadline - time.monotonic()))
+        return live
+
+    def current(self, live: LiveRun) -> LiveRun:
+        """Return what stands in memory for this lease now; the run may have been read anew since."""
+        found = self._runs.get(live.run.run_id)
+        return found if found is not None and found.fence == live.fence and found.n >= live.n else live
+
+    async def written(self, live: LiveRun, fn: Callable[[Tx], ledger.Appended]) -> ledger.Appended:
+        """Write what this run's fold holds, or will at once."""
+        live.writing += 1
+        try:
+            return await self.db.submit(fn)
+        finally:
+            live.writing -= 1
 
     def _heard(self, committed: list[Committed]) -> None:
         """Take in what others recorded: the service, people; a run that is nobody's any more is forgotten."""
         for one in committed:
+            if one.run_id in self._meanwhile:
+                self._meanwhile[one.run_id].append(one)
             live = self._runs.get(one.run_id)
             if live is None:
                 continue
+            new = [e for e in one.events if e.seq > live.known_seq and e.kind not in ASIDE]
             mine = f"worker:{live.fence}"
-            others = [e for e in one.events if e.by not in (mine, "gateway") and e.seq > live.known_seq]
+            others = [e for e in new if e.by not in (mine, "gateway")]
             live.known_seq = max(live.known_seq, one.events[-1].seq)
-            if any(e.kind in ("run.leased", "run.requeued", "tool.doubted") for e in others):
+            strange = len(others) < len(new) and not live.writing  # begun before the run was read, written after it
+            if strange or any(e.kind in ("run.leased", "run.requeued", "tool.doubted") for e in others):
                 self.drop(one.run_id)
             else:
                 for event in others:
@@ -224,8 +262,8 @@ class LiveRuns:
                 live.apply(event, "gateway")
             live.arrived(request.n)
         try:
-            done = await self.db.submit(lambda tx: _append(tx, run_id, fence, request.n, raw, events, also))
-        except AgentFarmError:
+            done = await self.written(live, lambda tx: _append(tx, run_id, fence, request.n, raw, events, also))
+        except Exception:
             self.drop(run_id)
             raise
         if live.fold.ended or any(event.kind == "run.parked" for event in events):
@@ -333,7 +371,7 @@ class LiveRuns:
     # -- small things --------------------------------------------------------------------------------------------
 
     async def _record(self, live: LiveRun, events: list[NewEvent]) -> None:
-        await self.db.write(lambda tx: ledger.record(tx, live.run.run_id, "gateway", events, fence=live.fence))
+        await self.written(live, lambda tx: ledger.record(tx, live.run.run_id, "gateway", events, fence=live.fence))
         for event in events:
             live.apply(event, "gateway")
 
@@ -369,27 +407,29 @@ def load(connection: Any, run_id: str) -> LiveRun:
 
 
 def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:
-    """Refuse what this worker cannot say now."""
+    """Refuse what this worker cannot say now; what stands earlier in the same append counts."""
+    unanswered: dict[str, str] = {call.call: call.state for call in live.fold.open_calls}
+    reported = False
     for event in events:
         if event.kind not in WORKER_KINDS:
             raise Forbidden(
                 f"a worker may not write {event.kind}", hint="workers write: " + ", ".join(sorted(WORKER_KINDS))
             )
-        if event.kind in OUTCOMES:
-            call = live.fold.calls.get(event.call or "")
-            if call is None or call.state != "started":
-                raise Conflict(
-                    f"call {event.call} is not under way", hint="only an admitted call without outcome can get one"
-                )
-        if event.kind == "run.succeeded" and live.fold.open_calls:
+        if event.kind in OUTCOMES and unanswered.pop(event.call or "", None) != "started":
+            raise Conflict(
+                f"call {event.call} is not under way", hint="only an admitted call without outcome can get one"
+            )
+        if event.kind in ("run.succeeded", "model.reported") and unanswered:
             raise Conflict("a call has no outcome yet", hint="append the outcomes first")
         if event.kind == "model.reported":
-            _check_reported(live, event)
+            if reported:
+                raise Conflict("an append holds one reply", hint="append the next one when this one is admitted")
+            reported = True
+            unanswered |= dict.fromkeys(_check_reported(live, event), "asked")
 
 
-def _check_reported(live: LiveRun, event: NewEvent) -> None:
-    if live.fold.open_calls:
-        raise Conflict("a call has no outcome yet", hint="append the outcomes before the next reply")
+def _check_reported(live: LiveRun, event: NewEvent) -> list[str]:
+    """Return the ids of a reported reply's calls. Raises Invalid."""
     said = msgspec.json.decode(event.body).get("message")
     try:
         asked = [
@@ -405,6 +445,7 @@ def _check_reported(live: LiveRun, event: NewEvent) -> None:
         raise Invalid(
             "the calls of a reported reply need our ids", hint=f"c{live.fold.steps}-0, c{live.fold.steps}-1, …"
         )
+    return [c.id for c in asked]
 
 
 def _append(

@@ -14,7 +14,7 @@ import msgspec
 
 from agentfarm_sdk.protocol import AdmittedCall, ModelAnswer, ModelRequest, NewEvent, new_event, roll
 
-from ..errors import AgentFarmError, Cancelled, Fenced, Hole, LimitReached, NotFound, Transient, UserError
+from ..errors import AgentFarmError, Cancelled, Conflict, Fenced, Hole, LimitReached, NotFound, Transient, UserError
 from ..store import ledger, usage
 from ..store.db import Tx
 from . import admission
@@ -40,6 +40,7 @@ class Models:
     def __init__(self, lives: LiveRuns, upstreams: Upstreams) -> None:
         self.lives, self.upstreams = lives, upstreams
         self._watchers: dict[str, set[asyncio.Queue[dict[str, Any]]]] = {}
+        self._under_way: dict[tuple[str, int], tuple[str, asyncio.Task[ModelAnswer]]] = {}  # by run and fence
 
     async def model(self, request: ModelRequest, on_token: OnToken | None = None) -> ModelAnswer:
         """Ask the model for the run's next step. The same request id gets the recorded reply again.
@@ -47,15 +48,25 @@ class Models:
         Raises:
             Fenced, Hole, Transient; LimitReached: the run ends; Cancelled; UserError: the model server refuses.
         """
-        live = await self.lives.get(request.run, request.fence)
-        if request.request in live.fold.replies:
-            return await self._again(live, request)
-        task = live.requests.get(request.request)
-        if task is None:
-            task = asyncio.create_task(self._step(live, request, on_token))
-            live.requests[request.request] = task
-            task.add_done_callback(lambda done: _forget(live, request.request, done))
+        place = (request.run, request.fence)
+        if place not in self._under_way:
+            live = await self.lives.get(*place)
+            if request.request in live.fold.replies and place not in self._under_way:
+                return await self._again(live, request)
+        if place not in self._under_way:
+            task = asyncio.create_task(self._step(request, on_token))
+            self._under_way[place] = (request.request, task)
+            task.add_done_callback(lambda done: self._over(place, done))
+        asked, task = self._under_way[place]
+        if asked != request.request:
+            raise Conflict(f"request {asked} of this run is under way", hint="a run asks its model one thing at a time")
         return await asyncio.shield(task)  # a worker that goes away does not stop a request that is paid
+
+    def _over(self, place: tuple[str, int], done: asyncio.Task[ModelAnswer]) -> None:
+        del self._under_way[place]
+        error = None if done.cancelled() else done.exception()
+        if error is not None and not isinstance(error, AgentFarmError):  # ours are told to whoever waited
+            log.error("run %s: a model request failed", place[0], exc_info=error)
 
     @asynccontextmanager
     async def watch(self, run_id: str) -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
@@ -84,9 +95,9 @@ class Models:
 
         return tell
 
-    async def _step(self, live: LiveRun, request: ModelRequest, on_token: OnToken | None) -> ModelAnswer:
-        await live.wait_for(request.n)
-        _within_limits(live)
+    async def _step(self, request: ModelRequest, on_token: OnToken | None) -> ModelAnswer:
+        live = await self.lives.arrived(request.run, request.fence, request.n)
+        _may_ask(live)
         definition = live.definition
         route, model = self.upstreams.route(definition.model.name)
         choice = request.tool_choice or definition.choice_at(live.fold.steps)
@@ -99,6 +110,7 @@ class Models:
             parameters=definition.model.parameters, answer=definition.answer, provider=definition.model.provider,
         )  # fmt: skip
         reply, asked = await self._attempts(live, request, route, ask, digest, on_token)
+        live = self.lives.current(live)
         said = admission.message(live.fold.steps, reply.content, reply.calls)
         cost = route.upstream.cost(reply)
         body = {
@@ -136,8 +148,7 @@ class Models:
                     "run %s: %s; attempt %d follows in %.1f s", live.run.run_id, error.message, attempt + 1, wait
                 )
                 await asyncio.sleep(wait)
-                if live.fold.cancel:
-                    raise Cancelled(f"run {live.run.run_id} was cancelled: {live.fold.cancel}") from error
+                _may_ask(self.lives.current(live))
 
     async def _failed(
         self, live: LiveRun, request: ModelRequest, error: UpstreamError, attempt: int, wait: float | None
@@ -177,13 +188,11 @@ class Models:
     ) -> ledger.Appended:
         """Write reply, admissions and usage in one transaction; a paid reply is written when the store is back.
 
-        Raises Fenced: the run is somebody else's now.
+        Raises Fenced, Conflict: the run is somebody else's now, or has ended; what the reply cost is counted all the same.
         """
-
         recorded = events
 
-        def write(tx: Tx) -> ledger.Appended:
-            done = ledger.record(tx, live.run.run_id, "gateway", recorded, fence=live.fence, after_n=request.n)
+        def count(tx: Tx) -> None:
             usage.add(
                 tx,
                 agent=live.run.agent,
@@ -193,25 +202,36 @@ class Models:
                 tokens_out=reply.tokens_out,
                 cost=cost,
             )
+
+        def write(tx: Tx) -> ledger.Appended:
+            done = ledger.record(tx, live.run.run_id, "gateway", recorded, fence=live.fence, after_n=request.n)
+            count(tx)
             return done
 
         while True:
             if asked.future.done() and not asked.future.cancelled() and asked.future.exception() is not None:
                 recorded = [asked.event, *events]  # its own commit failed: it stands before the reply all the same
             try:
-                return await self.lives.db.submit(write)
+                return await self.lives.written(live, write)
             except (Hole, Transient) as error:
                 log.warning("run %s: a reply waits to be written: %s", live.run.run_id, error.detail)
                 await asyncio.sleep(SETTLE_PAUSE)
+            except (Fenced, Conflict) as error:
+                log.warning("run %s: a reply came too late: %s", live.run.run_id, error.detail)
+                await self.lives.db.write(count)
+                raise
 
     async def _again(self, live: LiveRun, request: ModelRequest) -> ModelAnswer:
-        """Give the recorded answer once more."""
-        seq = live.fold.replies[request.request]
-        said = live.fold.last_reply
-        if said is None:
-            raise Fenced("this request was answered and the run has gone on", hint="open the run anew")
-        head = (await self.lives.db.read(lambda c: ledger.read_run(c, request.run))).head
-        return await self._answer(live, request, seq, head, said, self.lives.told_before(live), {})
+        """Give the recorded answer once more. Raises Conflict: the run has gone on since."""
+        events = await self.lives.db.read(lambda c: ledger.read_events(c, request.run))
+        replies = [(event, event.data()) for event in events if event.kind == "model.replied"]
+        event, body = next((one for one in replies if one[1].get("request") == request.request), (None, {}))
+        said = body.get("message")
+        if event is None or said is None or said != live.fold.last_reply:
+            raise Conflict(f"request {request.request} was answered and the run has gone on", hint="open the run anew")
+        return await self._answer(
+            live, request, event.seq, events[-1].hash, said, self.lives.told_before(live), body.get("usage") or {}
+        )
 
     async def _answer(
         self,
@@ -229,11 +249,15 @@ class Models:
         )  # fmt: skip
 
 
-def _within_limits(live: LiveRun) -> None:
-    """Raises LimitReached, Cancelled."""
+def _may_ask(live: LiveRun) -> None:
+    """Raises LimitReached, Cancelled; Conflict: there is nothing to ask now."""
     limits, fold = live.definition.limits, live.fold
+    if fold.ended:
+        raise Conflict(f"run {live.run.run_id} has {fold.status}", hint="submit a new task, or rerun this one")
     if fold.cancel:
         raise Cancelled(f"run {live.run.run_id} was cancelled: {fold.cancel}")
+    if fold.open_calls:  # a reply's call without a result makes providers refuse the messages for ever
+        raise Conflict("a call has no outcome yet", hint="append the outcomes before the next request")
     seconds = (
         datetime.now().timestamp() - datetime.fromisoformat(fold.leased_at.replace("Z", "+00:00")).timestamp()
         if fold.leased_at
@@ -266,9 +290,3 @@ def _as_ours(error: UpstreamError) -> AgentFarmError:
     if error.retry:
         return Transient(error.message, hint=error.hint, retry_after=error.retry_after or 5.0)
     return UserError(error.message, hint=error.hint)
-
-
-def _forget(live: LiveRun, request: str, done: asyncio.Task[Any]) -> None:
-    live.requests.pop(request, None)
-    if not done.cancelled():
-        done.exception()  # told to whoever waited

@@ -44,7 +44,7 @@ def read(ask: Ask, reply: Reply) -> Reply:
         return reply
     try:
         value = json.loads(reply.content)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return reply
     if not isinstance(value, dict):
         return reply
@@ -110,7 +110,7 @@ def _say(plain: list[dict[str, Any]], text: Any) -> None:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -104,7 +108,7 @@ class OpenAICompatible:
         try:
             async with self._client().post(f"{self.settings.url}/chat/completions", json=body) as response:
                 if response.status >= 400:
-                    raise await _refusal(response, self.name)
+                    raise await _refusal(response, self.settings)
                 accumulator = Accumulator()
                 if response.content_type == "text/event-stream":
                     await self._stream(response, accumulator, on_token)
@@ -128,7 +132,8 @@ class OpenAICompatible:
         characters = (
             sum(len(str(message.get("content") or "")) for message in ask.messages) if not accumulator.usage else 0
         )
-        return replace(accumulator.reply(characters), provider=provider, model=accumulator.model or ask.model)
+        reply = accumulator.reply(characters)
+        return replace(reply, provider=provider, model=accumulator.model or ask.model, asked=ask.model)
 
     async def _stream(
         self, response: aiohttp.ClientResponse, accumulator: Accumulator, on_token: OnToken | None
@@ -142,7 +147,7 @@ class OpenAICompatible:
                 return
             try:
                 chunk = json.loads(data)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise UpstreamError(
                     "nonsense", f"the model server {self.name} sent a chunk that is not JSON", retry=True
                 ) from error
@@ -161,14 +166,15 @@ class OpenAICompatible:
                 f"{self.settings.url}/models", timeout=aiohttp.ClientTimeout(total=10)
             ) as response:
                 if response.status >= 400:
-                    raise await _refusal(response, self.name)
+                    raise await _refusal(response, self.settings)
                 listed = (await _json(response, self.name)).get("data") or []
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise UpstreamError("down", f"the model server {self.name} cannot be reached", retry=True) from error
         return [model for model in listed if isinstance(model, dict) and model.get("id")]
 
     def cost(self, reply: Reply) -> float:
-        per_in, per_out = self.settings.prices.get(reply.model) or self.settings.prices.get("*") or (0.0, 0.0)
+        prices = self.settings.prices
+        per_in, per_out = prices.get(reply.asked) or prices.get(reply.model) or prices.get("*") or (0.0, 0.0)
         return (reply.tokens_in * per_in + reply.tokens_out * per_out) / 1e6
 
     async def close(self) -> None:
@@ -182,7 +188,10 @@ class OpenAICompatible:
                 total=None, sock_connect=self.settings.connect_timeout, sock_read=self.settings.silence_timeout
             )
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
-            self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector, trust_env=True)
+            near = is_loopback(self.settings.url)  # what is on this machine is not asked through a proxy
+            self._session = aiohttp.ClientSession(
+                headers=headers, timeout=timeout, connector=connector, trust_env=not near
+            )
         return self._session
 
 
@@ -195,9 +204,15 @@ async def _events(response: aiohttp.ClientResponse, lines: Lines) -> AsyncIterat
 
 
 async def _json(response: aiohttp.ClientResponse, name: str) -> dict[str, Any]:
+    pieces, size = [], 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_ANSWER_BYTES:
+            raise UpstreamError("nonsense", f"the answer of {name} is too long", status=response.status)
     try:
-        value = json.loads(await response.read())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(b"".join(pieces))
+    except (ValueError, RecursionError) as error:
         raise UpstreamError(
             "nonsense",
             f"{name} answered something that is not JSON",
@@ -221,13 +236,15 @@ _STATUS: dict[int, tuple[str, str, bool]] = {
 }
 
 
-async def _refusal(response: aiohttp.ClientResponse, name: str) -> UpstreamError:
+async def _refusal(response: aiohttp.ClientResponse, settings: Settings) -> UpstreamError:
     text = (await response.content.read(4096)).decode("utf-8", "replace")
+    if settings.key:
+        text = text.replace(settings.key, "***")  # some servers say which key they refuse
     try:
         value = json.loads(text)
         error = value.get("error", value) if isinstance(value, dict) else value
         said = str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         said = "a page that is no JSON" if "<" in text else text
     kind, hint, retry = _STATUS.get(
         response.status,
@@ -235,13 +252,30 @@ async def _refusal(response: aiohttp.ClientResponse, name: str) -> UpstreamError
     )
     if kind == "refused" and "--enable-auto-tool-choice" in said:
         hint = "start vLLM with --enable-auto-tool-choice --tool-call-parser NAME"
-    wait = response.headers.get("Retry-After", "")
-    after = float(wait) if wait.replace(".", "", 1).isdigit() else None
     return UpstreamError(
         kind,
-        f"{name} answered {response.status}: {said[:300]}",
+        f"{settings.name} answered {response.status}: {said[:300]}",
         hint=hint,
         status=response.status,
         retry=retry,
-        retry_after=after,
+        retry_after=retry_after(response.headers.get("Retry-After", ""), time.time()),
     )
+
+
+def retry_after(header: str, now: float) -> float | None:
+    """Return the seconds that a Retry-After header asks for: a number or a date; None where it says neither."""
+    if header.replace(".", "", 1).isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - now)
+    except (ValueError, TypeError):
+        return None
+
+
+def is_loopback(url: str) -> bool:
+    """Say whether an address is of this machine."""
+    name = urlsplit(url).hostname or ""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")

@@ -6,6 +6,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,12 +81,65 @@ def test_missing_usage_is_estimated_and_said_so() -> None:
     assert of({"content": "four"}).estimated
     counted = of({"content": "four"}, usage={"prompt_tokens": 7, "completion_tokens": 2})
     assert (counted.tokens_in, counted.tokens_out, counted.estimated) == (7, 2, False)
+    assert of({"content": "four"}, usage={"prompt_tokens": -7, "completion_tokens": 2}).estimated
 
 
 @pytest.mark.parametrize("chunk", [{"error": {"message": "overloaded"}}, {"error": "overloaded"}, ["no chunk"], "text"])
 def test_an_error_after_ok_and_nonsense_are_errors(chunk: Any) -> None:
     with pytest.raises(UpstreamError):
         Accumulator().chunk(chunk)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "choices",
+                    "delta",
+                    "message",
+                    "content",
+                    "tool_calls",
+                    "function",
+                    "name",
+                    "arguments",
+                    "index",
+                    "id",
+                    "usage",
+                    "prompt_tokens",
+                    "completion_tokens",
+                    "finish_reason",
+                    "reasoning",
+                    "model",
+                    "text",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.lists(JSON, max_size=4))
+def test_whatever_a_server_sends_is_a_reply_that_can_be_recorded_or_an_error(chunks: list[Any]) -> None:
+    accumulator = Accumulator()
+    try:
+        for chunk in [*chunks, {"choices": [chunks]}, {"choices": chunks}]:
+            msgspec.json.encode(accumulator.chunk(chunk))
+        reply = accumulator.reply(0)
+    except UpstreamError:
+        return
+    msgspec.json.encode(reply)
+    assert reply.tokens_in >= 0 and reply.tokens_out >= 0
+
+
+def test_halves_of_a_character_in_two_chunks_become_one_and_a_lone_half_is_replaced() -> None:
+    assert of({"content": "a\ud83d"}, {"content": "\ude42b"}).content == "a🙂b"
+    assert of({"content": "\ud83d!"}).content == "\ufffd!"
 
 
 def test_an_answer_without_a_choice_is_nonsense() -> None:

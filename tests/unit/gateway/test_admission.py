@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentfarm_sdk.protocol import Definition, Limits, ToolSpec, call_key
-from jupyterhub_agentfarm.gateway.admission import Verdict, admit, message, parse, validators
+from jupyterhub_agentfarm.gateway.admission import Verdict, admit, disagreement, message, parse, validators
 from jupyterhub_agentfarm.gateway.asking import AskedCall
 
 SCHEMA = {
@@ -54,7 +54,23 @@ def test_a_call_that_fits_starts_with_its_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", ['{"n": -1}', '{"n": "1"}', "{}", '{"n": 1, "m": 2}', "[1]", "{n: 1}", "null", "", '{"n": 1', "7"]
+    "arguments",
+    [
+        '{"n": NaN}',
+        '{"n": 1e999}',
+        '{"n": "\\ud800"}',
+        "[" * 5000,
+        '{"n": -1}',
+        '{"n": "1"}',
+        "{}",
+        '{"n": 1, "m": 2}',
+        "[1]",
+        "{n: 1}",
+        "null",
+        "",
+        '{"n": 1',
+        "7",
+    ],
 )
 def test_arguments_against_the_schema_are_refused_and_the_model_is_told(arguments: str) -> None:
     (verdict,) = decided(("pay", arguments))
@@ -86,6 +102,20 @@ def test_the_mode_decides_over_effects(mode: str, expected: list[str]) -> None:
 def test_a_cancelled_run_starts_nothing_and_a_limit_holds_within_a_reply() -> None:
     assert states(decided(("look", '{"n": 1}'), cancelled=True)) == ["failed"]
     assert states(decided(("look", '{"n": 1}'), ("look", '{"n": 2}'), before=2)) == ["admitted", "failed"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"n": {"type": "string", "pattern": "("}}},
+        {"$ref": "http://127.0.0.1:9/schema.json"},
+        {"$ref": "#"},
+    ],
+    ids=["a pattern that is none", "a reference elsewhere", "a reference to itself"],
+)
+def test_a_schema_that_cannot_be_applied_refuses_the_call_and_breaks_nothing(schema: dict[str, Any]) -> None:
+    (validator,) = validators(Definition(tools=[ToolSpec(name="odd", schema=schema)])).values()
+    assert "cannot be applied" in disagreement(validator, {"n": "x"})
 
 
 @given(st.text() | st.dictionaries(st.text(), st.integers()), st.sampled_from(["look", "pay", "ask", "other"]))
