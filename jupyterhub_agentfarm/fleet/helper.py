@@ -389,7 +389,12 @@ def facts(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
     own_users = os.getuid() == 0 and (not python or can_use(str(python), str(root.parent)))
     missing = "memory, CPU and network of servers are not limited (no systemd here)"
     if not own_users:
-        missing = "agents' files are not isolated from each other (all servers run as one user); " + missing
+        reach = (
+            "all servers run as root: each can reach everything of the farm"
+            if os.getuid() == 0
+            else "all servers run as one user: each can reach the others' files and the farm's own"
+        )
+        missing = f"agents are not isolated ({reach}); {missing}"
     return {
         "backend": "process", "boot_id": boot_id(), "cpus": os.cpu_count() or 1, "load": os.getloadavg()[0], "memory": memory["MemTotal"],
         "memory_free": memory["MemAvailable"], "disk": disk.total, "disk_free": disk.free, "own_users": own_users, "isolation": missing,

@@ -28,7 +28,7 @@ class FleetState:
             except (ValueError, KeyError) as error:
                 raise StartError(
                     f"{path} cannot be read",
-                    hint="restore it from a backup, or move it away: running servers are then adopted anew",
+                    hint="restore it from a backup: it holds the ports and users of running servers",
                 ) from error
 
     def save(self) -> None:
