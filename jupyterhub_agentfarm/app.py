@@ -177,7 +177,7 @@ class AgentFarm(Application):
             note = "135 million parameters, embedded: set HF_API_URL and HUGGING_FACE_AUTH_TOKEN for a real model"
             key = _read(directory / "secrets" / "model.key")
             routes.append(
-                _route(Settings(name="embedded", url=base, key=key, models=(EMBEDDED,), native_tools=False, max_in_flight=2, note=note))
+                _route(Settings(name="embedded", url=base, key=key, models=(EMBEDDED,), native_tools=False, max_in_flight=2, max_tokens=200, note=note))
             )  # fmt: skip
         return Upstreams(routes, self.default_model)
 
