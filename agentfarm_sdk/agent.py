@@ -40,7 +40,7 @@ class Agent:
 
     tools: functions (with or without @tool) and names of built-in ones. model: None for the farm's default (outside a
     farm: the one that the environment names), a name, or a model that lives here, whose replies are reported. answer: a JSON
-    Schema, or a type that has one. ledger: the file for runs outside a farm; naming one keeps a run out of the farm.
+    Schema, or a type that has one. mode: `ask` (what only reads is done, each effect waits for a person) or `live`. ledger: the file for runs outside a farm; naming one keeps a run out of the farm.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Agent:
         parameters: Json | None = None,
         limits: Limits | Json | None = None,
         answer: Any = None,
-        mode: Mode = "live",
+        mode: Mode = "ask",
         tool_choice: str | list[str] = "auto",
         variables: dict[str, str] | None = None,
         workspace: Path | str | None = None,
@@ -142,7 +142,8 @@ class Run:
         fold = self.fold()
         if fold.status == "succeeded":
             kind = self._agent._answer
-            return msgspec.convert(fold.result, kind) if kind else fold.result
+            result = self._farm.whole(self.run_id, fold.result) if self._farm is not None else fold.result
+            return msgspec.convert(result, kind) if kind else result
         if fold.status == "failed":
             raise run_error(fold.error)
         if fold.status == "cancelled":

@@ -223,8 +223,15 @@ class Farm:
     def tokens(self, run_id: str, timeout: float | None = None) -> Iterator[str]:
         """Yield the model's words as they come; for the eye only."""
         for _, _, data in self.stream(f"/runs/{_id(run_id)}/tokens", 0, timeout):
-            if isinstance(data, dict) and isinstance(data.get("content"), str):
-                yield data["content"]
+            if isinstance(data, dict) and isinstance(data.get("text"), str):
+                yield data["text"]
+
+    def whole(self, run_id: str, result: Any) -> Any:
+        """Return a result, fetched where the event holds only the name of its blob."""
+        if not (isinstance(result, dict) and "$blob" in result):
+            return result
+        kept = self.request("GET", f"/runs/{_id(run_id)}/blobs/{_id(str(result['$blob']))}")
+        return json.loads(kept) if isinstance(kept, bytes) else kept
 
     def verify(self, run_id: str) -> Json:
         """Check a run's chain; `{ok, events, head}` or the first bad event and why."""
@@ -353,7 +360,7 @@ class Task:
         """Wait for the result. Raises the run's error, Cancelled, or TimeoutError."""
         self.wait(timeout)
         if self.data["status"] == "succeeded":
-            return self.data.get("result")
+            return self._farm.whole(self.run_id or "", self.data.get("result"))
         if self.data["status"] == "cancelled":
             raise Cancelled(f"task {self.id} was cancelled")
         raise run_error(self.data.get("error"))

@@ -35,6 +35,7 @@ from .protocol import (
 from .settings import api_url
 
 SIGN_IN_SECONDS = 60.0  # how long a refused token is tried again: a renewed one may be on its way
+PREVIEW = 8000  # characters of a large result that the model is shown
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts to connect
 
 Inbox = Callable[[list[Event]], None]
@@ -49,6 +50,7 @@ class Ledger(Protocol):
     on_inbox: Inbox | None
 
     async def open(self) -> Opened: ...
+    async def fit(self, event: NewEvent) -> NewEvent: ...
     async def append(self, events: list[NewEvent]) -> asyncio.Future[AppendAnswer]: ...
     async def drain(self) -> None: ...
     async def may_start(self) -> None: ...
@@ -116,10 +118,9 @@ class FarmLedger:
         return opened
 
     async def append(self, events: list[NewEvent]) -> asyncio.Future[AppendAnswer]:
-        """Number and send events; the future is their answer. Bodies over 16 kB go ahead as blobs."""
-        ready = [await self._small(event) if len(event.body) > BLOB_OVER else event for event in events]
+        """Number and send events; the future is their answer."""
         self.n += 1
-        raw = msgspec.Raw(msgspec.json.encode(ready))
+        raw = msgspec.Raw(msgspec.json.encode(events))
         waiting = self._ask("append", AppendRequest(fence=self.fence, n=self.n, events=raw))
 
         async def answered() -> AppendAnswer:
@@ -314,13 +315,19 @@ class FarmLedger:
 
     # -- what is too large for a frame ---------------------------------------------------------------------------
 
-    async def _small(self, event: NewEvent) -> NewEvent:
-        """Upload a large body and return the event that names it."""
-        data = bytes(event.body)
+    async def fit(self, event: NewEvent) -> NewEvent:
+        """Upload a result over 16 kB; return the event with the blob's name and its beginning in place of the result."""
+        body = msgspec.json.decode(event.body) if len(event.body) > BLOB_OVER else {}
+        if "result" not in body:
+            return event
+        data = msgspec.json.encode(body["result"])
         sha256 = hashlib.sha256(data).hexdigest()
         await self._call("PUT", f"/runs/{self.run}/blobs/{sha256}", data)
-        named = msgspec.json.encode({"$blob": sha256, "size": len(data)})
-        return NewEvent(kind=event.kind, call=event.call, body=msgspec.Raw(named))
+        text = body["result"] if isinstance(body["result"], str) else data.decode()
+        named = {"$blob": sha256, "size": len(data), "preview": text[:PREVIEW]}
+        return NewEvent(
+            kind=event.kind, call=event.call, body=msgspec.Raw(msgspec.json.encode({**body, "result": named}))
+        )
 
     async def _call(self, method: str, path: str, content: bytes | None = None) -> Any:
         """Make an HTTP request that may be made twice, until the farm answers it."""

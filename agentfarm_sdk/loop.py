@@ -7,6 +7,7 @@ By the time a call is seen here, it stands in the ledger.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from .protocol import AdmittedCall, Definition, Event, NewEvent, new_event
 from .tools.context import Context
 from .tools.registry import Tool, load
 
+log = logging.getLogger("agentfarm")
 Outcome = Literal["succeeded", "failed", "parked", "cancelled"]
 TOLD = frozenset({  # what others write into a run that the loop acts on
     "run.cancel_requested", "run.paused", "message.added", "approval.given", "approval.refused", "approval.expired",
@@ -184,7 +186,7 @@ class Loop:
         body["seconds"] = round(time.perf_counter() - began, 6)
         if ctx.values:
             body["values"] = ctx.values
-        event = _without_secrets(new_event(kind, body, call.call), call.secrets)
+        event = await self._ledger.fit(_without_secrets(new_event(kind, body, call.call), call.secrets))
         await self._ledger.append([event])
         self._note(kind, msgspec.json.decode(event.body), call.call)
 
@@ -230,6 +232,7 @@ class Loop:
 
     async def _decided(self) -> bool:
         """Return True once there is something to do again; False where the run rests until a person decided."""
+        told = False
         while True:
             if self.fold.waiting == "paused":
                 return False
@@ -241,6 +244,10 @@ class Loop:
                 return True
             if self._parks:
                 return False
+            if not told:
+                waiting = ", ".join(f"{call.tool} ({call.call})" for call in self.fold.open_calls)
+                log.warning("run %s waits for a person to decide: %s", self._ledger.run, waiting)
+            told = True
             self._progress(REPLY_SECONDS)
             await self._news_within(REPLY_SECONDS / 2)
 
@@ -257,7 +264,7 @@ class Loop:
         return await self._end("run.cancelled", {"reason": self.fold.cancel})
 
     async def _end(self, kind: str, body: dict[str, Any]) -> Outcome:
-        await self._ledger.append([new_event(kind, body)])
+        await self._ledger.append([await self._ledger.fit(new_event(kind, body))])
         await self._ledger.drain()
         self._note(kind, body)
         ends: dict[str, Outcome] = {"run.succeeded": "succeeded", "run.failed": "failed", "run.cancelled": "cancelled"}

@@ -50,7 +50,7 @@ def third(ctx: Context) -> str:
     return effect("third", ctx.key)
 
 
-AGENT = Agent("crash", prompt="p", tools=[first, second, third])
+AGENT = Agent("crash", prompt="p", tools=[first, second, third])  # LocalFile.create runs it live
 SCRIPT = ScriptedModel(calls("first") & calls("second"), calls("third"), says("done"))
 
 

@@ -158,7 +158,7 @@ def test_a_limit_ends_the_run_and_says_which(farm: FakeFarm, limits: dict[str, A
 def test_calls_over_the_limit_are_not_made(farm: FakeFarm) -> None:
     orders = Orders()
     model = ScriptedModel(*[calls("place_order", symbol="a") & calls("place_order", symbol="b")] * 2, says("enough"))
-    run = farm.run(Agent("a", tools=[orders.tool()], limits={"calls": 3}), "go", model)
+    run = farm.run(Agent("a", tools=[orders.tool()], limits={"calls": 3}, mode="live"), "go", model)
     assert len(orders.made) == 3 and len(set(orders.made)) == 3
     assert "limit of 3 calls" in str([event.data() for event in run.events() if event.kind == "tool.failed"])
 
@@ -183,7 +183,7 @@ def test_a_structured_answer_is_read_and_one_that_does_not_fit_fails_the_run(far
 
 def test_a_call_that_needs_approval_waits_and_is_made_when_it_is_given(farm: FakeFarm) -> None:
     orders = Orders()
-    agent = Agent("a", tools=[orders.tool(approval="always"), add])
+    agent = Agent("a", tools=[orders.tool(approval="always"), add], mode="live")
     model = ScriptedModel(calls("place_order", symbol="BTC") & calls("add", a=1, b=2), says("done"))
     run = farm.run(agent, "go", model)
     assert run.status == "waiting" and orders.made == [] and [call.tool for call in run.waiting] == ["place_order"]
@@ -244,7 +244,7 @@ def test_a_run_that_takes_too_long_is_cancelled_and_starts_nothing_more(farm: Fa
         return "stopped"
 
     model = ScriptedModel(calls("waits"), calls("place_order", symbol="BTC"))
-    run = farm.run(Agent("a", tools=[waits, orders.tool()]), "go", model, timeout=0.2)
+    run = farm.run(Agent("a", tools=[waits, orders.tool()], mode="live"), "go", model, timeout=0.2)
     with pytest.raises(Cancelled):
         _ = run.result
     assert kinds(run)[-2:] == ["tool.succeeded", "run.cancelled"] and orders.made == []
@@ -282,7 +282,7 @@ def test_secrets_reach_the_tool_and_not_the_ledger(farm: FakeFarm, monkeypatch: 
 def test_a_call_has_its_own_key_and_the_same_in_every_attempt(farm: FakeFarm) -> None:
     orders = Orders()
     model = ScriptedModel(calls("place_order", symbol="a") & calls("place_order", symbol="a"), says("x"))
-    run = farm.run(Agent("a", tools=[orders.tool()]), "go", model)
+    run = farm.run(Agent("a", tools=[orders.tool()], mode="live"), "go", model)
     assert sorted(orders.made) == sorted(call_key(farm.ledger.epoch, run.run_id, call) for call in ("c0-0", "c0-1"))
 
 
@@ -296,7 +296,7 @@ def test_a_replay_gives_recorded_values_back_and_makes_no_effect(farm: FakeFarm)
     def clock(ctx: Context) -> str:
         return f"{ctx.now().isoformat()} {ctx.uuid()} {ctx.random()}"
 
-    agent = Agent("a", prompt="p", tools=[clock, orders.tool()])
+    agent = Agent("a", prompt="p", tools=[clock, orders.tool()], mode="live")
     run = farm.run(agent, "go", ScriptedModel(calls("clock") & calls("place_order", symbol="a"), says("x")))
     replayed = run.replay()
     assert (replayed.steps, replayed.again, replayed.kept, len(orders.made)) == (2, 1, 1, 1)
@@ -341,7 +341,7 @@ def test_a_run_of_another_process_is_not_taken_up_while_that_lives(farm: FakeFar
 
 async def test_a_once_call_that_nobody_saw_return_is_in_doubt_and_not_made_again(farm: FakeFarm) -> None:
     orders = Orders()
-    agent = Agent("a", tools=[orders.tool(), add])
+    agent = Agent("a", tools=[orders.tool(), add], mode="live")
     run_id = farm.ledger.create(agent.definition, "go")
     ledger = LocalLedger(farm.ledger, run_id)
     await ledger.open()
