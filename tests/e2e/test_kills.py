@@ -22,7 +22,7 @@ from farmkit import Counter, Farm, Person, kill, until
 from agentfarm_sdk.protocol import ENDED
 from agentfarm_sdk.tools.registry import pinned
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="session")

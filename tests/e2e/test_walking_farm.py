@@ -13,7 +13,7 @@ import psutil
 import pytest
 from farmkit import ROOT, Farm, Person
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 QUESTION, ANSWER = "What is 17*23?", "391"
 ARTEFACTS = ROOT / "test-artefacts"
 NO_ENTRY = {401, 403, 404, 405, 409, 422, 428, 400, 415}  # never 2xx, never 5xx
