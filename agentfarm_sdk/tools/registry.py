@@ -281,7 +281,7 @@ FetchFile = Callable[[str], Awaitable[bytes]]
 
 
 async def load(spec: ToolSpec, fetch_file: FetchFile | None = None) -> Tool:
-    """Return the tool that a version pins, checked against its schema's hash.
+    """Return the tool that a version pins, checked against its source and its schema.
 
     Raises:
         Invalid: it is not what was pinned: another file, version, or schema; or it is in no source that we know.
@@ -296,9 +296,19 @@ async def load(spec: ToolSpec, fetch_file: FetchFile | None = None) -> Tool:
     else:
         hint = "a kernel's own tools live only in the notebook that made them; publish the agent with a file instead"
         raise Invalid(f"tool {spec.name}: source {spec.source!r} cannot be loaded here", hint=hint)
-    same = spec.source == "builtin" and narrower(spec.schema, made.spec.schema)
-    if not same and spec.schema_hash and made.spec.schema_hash != spec.schema_hash:
-        raise Invalid(f"tool {spec.name} has another schema than the version pins", hint="publish the agent again")
+    if spec.source == "builtin":
+        fits = (
+            made.spec.schema_hash == spec.schema_hash or not spec.schema_hash or narrower(spec.schema, made.spec.schema)
+        )
+    else:  # the code is pinned; the schema may be written by hand, but for these parameters
+        named = set(spec.schema.get("properties", {}))
+        fits = named <= set(made.hints) and set(made.spec.schema.get("required", [])) <= named
+    if not fits:
+        has = ", ".join(made.hints) or "no parameters"
+        raise Invalid(
+            f"the schema that the version pins for {spec.name} is not the tool's ({has})",
+            hint="publish the agent again",
+        )
     return dataclasses.replace(made, spec=spec)
 
 

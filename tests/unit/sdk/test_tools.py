@@ -197,7 +197,10 @@ async def test_a_file_is_loaded_only_as_it_was_pinned(tmp_path: Any) -> None:
     with pytest.raises(Invalid, match="pinned"):
         await load(spec, other)
     with pytest.raises(Invalid, match="schema"):
-        await load(msgspec.structs.replace(spec, schema_hash="0" * 64), fetch)
+        await load(msgspec.structs.replace(spec, schema={"type": "object", "properties": {"y": {}}}), fetch)
+    by_hand = {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0}}}
+    loose = msgspec.structs.replace(spec, schema=by_hand, schema_hash=content_hash(by_hand))
+    assert (await load(loose, fetch)).spec is loose
 
 
 async def test_a_package_is_loaded_only_in_the_pinned_version() -> None:

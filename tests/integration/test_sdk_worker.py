@@ -1,0 +1,238 @@
+"""The worker as the supervisor sees it: a real process with a real IPython shell, lines over an inherited socket pair."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servicekit import Service, service
+
+import agentfarm_sdk
+
+SHELL = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.extension_manager.load_extension("agentfarm_sdk.worker")
+print("ready", flush=True)
+for line in sys.stdin:
+    shell.run_cell(line, store_history=True)
+    print("done", flush=True)
+"""
+CODE = """
+import pathlib, time
+from agentfarm_sdk import tool
+
+@tool(effect="once", timeout=30)
+def mark(ctx, name: str) -> str:
+    with open("marks", "a") as file:
+        file.write(name + " " + ctx.key + chr(10))
+    while pathlib.Path("hold").exists() and not ctx.cancelled.wait(0.02):
+        pass
+    return "cancelled" if ctx.cancelled.is_set() else "marked " + name
+"""
+SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+DRAFT = {
+    "prompt": "p",
+    "tools": [{"name": "mark", "schema": SCHEMA, "source": "file:mark.py", "effect": "once", "timeout": 30}],
+}
+
+
+class Kernel:
+    """A process with the worker in it; `told` are the lines that it said."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ours, theirs = socket.socketpair()
+        env = {"PATH": os.environ["PATH"], "HOME": str(folder), "AGENTFARM_FD": str(theirs.fileno()), "PYTHONUNBUFFERED": "1",
+               "PYTHONPATH": str(Path(agentfarm_sdk.__file__).parents[1]), "IPYTHONDIR": str(folder / "ipython")}  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SHELL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
+            env=env, pass_fds=[theirs.fileno()],
+        )  # fmt: skip
+        theirs.close()
+        self.told: list[dict[str, Any]] = []
+        self.news = asyncio.Event()
+
+    async def start(self) -> None:
+        self.reader, self.writer = await asyncio.open_connection(sock=self.ours)
+        self.listening = asyncio.create_task(self.listen())
+        assert await asyncio.to_thread(self.line) == "ready"
+
+    def line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    async def listen(self) -> None:
+        while line := await self.reader.readline():
+            self.told.append(json.loads(line))
+            self.news.set()
+
+    async def says(self, wanted: Callable[[dict[str, Any]], Any], seconds: float = 30) -> dict[str, Any]:
+        async def wait() -> dict[str, Any]:
+            while True:
+                for one in self.told:
+                    if wanted(one):
+                        return one
+                self.news.clear()
+                await self.news.wait()
+
+        return await asyncio.wait_for(wait(), seconds)
+
+    def tell(self, **message: Any) -> None:
+        self.writer.write(json.dumps(message).encode() + b"\n")
+
+    async def execute(self, code: str) -> str:
+        assert self.process.stdin
+        self.process.stdin.write(code + "\n")
+        self.process.stdin.flush()
+        said = []
+        while (line := await asyncio.wait_for(asyncio.to_thread(self.line), 30)) != "done":
+            said.append(line)
+        return "\n".join(said)
+
+    async def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        await asyncio.to_thread(self.process.wait)
+        self.listening.cancel()
+        self.writer.close()
+
+
+@pytest.fixture
+async def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch) as farm:
+        await farm.ok("ann", "POST", "/agents", {"name": "analyst", "draft": DRAFT, "files": {"mark.py": CODE}})
+        await farm.ok("ann", "POST", "/agents/analyst/publish", {})
+        yield farm
+
+
+@pytest.fixture
+async def kernel(tmp_path: Path) -> AsyncIterator[Kernel]:
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    kernel = Kernel(folder)
+    await kernel.start()
+    yield kernel
+    await kernel.stop()
+
+
+def _until(true: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
+
+
+async def begin(farm: Service, kernel: Kernel, *script: Any) -> str:
+    """Submit a task, claim its run as the supervisor does, hand it to the kernel; return the run."""
+    farm.model.script[:] = script
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "go", "mode": "live"})
+    claim = None
+    while claim is None:
+        claim = await farm.claim(wait=5)
+    kernel.tell(url=farm.url, run=claim["run"], fence=claim["fence"], token=claim["token"])
+    return str(claim["run"])
+
+
+async def events(farm: Service, run: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = (await farm.ok("ann", "GET", f"/runs/{run}/events"))["items"]
+    return items
+
+
+async def test_a_run_is_done_with_the_tools_that_its_version_pins(
+    farm: Service, kernel: Kernel, tmp_path: Path
+) -> None:
+    run = await begin(farm, kernel, ("mark", {"name": "a"}), "Done.")
+    assert (await kernel.says(lambda one: one.get("finished")))["outcome"] == "succeeded"
+    assert kernel.told[0] == {"started": run} and any(one.get("progress") == 30 for one in kernel.told)
+    recorded = await events(farm, run)
+    assert [one["kind"] for one in recorded][-4:] == [
+        "tool.succeeded",
+        "model.requested",
+        "model.replied",
+        "run.succeeded",
+    ]
+    key = next(one["body"]["key"] for one in recorded if one["kind"] == "tool.started")
+    assert (tmp_path / "workspace" / "marks").read_text() == f"a {key}\n"
+    second = await begin(farm, kernel, "Again.")
+    assert (await kernel.says(lambda one: one.get("finished") == second))["outcome"] == "succeeded"
+
+
+async def test_a_visitor_sees_the_run_and_what_they_execute_is_recorded(
+    farm: Service, kernel: Kernel, tmp_path: Path
+) -> None:
+    hold = tmp_path / "workspace" / "hold"
+    hold.touch()
+    assert (
+        await kernel.execute("import agentfarm_sdk, os; print(agentfarm_sdk.current(), 'AGENTFARM_FD' in os.environ)")
+        == "None False"
+    )
+    run = await begin(farm, kernel, ("mark", {"name": "a"}), "Done.")
+    await kernel.says(lambda one: one.get("progress") == 30)
+    shown = await kernel.execute("now = agentfarm_sdk.current(); print(now.run, now.status, now.open_calls, now.steps)")
+    assert shown == f"{run} running ['mark (c0-0)'] 1"
+    hold.unlink()
+    await kernel.says(lambda one: one.get("finished"))
+    assert await kernel.execute("print(agentfarm_sdk.current())") == "None"
+    visited = [one["body"] for one in await events(farm, run) if one["kind"] == "person.executed"]
+    assert [one["code"].strip() for one in visited] == [
+        "now = agentfarm_sdk.current(); print(now.run, now.status, now.open_calls, now.steps)"
+    ]
+
+
+async def test_a_cancel_is_heard_by_the_tool_and_ends_the_run(farm: Service, kernel: Kernel, tmp_path: Path) -> None:
+    (tmp_path / "workspace" / "hold").touch()
+    run = await begin(farm, kernel, ("mark", {"name": "a"}))
+    await kernel.says(lambda one: one.get("progress") == 30)
+    task = (await farm.ok("ann", "GET", f"/runs/{run}"))["task_id"]
+    await farm.ok("ann", "POST", f"/tasks/{task}/cancel", {"reason": "enough"})
+    kernel.tell(cancel="enough")
+    assert (await kernel.says(lambda one: one.get("finished")))["outcome"] == "cancelled"
+    assert [one["kind"] for one in await events(farm, run)][-2:] == ["tool.succeeded", "run.cancelled"]
+    assert (await farm.ok("ann", "GET", f"/tasks/{task}"))["status"] == "cancelled"
+
+
+async def test_a_killed_workers_effect_is_in_doubt_and_the_next_worker_does_not_make_it_again(
+    farm: Service, kernel: Kernel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "workspace"
+    (folder / "hold").touch()
+    run = await begin(farm, kernel, ("mark", {"name": "a"}))
+    await kernel.says(lambda one: one.get("progress") == 30)
+    marked = await asyncio.to_thread(_until, (folder / "marks").exists)
+    assert marked
+    os.kill(kernel.process.pid, signal.SIGKILL)
+    await farm.ok("agent-analyst", "POST", f"/runs/{run}/heartbeat", {"fence": 1, "dead": "kernel exited with -9"})
+    assert [one["kind"] for one in await events(farm, run)][-1] == "tool.doubted" or "tool.doubted" in str(
+        await events(farm, run)
+    )
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    await farm.ok(
+        "ann", "POST", f"/inbox/{item['inbox_id']}", {"decision": "happened", "result": "marked a", "reason": "seen"}
+    )
+    successor = Kernel(folder)
+    try:
+        await successor.start()
+        farm.model.script[:] = ["Done."]
+        claim = await farm.claim(wait=5)
+        assert claim is not None and claim["run"] == run
+        successor.tell(url=farm.url, run=run, fence=claim["fence"], token=claim["token"])
+        assert (await successor.says(lambda one: one.get("finished")))["outcome"] == "succeeded"
+    finally:
+        await successor.stop()
+    assert len((folder / "marks").read_text().splitlines()) == 1
+
+
+async def test_a_worker_without_a_supervisor_ends_itself(kernel: Kernel) -> None:
+    kernel.writer.close()
+    assert await asyncio.wait_for(asyncio.to_thread(kernel.process.wait), 20) == 1
