@@ -31,7 +31,7 @@ TOLD = frozenset({  # what others write into a run that the loop acts on
     "run.cancel_requested", "run.paused", "message.added", "approval.given", "approval.refused", "approval.expired",
     "tool.resolved",
 })  # fmt: skip
-MODEL_ATTEMPTS = 8
+MODEL_ATTEMPTS = 5
 LONGEST_PAUSE = 30.0  # seconds between attempts to ask the model
 MIN_SECRET = 4  # shorter values are not looked for in what a tool returned
 
