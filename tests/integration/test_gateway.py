@@ -503,19 +503,33 @@ class serving:
         await self.runner.cleanup()
 
 
-@pytest.mark.parametrize("question", ["What is 17*23?", "What is 12345 * 678?"])
-async def test_the_embedded_model_calls_the_calculator_and_says_the_result(
-    make: Make, model_server: str, question: str
+@pytest.fixture
+async def embedded(model_server: str) -> AsyncIterator[OpenAICompatible]:
+    upstream = OpenAICompatible(Settings(name="embedded", url=model_server, key=KEY, native_tools=False))
+    yield upstream
+    await upstream.close()
+
+
+@pytest.mark.parametrize("question", [task for agent, task in demo.TASKS if agent == "analyst"])
+async def test_the_embedded_model_calls_the_calculator_and_answers_with_its_result(
+    make: Make, embedded: OpenAICompatible, question: str
 ) -> None:
     from agentfarm_sdk.tools.calculator import calculator
 
-    upstream = OpenAICompatible(Settings(name="embedded", url=model_server, key=KEY, native_tools=False))
-    farm = Farm(make().db, upstream, model="smollm2-135m-instruct")
+    farm = Farm(make().db, embedded, model="smollm2-135m-instruct")
     await farm.begin(demo.agents()["analyst"], question)
     (call,) = (await farm.model()).calls
     assert call.state == "admitted"
     await farm.done(call.call, calculator(**call.arguments))
-    assert {"What is 17*23?": "391", "What is 12345 * 678?": "8369910"}[question] in (await farm.model("q2")).message[
-        "content"
-    ]
-    await upstream.close()
+    expected = {"What is 17*23?": 391, "What is 12345 * 678?": 8369910}[question]
+    assert json.loads((await farm.model("q2")).message["content"]) == {"result": expected}
+
+
+@pytest.mark.parametrize("review", [task for agent, task in demo.TASKS if agent == "reviewer"])
+async def test_the_embedded_model_says_what_a_review_is_in_the_form_that_is_asked_for(
+    make: Make, embedded: OpenAICompatible, review: str
+) -> None:
+    farm = Farm(make().db, embedded, model="smollm2-135m-instruct")
+    await farm.begin(demo.agents()["reviewer"], review)
+    expected = "negative" if "cold" in review else "positive"
+    assert json.loads((await farm.model()).message["content"]) == {"mood": expected}
