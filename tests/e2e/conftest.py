@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farmkit import Counter, Farm, Person, clean_env, until
+from farmkit import Counter, Farm, Person, clean_env, end_with_us, until
 from ledgercheck import faults
 
 DATABASES = ["sqlite", "postgresql"]
@@ -44,7 +44,10 @@ def counter(short_directory: Path) -> Iterator[Counter]:
 def model(short_directory: Path) -> Iterator[str]:
     """The address of a model server that does what the task says."""
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("scripted.py"))], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(Path(__file__).with_name("scripted.py"))],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=end_with_us,
     )
     assert process.stdout
     yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"

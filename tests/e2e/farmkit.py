@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -40,6 +41,14 @@ def until(look: Callable[[], T | None], seconds: float, what: str, every: float 
     raise AssertionError(f"not within {PATIENCE * seconds:.0f} s: {what} (last: {last!r})")
 
 
+LIBC = ctypes.CDLL(None)
+
+
+def end_with_us() -> None:
+    """Run in a child before it becomes its program: when the tests are killed, it is asked to end (PR_SET_PDEATHSIG)."""
+    LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
+
+
 class Counter:
     """The outside world, in a process of its own: what really reached it, and how often."""
 
@@ -50,6 +59,7 @@ class Counter:
             [sys.executable, str(Path(__file__).with_name("counter.py")), str(self.file)],
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=end_with_us,
         )
         assert self.process.stdout
         self.port = int(self.process.stdout.readline())
@@ -151,6 +161,7 @@ class Farm:
             self.launcher = subprocess.Popen(
                 [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(self.state), "--port", "0", *self.options],
                 cwd=self.state, env=self.env, stdout=out, stderr=out, start_new_session=True,
+                preexec_fn=end_with_us,
             )  # fmt: skip
         until(
             lambda: marker.exists() or self.launcher.poll() is not None, seconds, f"the farm is ready, see {self.log}"
