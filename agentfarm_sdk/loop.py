@@ -84,6 +84,10 @@ class Loop:
             raise
         except AgentFarmError as error:
             return await self._end("run.failed", {"error": {"type": error.type, "message": _with_hint(error)}})
+        except Exception as error:  # a bug of ours, or of a model that lives here: said aloud, never tried for ever
+            log.exception("run %s met a bug", self._ledger.run)
+            told = {"type": type(error).__name__, "message": f"a bug, not the task: {error}"}
+            return await self._end("run.failed", {"error": told})
 
     def cancel(self, reason: str) -> None:
         """Note the wish to stop: no more calls are started. From the loop's thread only."""

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,15 @@ class Worker:
         self._renewed = 0.0
 
     def start(self) -> None:
-        threading.Thread(target=lambda: asyncio.run(self._serve()), name="agentfarm-worker", daemon=True).start()
+        threading.Thread(target=self._thread, name="agentfarm-worker", daemon=True).start()
+
+    def _thread(self) -> None:
+        """Serve; without the thread the kernel is of no use, so its end is the kernel's, and the supervisor sees it."""
+        try:
+            asyncio.run(self._serve())
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
 
     def visited(self, info: Any) -> None:
         """Record what a visitor executes in the kernel of a run. (IPython's pre_run_cell; the visitor's thread)"""

@@ -235,6 +235,16 @@ def test_a_model_that_is_away_is_asked_again_and_one_that_refuses_fails_the_run(
         _ = run.result
 
 
+def test_a_bug_fails_the_run_and_says_so(farm: FakeFarm) -> None:
+    def bug(messages: list[Any]) -> Any:
+        raise KeyError("bug")
+
+    run = farm.run(Agent("a"), "go", ScriptedModel(bug))
+    with pytest.raises(AgentFarmError, match="a bug, not the task"):
+        _ = run.result
+    assert kinds(run)[-1] == "run.failed"
+
+
 def test_a_run_that_takes_too_long_is_cancelled_and_starts_nothing_more(farm: FakeFarm) -> None:
     orders = Orders()
 
