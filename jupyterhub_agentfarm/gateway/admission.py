@@ -71,7 +71,7 @@ def admit(
                 why = "this run is simulated and there is no recorded answer for this call"
         if why or spec is None:
             verdicts.append(_refused(call, name, arguments, why))
-        elif spec.approval == "always" or (mode == "ask" and spec.effect != "read"):
+        elif spec.approval != "never" or (mode == "ask" and spec.effect != "read"):
             verdicts.append(_awaiting(call, spec, arguments, call_key(epoch, run, call)))
         else:
             verdicts.append(started(call, spec, arguments, epoch=epoch, run=run, fence=fence, attempt=1))
