@@ -122,3 +122,12 @@ def test_a_schema_that_cannot_be_applied_refuses_the_call_and_breaks_nothing(sch
 def test_whatever_a_model_writes_gets_one_verdict_for_each_call(arguments: Any, name: str) -> None:
     (verdict,) = decided((name, arguments))
     assert verdict.told.state in ("admitted", "awaiting", "failed") and verdict.event.call == "c4-0"
+
+
+def test_an_approval_rule_that_is_not_understood_asks_a_person() -> None:
+    definition = Definition(tools=[ToolSpec(name="pay", schema=SCHEMA, approval="n > 10")])
+    said = message(0, "", [AskedCall("pay", '{"n": 1}')])
+    (verdict,) = admit(
+        definition, validators(definition), said, mode="live", calls_before=0, cancelled=False, epoch="e", run="r", fence=1
+    )  # fmt: skip
+    assert verdict.told.state == "awaiting" and verdict.event.kind == "approval.requested"
