@@ -35,6 +35,7 @@ from .protocol import (
 from .settings import api_url
 
 SIGN_IN_SECONDS = 60.0  # how long a refused token is tried again: a renewed one may be on its way
+FRAME_BYTES = 65_536  # messages that together stay below this go in one frame
 PREVIEW = 8000  # characters of a large result that the model is shown
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts to connect
 
@@ -75,6 +76,9 @@ class _Frame(msgspec.Struct, frozen=True):
     push: str = ""
     run: str = ""
     events: list[Event] = []
+
+
+_FRAMES = msgspec.json.Decoder(_Frame | list[_Frame])
 
 
 class _Common(msgspec.Struct, frozen=True):
@@ -219,7 +223,9 @@ class FarmLedger:
                 sender = asyncio.create_task(self._send(ws))
                 try:
                     async for message in ws:
-                        self._receive(msgspec.json.decode(message, type=_Frame))
+                        found = _FRAMES.decode(message)
+                        for frame in [found] if isinstance(found, _Frame) else found:
+                            self._receive(frame)
                 finally:
                     sender.cancel()
                     await asyncio.gather(sender, return_exceptions=True)
@@ -234,16 +240,21 @@ class FarmLedger:
     async def _send(self, ws: Any) -> None:
         while True:
             self._wake.clear()
-            appends = 0
-            for one in list(self._pending.values()):
+            appends = size = 0
+            frames: list[bytes] = []
+            for one in self._pending.values():
                 if one.op == "append":
                     appends += 1
                     if appends > MAX_UNANSWERED:
                         continue
-                if not one.sent:
+                if not one.sent and (not frames or size + len(one.frame) < FRAME_BYTES):
                     one.sent = True
-                    await ws.send(one.frame, text=True)
-            await self._wake.wait()
+                    frames.append(one.frame)
+                    size += len(one.frame)
+            if frames:  # those of one moment in one frame: they are committed together
+                await ws.send(b"[" + b",".join(frames) + b"]", text=True)
+            else:
+                await self._wake.wait()
 
     def _receive(self, frame: _Frame) -> None:
         if frame.push == "inbox":

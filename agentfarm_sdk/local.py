@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from . import settings
+from . import schemas, settings
 from .errors import Conflict, Fenced, Invalid, NotFound
 from .fold import Call, Fold
 from .ledger import Inbox
@@ -201,7 +201,7 @@ class LocalLedger:
         self._definition = Definition()
         self._mode: Mode = "live"
         self._lock = -1
-        self._validators: dict[str, Any] = {}
+        self._validators: dict[str, schemas.Check] = {}
 
     async def open(self) -> Opened:
         """Take the run up; decide from the record what of a former process is called again and what is in doubt.
@@ -314,14 +314,10 @@ class LocalLedger:
         except msgspec.DecodeError as error:
             return f"the arguments of {call.tool} are not JSON: {error}"
         if spec.name not in self._validators:
-            import jsonschema  # 0.1 s that only a run with calls has to pay
-
-            self._validators[spec.name] = jsonschema.Draft202012Validator(spec.schema or {"type": "object"})
-        found = next(self._validators[spec.name].iter_errors(arguments), None)
-        if found is None:
-            return "" if isinstance(arguments, dict) else f"the arguments of {call.tool} are not an object"
-        place = ".".join(str(part) for part in found.absolute_path)
-        return f"the arguments of {call.tool} do not fit{f' at {place}' if place else ''}: {found.message}"
+            self._validators[spec.name] = schemas.check(spec.schema or {"type": "object"})
+        if found := self._validators[spec.name](arguments):
+            return f"the arguments of {call.tool} do not fit: {found}"
+        return "" if isinstance(arguments, dict) else f"the arguments of {call.tool} are not an object"
 
     def _start(self, call: Call, calls: list[AdmittedCall]) -> Iterator[tuple[str, NewEvent]]:
         spec = self._definition.tool(call.tool)

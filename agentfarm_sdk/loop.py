@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import limits
+from . import limits, schemas
 from .errors import AgentFarmError, Cancelled, Fenced, Invalid, ToolFailed, Transient, Unauthenticated
 from .fold import Fold
 from .ledger import Ledger
@@ -284,16 +284,15 @@ class Loop:
         text = str(message.get("content") or "")
         if self._definition.answer is None:
             return text
-        import jsonschema
-
         try:
             value = msgspec.json.decode(_unfenced(text))
-            jsonschema.Draft202012Validator(self._definition.answer).validate(value)
-        except (msgspec.DecodeError, jsonschema.ValidationError) as error:
-            why = error.message if isinstance(error, jsonschema.ValidationError) else str(error)
+            why = schemas.check(self._definition.answer)(value)
+        except msgspec.DecodeError as error:
+            why = str(error)
+        if why:
             raise Invalid(
                 f"the model's answer does not fit the schema: {why}", hint="simplify it, or use another model"
-            ) from error
+            )
         return value
 
     # -- what is known of the run --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -54,6 +55,7 @@ from .store.db import Database
 log = logging.getLogger("agentfarm")
 HUGGING_FACE = "https://router.huggingface.co/v1"
 EMBEDDED = "smollm2-135m-instruct"
+SWITCH_SECONDS = 0.0005  # of the interpreter's lock: the writer thread would wait 5 ms for it behind a busy event loop
 
 
 class AgentFarm(Application):
@@ -103,7 +105,8 @@ class AgentFarm(Application):
     def start(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises StartError, StoreError."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        asyncio.run(self.serve())
+        sys.setswitchinterval(SWITCH_SECONDS)
+        uvloop.run(self.serve())
 
     # -- building ------------------------------------------------------------------------------------------------
 

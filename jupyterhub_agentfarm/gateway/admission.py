@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-from referencing import Registry
 
 from agentfarm_sdk.protocol import AdmittedCall, Definition, NewEvent, ToolSpec, call_id, call_key, new_event
+from agentfarm_sdk.schemas import Check, check
 
 from .asking import AskedCall
 
@@ -24,12 +22,9 @@ class Verdict:
     event: NewEvent
 
 
-def validators(definition: Definition) -> dict[str, Draft202012Validator]:
+def validators(definition: Definition) -> dict[str, Check]:
     """Compile the argument schemas of a definition's tools. What they refer to is never fetched from anywhere."""
-    return {
-        tool.name: Draft202012Validator(tool.schema or {"type": "object"}, registry=Registry())
-        for tool in definition.tools
-    }
+    return {tool.name: check(tool.schema or {"type": "object"}) for tool in definition.tools}
 
 
 def message(step: int, content: str, calls: list[AskedCall]) -> dict[str, Any]:
@@ -48,7 +43,7 @@ def message(step: int, content: str, calls: list[AskedCall]) -> dict[str, Any]:
 
 
 def admit(
-    definition: Definition, compiled: Mapping[str, Draft202012Validator], said: Mapping[str, Any], *, mode: str, calls_before: int,
+    definition: Definition, compiled: Mapping[str, Check], said: Mapping[str, Any], *, mode: str, calls_before: int,
     cancelled: bool, epoch: str, run: str, fence: int,
 ) -> list[Verdict]:  # fmt: skip
     """Return a verdict for each call of the message `said`, in call order."""
@@ -114,16 +109,10 @@ def parse(text: Any) -> tuple[dict[str, Any], str]:
     return value, ""
 
 
-def disagreement(validator: Draft202012Validator, arguments: Any) -> str:
+def disagreement(validator: Check, arguments: Any) -> str:
     """Say where the arguments stand against the schema; "" where they agree."""
-    try:
-        error = best_match(validator.iter_errors(arguments))
-    except Exception as broken:  # whatever a schema can do: a pattern that is none, a reference to nothing or to itself
-        return f"the schema of this tool cannot be applied ({type(broken).__name__}): its author must mend it"
-    if error is None:
-        return ""
-    where = ".".join(str(part) for part in error.absolute_path)
-    return f"the arguments do not fit{f' at {where}' if where else ''}: {error.message[:300]}"
+    found = validator(arguments)
+    return f"the arguments do not fit: {found}" if found else ""
 
 
 def _refused(call: str, tool: str, arguments: dict[str, Any], why: str) -> Verdict:

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator
 
 from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.protocol import (
@@ -57,7 +56,7 @@ class LiveRun:
 
     def __init__(self, run: Run, definition: Definition, fold: Fold) -> None:
         self.run, self.definition, self.fold = run, definition, fold
-        self.validators: dict[str, Draft202012Validator] = admission.validators(definition)
+        self.validators = admission.validators(definition)
         self.fence, self.n = run.fence, run.last_n
         self.known_seq = fold.seq  # committed events up to here stand in the fold already
         self.inbox: list[Event] = []  # what others recorded since the worker's last answer

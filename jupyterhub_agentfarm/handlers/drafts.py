@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jsonschema
 import msgspec
 import yaml
 
+from agentfarm_sdk import schemas
 from agentfarm_sdk.protocol import Definition, Limits, ToolSpec, canonical, content_hash, narrower
 
 from ..errors import Invalid
@@ -150,13 +150,8 @@ def _builtin(name: str, values: dict[str, Any], where: str, builtins: Mapping[st
 
 
 def _schema_hash(name: str, schema: dict[str, Any], given: Any, where: str) -> str:
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        at = "".join(f"[{one!r}]" for one in error.absolute_path)
-        raise Invalid(
-            f"tool {name}: {error.message} - at `{where}.schema{at}`", hint="a JSON Schema, 2020-12"
-        ) from error
+    if found := schemas.flaw(schema):
+        raise Invalid(f"tool {name}: {found} - at `{where}.schema`", hint="a JSON Schema, 2020-12")
     if schema.get("type") != "object":
         raise Invalid(f"tool {name}: the schema's type is object - at `{where}.schema`", hint='{"type": "object", …}')
     digest = content_hash(schema)
@@ -191,11 +186,8 @@ def check(definition: Definition) -> None:
             )
         if choice == "required" and not definition.tools:
             raise Invalid("tool_choice required, and no tool - at `$.tool_choice`", hint="give the agent a tool")
-    if definition.answer is not None:
-        try:
-            jsonschema.Draft202012Validator.check_schema(definition.answer)
-        except jsonschema.SchemaError as error:
-            raise Invalid(f"{error.message} - at `$.answer`", hint="a JSON Schema, 2020-12") from error
+    if definition.answer is not None and (found := schemas.flaw(definition.answer)):
+        raise Invalid(f"{found} - at `$.answer`", hint="a JSON Schema, 2020-12")
 
 
 # -- agents as files -----------------------------------------------------------------------------------------------

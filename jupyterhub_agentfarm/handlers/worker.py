@@ -41,6 +41,9 @@ class Message(msgspec.Struct, frozen=True):
     body: msgspec.Raw = msgspec.Raw(b"{}")
 
 
+MESSAGES = msgspec.json.Decoder(Message | list[Message])
+
+
 class Workers:
     """Which connections hear of which run."""
 
@@ -75,6 +78,8 @@ class WorkerSocket(WebSocketHandler):
         self.under_way: set[asyncio.Task[None]] = set()
         self.slots = asyncio.Semaphore(MAX_UNANSWERED)
         self.counted: Any = None
+        self.several = False  # messages in a frame
+        self.outgoing: list[dict[str, Any]] = []
 
     async def prepare(self) -> None:
         try:
@@ -115,10 +120,18 @@ class WorkerSocket(WebSocketHandler):
 
     async def on_message(self, raw: str | bytes) -> None:
         try:
-            message = msgspec.json.decode(raw, type=Message)
+            found = MESSAGES.decode(raw)
         except msgspec.DecodeError as error:
             self.tell({"id": None, "error": Invalid(f"this message cannot be read: {error}").problem()})
             return
+        if isinstance(found, Message):
+            await self._take(found)
+            return
+        self.several = True
+        for message in found:
+            await self._take(message)
+
+    async def _take(self, message: Message) -> None:
         if message.op == "append":  # not more than allowed at once, and loaded first: the order of arrival stands
             await self.slots.acquire()
         try:
@@ -177,9 +190,24 @@ class WorkerSocket(WebSocketHandler):
         self.tell({"id": message.id, "ok": answer})
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send a message, where the connection still stands: what was recorded is not lost by its end."""
+        """Send a message, where the connection still stands: what was recorded is not lost by its end.
+
+        A client that sends several messages in a frame gets several in a frame.
+        """
+        if not self.several:
+            self._send(message)
+            return
+        if not self.outgoing:
+            asyncio.get_running_loop().call_soon(self._send_outgoing)
+        self.outgoing.append(message)
+
+    def _send_outgoing(self) -> None:
+        messages, self.outgoing = self.outgoing, []
+        self._send(messages)
+
+    def _send(self, frame: Any) -> None:
         try:
-            sent = self.write_message(msgspec.json.encode(message).decode())
+            sent = self.write_message(msgspec.json.encode(frame).decode())
         except WebSocketClosedError:
             return
         sent.add_done_callback(lambda done: done.cancelled() or done.exception())

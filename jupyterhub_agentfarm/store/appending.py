@@ -1,18 +1,20 @@
 """How heads move and events are inserted: the statements of the append path, spoken to the driver.
 
-SQLite gets them one by one: a statement there costs microseconds. PostgreSQL gets those of a whole batch as one
-statement: there each costs a round trip.
+SQLite gets them one by one: a statement there costs microseconds. PostgreSQL gets those of a whole batch in one
+round trip.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ..errors import Transient
 from ..records import Run
 
 Row = tuple[int, bytes, bytes, bytes, int | None, bytes | None]  # seq, header, salt, body, n, digest
+Statement = tuple[str, tuple[Any, ...]]
 _HEAD = ("seq", "head", "last_n")
 _ALL = (*_HEAD, "status", "waiting", "fence", "worker", "claim_id", "lease_until", "cancel", "ended_at")
 
@@ -43,43 +45,93 @@ class Gathered:
 
     whole: bool = False  # more than the heads moved
     runs: dict[int, tuple[Run, Run]] = field(default_factory=dict)
-    rows: list[tuple[Any, ...]] = field(default_factory=list)
-    later: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)  # statements that go with them
+    rows: list[tuple[Any, ...]] = field(default_factory=list)  # run_no and Row
+    later: list[Statement] = field(default_factory=list)  # statements that go with them
 
-    def add(self, before: Run, after: Run, rows: list[Row]) -> None:
+    def add(self, before: Run, after: Run, rows: list[Row], *, whole: bool) -> None:
         """Take in an append; a later one of the same run follows on the earlier."""
+        self.whole = self.whole or whole
         first = self.runs[before.run_no][0] if before.run_no in self.runs else before
         self.runs[before.run_no] = (first, after)
         self.rows += [(before.run_no, *row) for row in rows]
 
-    def send(self, driver: Any) -> None:
-        """Write all of them in one round trip, and forget them. Raises Transient: a run was moved by another writer."""
-        moves, rows, later = list(self.runs.values()), self.rows, self.later
-        self.runs, self.rows, self.later = {}, [], []
-        if not moves and not later:
-            return
-        with driver.pipeline():
-            sent = driver.execute(*self._statement(moves, rows)) if moves else None
-            for statement, values in later:
-                driver.execute(statement, values)
-        if sent is not None and sent.rowcount != len(rows):
-            raise moved(*[before for before, _ in moves])
+    def send(self, driver: Any, *, commit: bool = False) -> None:
+        """Write all of them in one round trip, and forget them; with `commit` they are the transaction's last.
 
-    def _statement(self, moves: list[tuple[Run, Run]], rows: list[tuple[Any, ...]]) -> tuple[str, tuple[Any, ...]]:
+        Raises Transient: a run was moved by another writer.
+        """
+        statements, moves = self._statements(), list(self.runs.values())
+        self.whole, self.runs, self.rows, self.later = False, {}, [], []
+        if not statements:
+            return
+        # A transaction that begins here and ends here is PostgreSQL's own implicit one: no BEGIN, no COMMIT to wait for.
+        alone = commit and driver.info.transaction_status == _IDLE
+        try:
+            if alone:
+                driver.autocommit = True
+            if alone and len(statements) == 1:
+                driver.execute(*statements[0])
+            else:
+                with driver.pipeline():
+                    for statement in statements:
+                        driver.execute(*statement)
+                    if commit and not alone:
+                        driver.commit()
+        except Exception as error:
+            if getattr(error, "sqlstate", None) == _NOT_ALL:
+                raise moved(*[before for before, _ in moves]) from error
+            raise
+        finally:
+            if alone and not driver.closed:
+                driver.autocommit = False
+
+    def _statements(self) -> list[Statement]:
+        if not self.runs:
+            return self.later
+        if len(self.runs) > _FEW or len(self.rows) > _FEW_ROWS:
+            return [self._for_many(), *self.later]
+        return [*(self._for_one(number) for number in self.runs), *self.later]
+
+    def _for_one(self, number: int) -> Statement:
+        (before, after), columns = self.runs[number], _ALL if self.whole else _HEAD
+        rows = [value for row in self.rows if row[0] == number for value in row[1:]]
+        values = (*(getattr(after, name) for name in columns), number, before.fence, before.seq, number, *rows)
+        return _one(self.whole, len(rows) // _COLUMNS), values
+
+    def _for_many(self) -> Statement:
+        moves = list(self.runs.values())
         guards = [[getattr(before, name) for before, _ in moves] for name in ("run_no", "fence", "seq")]
         values = [[getattr(after, name) for _, after in moves] for name in (_ALL if self.whole else _HEAD)]
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        return _SEND[self.whole], (*guards, *values, *columns)
+        columns = [list(column) for column in zip(*self.rows, strict=True)]
+        return _many(self.whole), (*guards, *values, *columns)
 
 
+_IDLE = 0  # libpq's PQTRANS_IDLE: no transaction has begun
+_FEW, _FEW_ROWS = 4, 24  # up to so many runs get a statement each: it costs half of the one for many
+_COLUMNS = 6  # of a Row
+_NOT_ALL = "22012"  # division by zero: how these statements refuse, so that nothing behind them is carried out either
 _TYPES = {
     "seq": "int", "head": "text", "last_n": "int", "status": "text", "waiting": "text", "fence": "int", "worker": "text",
     "claim_id": "text", "lease_until": "float8", "cancel": "text", "ended_at": "float8",
 }  # fmt: skip
 
 
-def _statement(columns: tuple[str, ...]) -> str:
-    """One statement that moves the heads of many runs by compare-and-set and inserts their events, in order."""
+@cache
+def _one(whole: bool, rows: int) -> str:
+    """Return the statement that moves the head of a run by compare-and-set and inserts its events, in order, or fails."""
+    sets = ", ".join(f"{name} = %s" for name in (_ALL if whole else _HEAD))
+    row = "(%s::int, %s::bytea, %s::bytea, %s::bytea, %s::int, %s::bytea)"
+    return (
+        f"WITH ok AS (UPDATE runs SET {sets} WHERE run_no = %s AND fence = %s AND seq = %s RETURNING run_no) "
+        "INSERT INTO events (run_no, seq, header, salt, body, n, digest) "
+        f"SELECT %s::bigint / (SELECT count(*) FROM ok), e.* FROM (VALUES {', '.join([row] * rows)}) AS e"
+    )
+
+
+@cache
+def _many(whole: bool) -> str:
+    """Return the statement that does so for many runs: all of them move or none."""
+    columns = _ALL if whole else _HEAD
     arrays = ", ".join(f"%s::{_TYPES[name]}[]" for name in columns)
     return (
         f"WITH v AS (SELECT * FROM unnest(%s::bigint[], %s::int[], %s::int[], {arrays}) "
@@ -87,10 +139,8 @@ def _statement(columns: tuple[str, ...]) -> str:
         f"ok AS (UPDATE runs SET {', '.join(f'{name} = v.new_{name}' for name in columns)} FROM v "
         "WHERE runs.run_no = v.run_no AND runs.fence = v.old_fence AND runs.seq = v.old_seq RETURNING runs.run_no) "
         "INSERT INTO events (run_no, seq, header, salt, body, n, digest) "
-        "SELECT e.run_no, e.seq, e.header, e.salt, e.body, e.n, e.digest FROM unnest(%s::bigint[], %s::int[], "
+        "SELECT e.run_no / CASE WHEN (SELECT count(*) FROM ok) = (SELECT count(*) FROM v) THEN 1 ELSE 0 END, "
+        "e.seq, e.header, e.salt, e.body, e.n, e.digest FROM unnest(%s::bigint[], %s::int[], "
         "%s::bytea[], %s::bytea[], %s::bytea[], %s::int[], %s::bytea[]) "
-        "WITH ORDINALITY AS e (run_no, seq, header, salt, body, n, digest, place) JOIN ok USING (run_no) ORDER BY e.place"
+        "WITH ORDINALITY AS e (run_no, seq, header, salt, body, n, digest, place) ORDER BY e.place"
     )
-
-
-_SEND = {False: _statement(_HEAD), True: _statement(_ALL)}

@@ -6,6 +6,7 @@ Every process but the service keeps out. `write` takes a plain function: no tran
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import queue
 import threading
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_BATCH = 256
 MAX_HEADS = 20_000
+TURNS = 2  # of the event loop, before the writer is woken: an append, the request behind it and an instant reply
 
 
 class Tx:
@@ -78,12 +80,8 @@ class Tx:
         self.wrote = True
         if self.sqlite:
             appending.insert_sqlite(self._driver, before, after, rows, whole=whole)
-        elif whole:
-            alone = appending.Gathered(whole=True)
-            alone.add(before, after, rows)
-            alone.send(self.driver)
         else:
-            self._gathered.add(before, after, rows)
+            self._gathered.add(before, after, rows, whole=whole)
 
     def later(self, statement: str, values: tuple[Any, ...]) -> None:
         """Execute a statement of the driver's whose answer nobody needs (PostgreSQL: with what was gathered)."""
@@ -93,9 +91,9 @@ class Tx:
         else:
             self._gathered.later.append((statement, values))
 
-    def flush(self) -> None:
-        """Send what was gathered (PostgreSQL)."""
-        self._gathered.send(self._driver)
+    def flush(self, *, commit: bool = False) -> None:
+        """Send what was gathered (PostgreSQL); with `commit` COMMIT goes with it: one round trip for all."""
+        self._gathered.send(self._driver, commit=commit)
 
 
 @dataclass
@@ -121,7 +119,9 @@ class Database:
         self._writer, self._reader, self._lock = writer, reader, lock
         self._connection: Connection | None = connection
         self._closing = False
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._waiting: collections.deque[_Write] = collections.deque()
+        self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one after each write that waits; False: the end
+        self._waking: asyncio.AbstractEventLoop | None = None
         self._heads: dict[str, Run] = {}
         self._listeners: list[Callable[[list[Committed]], None]] = []
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="reader")
@@ -203,13 +203,24 @@ class Database:
         if self._closing:
             raise Transient("the service is stopping", retry_after=2.0)
         write = _Write(fn, loop, loop.create_future())
-        self._queue.put(write)
+        self._waiting.append(write)
+        if self._waking is not loop:
+            self._waking = loop
+            loop.call_soon(self._wake, TURNS)
         return write.future
+
+    def _wake(self, turns: int) -> None:
+        """Wake the writer when the event loop has gone round: what belongs together is committed together."""
+        if turns:
+            asyncio.get_running_loop().call_soon(self._wake, turns - 1)
+            return
+        self._waking = None
+        self._wakes.put(True)
 
     async def close(self) -> None:
         """Finish what waits and close. Closing twice is harmless."""
         self._closing = True
-        self._queue.put(None)
+        self._wakes.put(False)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
         self._pool.shutdown()
         self._lock.release()
@@ -218,21 +229,12 @@ class Database:
         self._reader.dispose()
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch, stop = [first], False
-            while len(batch) < MAX_BATCH:
-                try:
-                    more = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    stop = True
-                    break
-                batch.append(more)
-            self._commit(batch)
-            self._deliver(batch)
-            if stop:
-                return
+        going_on = True
+        while going_on:
+            going_on = self._wakes.get()
+            while batch := [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]:
+                self._commit(batch)
+                self._deliver(batch)
 
     def _commit(self, batch: list[_Write]) -> None:
         try:
@@ -258,7 +260,7 @@ class Database:
                 tx = Tx(connection, self._heads, self.now(), self.sqlite)
                 for write in batch:
                     _member(tx, write)
-                tx.flush()
+                tx.flush(commit=True)
         except Exception as error:
             self._heads.clear()  # whatever they said: the next use reads the rows
             gone = isinstance(error, sa.exc.DBAPIError) and _lost(error)

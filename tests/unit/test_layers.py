@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FARM, SDK = "jupyterhub_agentfarm", "agentfarm_sdk"
 
 # Each process its ladder, top rung first. Names without a dot in front are of jupyterhub_agentfarm, "sdk." of agentfarm_sdk.
-LEAVES = ["runtokens dotenv scheduling.placement", "records", "errors", "sdk.fold", "sdk.protocol", "sdk.errors"]
+LEAVES = ["runtokens dotenv scheduling.placement", "records", "errors", "sdk.fold", "sdk.protocol", "sdk.errors sdk.schemas"]
 LADDERS: dict[str, list[str]] = {
     "service": ["app", "handlers scheduling monitoring", "gateway ticks", "store hub fleet.client sdk.tools", *LEAVES],
     "model server": ["gateway.embedded", *LEAVES],
@@ -38,7 +38,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.ledger sdk.model sdk.farm",
         "sdk.fold",
         "sdk.settings sdk.protocol",
-        "sdk.errors",
+        "sdk.errors sdk.schemas",
     ],
 }
 # The packages' own __init__ files: the SDK's hands out the public names, the farm's hold nothing.

@@ -109,13 +109,20 @@ def test_a_cancelled_run_starts_nothing_and_a_limit_holds_within_a_reply() -> No
     [
         {"properties": {"n": {"type": "string", "pattern": "("}}},
         {"$ref": "http://127.0.0.1:9/schema.json"},
-        {"$ref": "#"},
+        {"$ref": "#/nowhere"},
     ],
-    ids=["a pattern that is none", "a reference elsewhere", "a reference to itself"],
+    ids=["a pattern that is none", "a reference elsewhere", "a reference to nothing"],
 )
 def test_a_schema_that_cannot_be_applied_refuses_the_call_and_breaks_nothing(schema: dict[str, Any]) -> None:
     (validator,) = validators(Definition(tools=[ToolSpec(name="odd", schema=schema)])).values()
     assert "cannot be applied" in disagreement(validator, {"n": "x"})
+
+
+def test_a_pattern_that_tries_for_ever_is_given_up() -> None:
+    (validator,) = validators(
+        Definition(tools=[ToolSpec(name="odd", schema={"properties": {"n": {"pattern": r"^((a+)+)\1?(?<!b)$"}}})])
+    ).values()
+    assert disagreement(validator, {"n": "a" * 5000 + "b"})
 
 
 @given(st.text() | st.dictionaries(st.text(), st.integers()), st.sampled_from(["look", "pay", "ask", "other"]))

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 FARM = ("jupyterhub", "sqlalchemy", "tornado", "jupyterhub_agentfarm", "alembic", "aiohttp")
-HEAVY = ("httpx", "websockets", "jsonschema", "sqlite3", "asyncio")
+HEAVY = ("httpx", "websockets", "jsonschema_rs", "sqlite3", "asyncio")
 
 
 def imported(statement: str) -> set[str]:
@@ -39,7 +39,7 @@ def test_no_public_name_brings_a_part_of_the_farm(name: str) -> None:
 
 
 def test_a_tool_is_declared_without_a_network_library() -> None:
-    assert not imported("from agentfarm_sdk import tool") & {"httpx", "websockets", "jsonschema"}
+    assert not imported("from agentfarm_sdk import tool") & {"httpx", "websockets", "jsonschema_rs"}
 
 
 def test_a_step_of_the_loop_costs_the_same_late_as_early() -> None:

@@ -116,7 +116,7 @@ def test_a_call_that_cannot_be_is_not_made_and_the_model_is_told_why(farm: FakeF
     run = farm.run(Agent("a", tools=[add]), "go", model)
     told = [one["content"] for one in model.shown[1] if one["role"] == "tool"]
     assert (
-        "a" in told[0] and "there is no tool nothing" in told[1] and "'b' is a required" in told[2] and told[3] == "3"
+        "a" in told[0] and "there is no tool nothing" in told[1] and '"b" is a required' in told[2] and told[3] == "3"
     )
     assert kinds(run).count("tool.started") == 1
 

@@ -1,0 +1,57 @@
+"""JSON Schema (2020-12): what arguments and structured answers are held against, in the farm and outside it.
+
+A builder's schema is data of a stranger: nothing that it refers to is fetched, and a pattern may try so often only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jsonschema_rs
+
+BACKTRACKS = 10_000  # steps that a pattern may take; what needs more does not match
+Check = Callable[[Any], str]  # a value -> where and why it does not fit; "" where it does
+
+
+def flaw(schema: Any) -> str:
+    """Say what is wrong with a schema itself; "" where it can be used."""
+    try:
+        _validator(schema)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        return _first_line(error)
+    return ""
+
+
+def check(schema: dict[str, Any]) -> Check:
+    """Compile a schema. One that cannot be used fits nothing, and says so: a version of long ago may have it."""
+    try:
+        validator = _validator(schema)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        broken = f"the schema cannot be applied ({_first_line(error)}): its author must mend it"
+        return lambda _value: broken
+
+    def fits(value: Any) -> str:
+        try:
+            if validator.is_valid(value):
+                return ""
+            error = next(iter(validator.iter_errors(value)))
+        except ValueError as odd:  # a value that JSON does not have
+            return _first_line(odd)
+        where = ".".join(str(part) for part in error.instance_path)
+        return f"{f'at {where}: ' if where else ''}{error.message[:300]}"
+
+    return fits
+
+
+def _validator(schema: Any) -> jsonschema_rs.Draft202012Validator:
+    if not isinstance(schema, dict | bool):
+        raise ValueError("a schema is an object")
+    return jsonschema_rs.Draft202012Validator(
+        schema, offline=True, pattern_options=jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    at = "".join(f"[{one!r}]" for one in getattr(error, "instance_path", ()))
+    return str(error).partition("\n")[0][:300] + (f" at {at}" if at else "")
