@@ -16,7 +16,14 @@ ROOT = Path(__file__).parents[2]
 FARM, SDK = "jupyterhub_agentfarm", "agentfarm_sdk"
 
 # Each process its ladder, top rung first. Names without a dot in front are of jupyterhub_agentfarm, "sdk." of agentfarm_sdk.
-LEAVES = ["runtokens dotenv scheduling.placement", "records", "errors", "sdk.fold", "sdk.protocol", "sdk.errors sdk.schemas"]
+LEAVES = [
+    "runtokens dotenv scheduling.placement",
+    "records",
+    "errors",
+    "sdk.fold",
+    "sdk.protocol",
+    "sdk.errors sdk.schemas",
+]
 LADDERS: dict[str, list[str]] = {
     "service": ["app", "handlers scheduling monitoring", "gateway ticks", "store hub fleet.client sdk.tools", *LEAVES],
     "model server": ["gateway.embedded", *LEAVES],
