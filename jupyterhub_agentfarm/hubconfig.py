@@ -11,6 +11,7 @@ from typing import Any
 
 from jupyterhub import orm
 from jupyterhub.auth import Authenticator
+from sqlalchemy.orm import object_session
 
 AGENT_PREFIX = "agent-"
 SERVICE = "agentfarm"
@@ -29,7 +30,12 @@ CUSTOM_SCOPES: dict[str, dict[str, Any]] = {
 
 ROLES: list[dict[str, Any]] = [
     # Creating users has no narrower scope than admin:users, so it is the fleet daemon's alone: it makes `agent-*` only.
-    {"name": "agentfarm-fleet", "services": ["agentfarm-fleet"], "scopes": ["admin:users", "groups!group=agents"]},
+    # It reads which servers there are, to end units that no server stands for.
+    {
+        "name": "agentfarm-fleet",
+        "services": ["agentfarm-fleet"],
+        "scopes": ["admin:users", "groups!group=agents", "read:servers"],
+    },
     {
         "name": "agentfarm-service",
         "services": [SERVICE],
@@ -106,6 +112,18 @@ def configure(
     c.Authenticator.post_auth_hook = refuse_agents
 
 
+def forget_tokens(db: Any, user: orm.User) -> None:
+    """Delete the tokens of the user's servers that have stopped.
+
+    The Hub deletes the token that it remembers; one that was killed or started anew in between remembers none.
+    """
+    kept = {f"Server at {one.server.base_url}" for one in user._orm_spawners if one.server is not None}
+    for token in list(user.api_tokens):
+        if (token.note or "").startswith("Server at ") and token.note not in kept:
+            db.delete(token)
+    db.commit()
+
+
 def is_agent(username: str) -> bool:
     return username.startswith(AGENT_PREFIX)
 
@@ -130,12 +148,16 @@ def farm_authenticator(base: type[Authenticator]) -> type[Authenticator]:
             added = super().add_user(user)
             if inspect.isawaitable(added):
                 await added
-            if is_agent(user.name):
+            known = user if isinstance(user, orm.User) else user.orm_user  # the former while the Hub starts
+            db = object_session(known)
+            if known is user:
+                forget_tokens(db, known)
+            if is_agent(known.name):
                 return
-            people = orm.Group.find(user.db, "people")
-            if people is not None and people not in user.orm_user.groups:
-                user.orm_user.groups.append(people)
-                user.db.commit()
+            people = orm.Group.find(db, "people")
+            if people is not None and people not in known.groups:
+                known.groups.append(people)
+                db.commit()
 
     FarmAuthenticator.__name__ = f"Farm{base.__name__}"
     return FarmAuthenticator

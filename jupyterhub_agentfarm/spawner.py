@@ -18,6 +18,7 @@ from traitlets import Dict, Unicode, default
 
 from .errors import AgentFarmError, FleetError, NotFound
 from .fleet.client import FleetClient
+from .hubconfig import forget_tokens
 from .records import unit_name
 
 AGENT = "agent-"
@@ -37,6 +38,7 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
     )
 
     microserver = ""  # where it was placed
+    _asked = False  # the daemon has answered this start: what poll() sees is its unit, not the one before
 
     @default("fleet_socket")
     def _fleet_socket(self) -> str:
@@ -73,6 +75,7 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
     def clear_state(self) -> None:
         super().clear_state()
         self.microserver = ""
+        self._asked = False
 
     # -- environment and command ---------------------------------------------------------------------------------
 
@@ -120,6 +123,7 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
                 agent=agent,
                 demand=dict(self.demand),
             )
+            self._asked = True
         except AgentFarmError as error:
             raise SpawnException(f"{error.detail}. {error.hint}", reason=error.type) from error
         self.log.info("%s runs on %s, port %d", self.unit, self.microserver, started["port"])
@@ -137,17 +141,24 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
         try:
             shown = await self.fleet.show(self.unit)
         except NotFound:
-            return None if self._starting() else 0
+            return None if self._starting else 0
         except Exception as error:
             self.log.warning("cannot ask for %s: %s", self.unit, error)
             return None
-        if shown["state"] != "exited" or (self._starting() and not shown.get("pid")):
+        if shown["state"] != "exited" or self._starting:
             return None
         code = shown.get("exit_code")
         return code if isinstance(code, int) else 0
 
+    @property
     def _starting(self) -> bool:
-        return bool(self._start_pending) and not self.microserver
+        return bool(self._start_pending) and not self._asked
+
+    def run_post_stop_hook(self) -> Any:
+        """Called by the Hub whenever a server has ended, also one whose token it no longer remembers."""
+        if not self.will_resume:
+            forget_tokens(self.db, self.user.orm_user)
+        return super().run_post_stop_hook()
 
     async def get_url(self) -> str:
         """Return the server's URL, as the daemon knows it; the stored one where it cannot be asked."""

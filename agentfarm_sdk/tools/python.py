@@ -118,7 +118,9 @@ def _run(code: str, cancelled: threading.Event, seconds: float) -> dict[str, Any
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={},
+        env={
+            name: os.environ[name] for name in ("AGENTFARM_UNIT",) if name in os.environ
+        },  # the wall's, not the program's
         cwd="/",
         close_fds=True,
         start_new_session=True,

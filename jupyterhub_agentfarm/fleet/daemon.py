@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -23,14 +23,15 @@ import tornado.netutil
 import tornado.web
 
 from ..errors import AgentFarmError, FleetError, Forbidden, Invalid, NotFound, StartError
-from ..records import Demand
+from ..records import Demand, unit_name
 from ..scheduling.placement import choose_microserver, refusal
 from .microserver import LocalMicroserver
-from .state import FleetState
+from .reconciler import LOOK_SECONDS, Reconciler
+from .state import AGENT_USER, FleetState, workspace_of
 
 log = logging.getLogger("agentfarm.fleet")
-AGENT_USER = re.compile(r"^agent-[a-z][a-z0-9-]{0,40}$")
 GROUP = "agents"
+PAGE = 100  # users
 LOCAL = "local"
 
 
@@ -58,11 +59,11 @@ class Fleet:
             workspaces.chmod(0o711)
         facts = await self.microservers[LOCAL].facts()
         log.info("local microserver: %s", facts["isolation"])
+        self.state.remember_users(workspaces)
+        await self.listed()  # a lost fleet.json must not hand out what running servers have
 
     def workspace(self, user: str) -> Path:
-        return (
-            self.directory / "workspaces" / (user.removeprefix("agent-") if AGENT_USER.fullmatch(user) else f"~{user}")
-        )
+        return self.directory / "workspaces" / workspace_of(user)
 
     async def place(self, unit: str, demand: Demand) -> dict[str, Any]:
         """Choose microserver and port for a unit; one that runs stays where it is. Raises NoMicroserverFits."""
@@ -92,12 +93,12 @@ class Fleet:
             cwd = self.workspace(user)
             env = {**asked.get("env", {}), "HOME": str(cwd), "USER": user, "LOGNAME": user}
             self._stopped.pop(unit, None)
-            answer = await micro.ask("start", unit=unit, argv=asked.get("args"), env=env, cwd=str(cwd), uid=uid)
-            self.state.units[unit] |= {
-                "user": user,
-                "server": str(asked.get("server", "")),
-                "agent": asked.get("agent"),
-            }
+            whose = {"user": user, "server": str(asked.get("server", "")), "agent": asked.get("agent") or ""}
+            about = {**whose, "ip": placed["ip"], "port": placed["port"]}
+            answer = await micro.ask(
+                "start", unit=unit, argv=asked.get("args"), env=env, cwd=str(cwd), uid=uid, about=about
+            )
+            self.state.units[unit] |= whose
             self.state.save()
             return {**placed, **answer}
 
@@ -123,6 +124,13 @@ class Fleet:
             state = self._stopped[unit]
         return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
 
+    async def end(self, unit: str, pid: int) -> None:
+        """Stop a unit, or sweep what it left, if it is still the one with this server. Raises NotFound, FleetError."""
+        async with self._locks.setdefault(unit, asyncio.Lock()):
+            shown = await self.show(unit)
+            if shown.get("pid") == pid:
+                await self.microservers[shown["microserver"]].ask("stop", unit=unit)
+
     async def listed(self) -> list[dict[str, Any]]:
         """Return every unit with its state; those that a microserver runs and the daemon had forgotten are adopted."""
         running: dict[str, dict[str, Any]] = {}
@@ -137,10 +145,12 @@ class Fleet:
                 }
                 continue
             for item in items:
+                about = item.pop("about", {})
                 running[item["unit"]] = item
-                if item["unit"] not in self.state.units and item["state"] == "running":
-                    self.state.units[item["unit"]] = {"microserver": name, "ip": "127.0.0.1", "port": 0}
-                    log.warning("unit %s runs on %s and was not known: adopted", item["unit"], name)
+                if item["unit"] not in self.state.units:
+                    self.state.units[item["unit"]] = {"ip": "127.0.0.1", "port": 0, **about, "microserver": name}
+                    self.state.save()
+                    log.warning("unit %s on %s (%s) was not known: adopted", item["unit"], name, item["state"])
         return [
             {"state": "exited", **known, "unit": unit, **running.get(unit, {})}
             for unit, known in sorted(self.state.units.items())
@@ -193,6 +203,17 @@ class HubUsers:
         await self._call("POST", f"/groups/{GROUP}/users", {"users": [name]}, ok=(200,))
         return await self._call("GET", f"/users/{name}", ok=(200,))
 
+    async def servers(self) -> set[str]:
+        """Return the units of all servers that the Hub has, or is starting or stopping. Raises FleetError."""
+        found: set[str] = set()
+        for offset in itertools.count(0, PAGE):
+            page = await self._call("GET", f"/users?state=active&offset={offset}&limit={PAGE}", ok=(200,))
+            items = page.get("items", [])
+            found |= {unit_name(user["name"], server) for user in items for server in user.get("servers", {})}
+            if len(items) < PAGE:
+                break
+        return found
+
     async def delete(self, name: str) -> None:
         """Delete the user, its servers stopped by the Hub. Again is harmless. Raises Forbidden, FleetError."""
         _agents_only(name)
@@ -201,7 +222,7 @@ class HubUsers:
     async def _call(self, verb: str, path: str, body: Any = None, *, ok: tuple[int, ...]) -> dict[str, Any]:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
-        headers = {"Authorization": f"token {self._token()}"}
+        headers = {"Authorization": f"token {self._token()}", "Accept": "application/jupyterhub-pagination+json"}
         try:
             async with self._session.request(verb, self.api_url + path, json=body, headers=headers) as answer:
                 text = await answer.text()
@@ -383,8 +404,14 @@ async def run(directory: Path, api_url: str, token_file: Path) -> None:
     await fleet.open_the_way()
     lock = listen(application(fleet, users), directory / "fleet.sock")
     log.info("fleet daemon of %s is up", directory)
-    await stopping.wait()
+    every = float(os.environ.get("AGENTFARM_RECONCILE_SECONDS", LOOK_SECONDS))
+    looking = asyncio.create_task(Reconciler(fleet, users, every).run())
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait([looking, waiting], return_when=asyncio.FIRST_COMPLETED)
+    looking.cancel()
     await users.close()
+    if looking.done() and not looking.cancelled():
+        looking.result()  # a dead loop ends the daemon, loudly
     os.close(lock)
 
 

@@ -29,11 +29,13 @@ UNIT = re.compile(r"^[a-z0-9][a-z0-9-]{0,99}$")
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")
 MAX_REQUEST = 1 << 20
 MAX_LOG = 5 << 20
+LOG_LOOK = 60.0  # seconds between looks at a log's size
 STOP_GRACE = 8.0  # seconds from SIGTERM to SIGKILL
 START_WAIT = 10.0
 WAKING = (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-START_FIELDS = {"v", "op", "root", "unit", "argv", "env", "cwd", "uid", "tasks"}
+START_FIELDS = {"v", "op", "root", "unit", "argv", "env", "cwd", "uid", "tasks", "about"}
+MARK = "AGENTFARM_UNIT"  # in the environment of everything that a unit starts: its folder
 
 
 class Refused(Exception):
@@ -84,6 +86,30 @@ def send(pid: int, number: int) -> None:
         return
 
 
+def marked(folder: Path) -> list[int]:
+    """Return the pids whose environment names this unit: also what lost its parents with a killed keeper."""
+    mark, found = f"{MARK}={folder}".encode(), []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                if mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                    found.append(int(entry))
+            except OSError:  # it is gone, or another user's
+                continue
+    return found
+
+
+def sweep(folder: Path) -> None:
+    """End everything that still runs of a unit whose keeper is gone; what it starts meanwhile too."""
+    deadline = time.monotonic() + STOP_GRACE
+    while (left := [pid for pid in marked(folder) if (stat_of(pid) or ("Z",))[0] not in "ZX"]) and (
+        time.monotonic() < deadline
+    ):
+        for pid in left:
+            send(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
 def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -119,7 +145,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """Return {unit, state: running | exited, exit_code, pid, started_at, boot_id, uid}; {} where there is no such unit."""
+    """Return {unit, state: running | exited, exit_code, pid, started_at, boot_id, uid, about}; {} where there is none."""
     unit = read_json(folder / "unit.json")
     if not unit:
         return {}
@@ -129,6 +155,7 @@ def state_of(folder: Path) -> dict[str, Any]:
         "started_at": unit["started_at"],
         "uid": unit.get("uid"),
         "boot_id": unit["boot_id"],
+        "about": unit.get("about", {}),
     }
     if unit["boot_id"] == boot_id() and alive(unit["pid"], unit["start"]):
         return {**told, "state": "running", "exit_code": None}
@@ -147,7 +174,7 @@ def keep(folder: Path, spec: dict[str, Any], ready: int) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKING)  # wait_for takes them
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(folder / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     keeper = os.getpid()
 
     def become_server() -> None:  # between fork and exec, in the child
@@ -181,20 +208,33 @@ def keep(folder: Path, spec: dict[str, Any], ready: int) -> None:
     found = stat_of(server.pid)
     start = found[2] if found else ""
     unit = {"pid": server.pid, "start": start, "keeper": keeper, "keeper_start": (stat_of(keeper) or ("", 0, ""))[2]}
-    write_json(folder / "unit.json", {**unit, "started_at": time.time(), "boot_id": boot_id(), "uid": spec.get("uid")})
+    kept = {"uid": spec.get("uid"), "about": spec.get("about", {})}
+    write_json(folder / "unit.json", {**unit, **kept, "started_at": time.time(), "boot_id": boot_id()})
     os.write(ready, b"{}")
     os.close(ready)
     spec.clear()  # the environment holds tokens
-    code = wait_for(server.pid)
+    code = wait_for(server.pid, log, folder / "log.1")
     clear_descendants(keeper)
     write_json(folder / "exit.json", {"pid": server.pid, "start": start, "code": code, "ended_at": time.time()})
     os._exit(0)
 
 
-def wait_for(pid: int) -> int:
+def rotate(log: int, older: Path) -> None:
+    """Move a grown log aside. The server keeps its open file (O_APPEND): so the text is copied and the file cut."""
+    if os.fstat(log).st_size <= MAX_LOG:
+        return
+    try:
+        with open(f"/proc/self/fd/{log}", "rb") as source, open(older, "wb") as target:
+            shutil.copyfileobj(source, target)
+    except OSError:  # the disk is full: what is lost is the oldest part of a log
+        older.unlink(missing_ok=True)
+    os.ftruncate(log, 0)
+
+
+def wait_for(pid: int, log: int, older: Path) -> int:
     """Reap until the server has ended; SIGTERM is passed on, with SIGKILL after the grace, SIGUSR1 kills at once.
 
-    Returns the server's exit code (negative: signal).
+    Returns the server's exit code (negative: signal). Its log is kept short meanwhile.
     """
     kill_at: float | None = None
     while True:
@@ -206,7 +246,8 @@ def wait_for(pid: int) -> int:
             return os.waitstatus_to_exitcode(status)
         if done:
             continue
-        wake = signal.sigtimedwait(WAKING, 3600.0 if kill_at is None else max(0.0, kill_at - time.monotonic()))
+        rotate(log, older)
+        wake = signal.sigtimedwait(WAKING, LOG_LOOK if kill_at is None else max(0.0, kill_at - time.monotonic()))
         if wake is not None and wake.si_signo == signal.SIGTERM and kill_at is None:
             send(pid, signal.SIGTERM)
             kill_at = time.monotonic() + STOP_GRACE
@@ -246,10 +287,10 @@ def start(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
     known = state_of(folder)
     if known.get("state") == "running":
         return known
+    sweep(folder)
+    spec["env"][MARK] = str(folder)
     (folder / "exit.json").unlink(missing_ok=True)
     log = folder / "log"
-    if log.exists() and log.stat().st_size > MAX_LOG:
-        log.replace(folder / "log.1")
     make_workspace(Path(spec["cwd"]), spec.get("uid"))
     receive, ready = os.pipe()
     if os.fork() == 0:
@@ -295,7 +336,10 @@ def checked(asked: dict[str, Any]) -> dict[str, Any]:
     tasks = asked.get("tasks")
     if tasks is not None and (type(tasks) is not int or not 16 <= tasks <= 100_000):
         raise Refused("invalid", "tasks must be a number from 16 to 100000")
-    return {"argv": argv, "env": env, "cwd": cwd, "uid": uid, "tasks": tasks}
+    about = asked.get("about", {})
+    if not isinstance(about, dict) or not all(isinstance(v, str | int) for v in about.values()):
+        raise Refused("invalid", "about must be an object of texts and numbers")
+    return {"argv": argv, "env": dict(env), "cwd": cwd, "uid": uid, "tasks": tasks, "about": about}
 
 
 def make_workspace(path: Path, uid: int | None) -> None:
@@ -334,6 +378,7 @@ def stop(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
     folder = folder_of(root, asked.get("unit"))
     unit = read_json(folder / "unit.json")
     if not unit or unit["boot_id"] != boot_id():
+        sweep(folder)
         return state_of(folder)
     if alive(unit["keeper"], unit["keeper_start"]):
         send(unit["keeper"], signal.SIGUSR1 if asked.get("now") else signal.SIGTERM)
@@ -347,6 +392,7 @@ def stop(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
             send(pid, signal.SIGKILL)
     while alive(unit["pid"], unit["start"]):
         time.sleep(0.02)
+    sweep(folder)
     return state_of(folder)
 
 

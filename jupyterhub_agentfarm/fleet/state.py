@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
 
 from ..errors import StartError
 
+AGENT_USER = re.compile(r"^agent-[a-z][a-z0-9-]{0,40}$")
 FIRST_UID = 200_000  # above people's and systemd's ranges
 
 
@@ -46,6 +48,14 @@ class FleetState:
             self.save()
         return self.uids[user]
 
+    def remember_users(self, workspaces: Path) -> None:
+        """Take the ids of users whom the state does not know from who owns their workspaces."""
+        for folder in workspaces.iterdir():
+            user, owner = user_of(folder.name), folder.stat().st_uid
+            if owner >= FIRST_UID and user not in self.uids:
+                self.uids[user] = owner
+                self.save()
+
     def port(self, unit: str) -> int:
         """Return the unit's loopback port: the one it had, where it is free, else a new one that no other unit has."""
         known = self.units.get(unit, {}).get("port")
@@ -58,6 +68,16 @@ class FleetState:
                 port = int(probe.getsockname()[1])
             if port not in taken:
                 return port
+
+
+def workspace_of(user: str) -> str:
+    """Return the name of a hub user's workspace: an agent's is its own name, a person's begins with ~."""
+    return user.removeprefix("agent-") if AGENT_USER.fullmatch(user) else f"~{user}"
+
+
+def user_of(workspace: str) -> str:
+    """Return whose workspace it is, by its name."""
+    return workspace[1:] if workspace.startswith("~") else f"agent-{workspace}"
 
 
 def is_free(port: int) -> bool:

@@ -186,7 +186,6 @@ runs = Table(
     _where_set("runs", "thread_id"),
     _where_set("runs", "lease_until"),
     Index("ix_runs_claim_id", "claim_id"),
-    postgresql_with={"fillfactor": "50"},  # HOT updates: the head moves with every append
 )
 
 events = Table(

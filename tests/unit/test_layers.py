@@ -27,7 +27,7 @@ LEAVES = [
 LADDERS: dict[str, list[str]] = {
     "service": ["app", "handlers scheduling monitoring", "gateway ticks", "store hub fleet.client sdk.tools", *LEAVES],
     "model server": ["gateway.embedded", *LEAVES],
-    "hub": ["spawner hubconfig", "fleet.client", *LEAVES],
+    "hub": ["spawner", "hubconfig", "fleet.client", *LEAVES],
     "fleet": ["fleet.daemon", "fleet.microserver", "fleet.helper fleet", *LEAVES],
     "server extension": ["labserver", "records runtokens", "errors", "sdk.protocol", "sdk.errors"],
     "command line": [
