@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -118,10 +119,11 @@ async def test_a_killed_server_says_how_it_ended_and_leaves_nothing(daemon: Daem
     assert not any(alive(pid, (stat_of(pid) or ("", 0, ""))[2]) for pid in below)
 
 
-async def test_a_server_does_not_outlive_its_keeper(daemon: Daemon) -> None:
+async def test_a_server_does_not_outlive_its_keeper_nor_do_its_descendants(daemon: Daemon) -> None:
     started = await daemon.sleeper()
-    found = stat_of(started["pid"])
-    assert found is not None
+    found, below = stat_of(started["pid"]), descendants(started["pid"])
+    assert found is not None and below
+    starts = {pid: (stat_of(pid) or ("", 0, ""))[2] for pid in below}
     os.kill(found[1], signal.SIGKILL)
 
     async def gone() -> bool:
@@ -129,6 +131,24 @@ async def test_a_server_does_not_outlive_its_keeper(daemon: Daemon) -> None:
 
     await until(gone)
     assert (await daemon.client.show("af-a"))["reason"] == "its keeper was killed"
+    assert any(alive(pid, begun) for pid, begun in starts.items()), "they lost their parents, and run on"
+    await daemon.sleeper()
+    assert not any(alive(pid, begun) for pid, begun in starts.items()), "a start ends what the last life left"
+
+
+async def test_a_lost_fleet_json_is_made_anew_from_units_and_workspaces(daemon: Daemon) -> None:
+    started = await daemon.sleeper()
+    daemon.process.kill()
+    daemon.process.communicate()
+    (daemon.state / "fleet.json").unlink()
+    if os.getuid() == 0:
+        os.chown(daemon.state / "workspaces" / "a", 200_007, 200_007)
+    await daemon.start()
+    shown = await daemon.client.show("af-a")
+    assert (shown["state"], shown["port"], shown["user"]) == ("running", started["port"], "agent-a")
+    assert (await daemon.client.place("af-b"))["port"] != started["port"]
+    if os.getuid() == 0:
+        assert json.loads((daemon.state / "fleet.json").read_text())["uids"] == {"agent-a": 200_007}
 
 
 async def test_secrets_are_in_no_argv_and_on_no_disk(daemon: Daemon) -> None:

@@ -38,6 +38,7 @@ c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:API"
 c.JupyterHub.db_url = "sqlite:///STATE/hub.sqlite"
 c.JupyterHub.cookie_secret_file = "STATE/cookie_secret"
 c.JupyterHub.cleanup_servers = False
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.1, "slow_stop_timeout": 0.1}
 c.ConfigurableHTTPProxy.should_start = True
 c.Spawner.cmd = [sys.executable, "SMALL"]
 c.Spawner.poll_interval = 1

@@ -76,3 +76,18 @@ def test_a_pid_that_is_used_again_is_another_process() -> None:
         and helper.alive(os.getpid(), found[2])
         and not helper.alive(os.getpid(), str(int(found[2]) + 1))
     )
+
+
+def test_a_log_that_has_grown_is_cut_while_the_server_writes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper, "MAX_LOG", 10)
+    log = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(log, b"short\n")
+    helper.rotate(log, tmp_path / "log.1")
+    assert not (tmp_path / "log.1").exists()
+    os.write(log, b"and longer\n")
+    helper.rotate(log, tmp_path / "log.1")
+    os.write(log, b"after\n")
+    os.close(log)
+    assert (tmp_path / "log.1").read_text() == "short\nand longer\n" and (tmp_path / "log").read_text() == "after\n"
