@@ -149,7 +149,7 @@ def farm_authenticator(base: type[Authenticator]) -> type[Authenticator]:
             if inspect.isawaitable(added):
                 await added
             known = user if isinstance(user, orm.User) else user.orm_user  # the former while the Hub starts
-            db = object_session(known)
+            db: Any = object_session(known)
             if known is user:
                 forget_tokens(db, known)
             if is_agent(known.name):
