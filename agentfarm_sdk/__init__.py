@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .farm import Task as Task
     from .model import OpenAIModel as OpenAIModel
     from .tools.context import Context as Context
+    from .tools.registry import happened as happened
+    from .tools.registry import not_happened as not_happened
     from .tools.registry import tool as tool
     from .worker import current as current
 
@@ -26,6 +28,8 @@ _PLACES = {
     "Task": "farm",
     "OpenAIModel": "model",
     "Context": "tools.context",
+    "happened": "tools.registry",
+    "not_happened": "tools.registry",
     "tool": "tools.registry",
     "current": "worker",
 }

@@ -278,10 +278,14 @@ class Farm:
         return self.items("/inbox", filters, limit)
 
     def resolve(
-        self, item: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None
-    ) -> Json:
-        """Decide what waits: approve, refuse; happened, not_happened, give_up."""
-        body = {"decision": decision, "reason": reason, **_given({"arguments": arguments, "result": result})}
+        self, item: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None, force: bool = False
+    ) -> Json:  # fmt: skip
+        """Decide what waits: approve, refuse; happened, not_happened, give_up; answer, for a call of a simulated run.
+
+        `force`, with a reason: not_happened also where the worker is only silent.
+        """
+        given = _given({"arguments": arguments, "result": result, "force": force or None})
+        body = {"decision": decision, "reason": reason, **given}
         answer: Json = self.request("POST", f"/inbox/{_id(str(item))}", body)
         return answer
 

@@ -34,6 +34,7 @@ class Call:
     timeout: float = 60.0
     started_at: str = ""
     outcome: str | None = None  # what the model is told
+    votes: list[tuple[str, str]] = field(default_factory=list)  # who approved which arguments, where several must
 
     @property
     def open(self) -> bool:
@@ -226,21 +227,35 @@ class Fold:
             call.state = "awaiting"
             call.effect = str(body.get("effect", call.effect))
 
+    def _approval_voted(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.state == "awaiting":
+            edited = body.get("arguments")
+            call.votes.append((event.by, call.arguments if edited is None else _json(edited)))
+
     def _approval_given(self, event: Event, body: dict[str, Any]) -> None:
         if (call := self.calls.get(event.call or "")) and call.state == "awaiting":
             call.state = "approved"
             if body.get("arguments") is not None:
-                call.arguments = msgspec.json.encode(body["arguments"]).decode()
+                call.arguments = _json(body["arguments"])
 
     def _approval_refused(self, event: Event, body: dict[str, Any]) -> None:
         reason = str(body.get("reason") or "no reason given")
         if (call := self.calls.get(event.call or "")) and call.state == "awaiting":
             self._outcome(event, "failed", f"Error: a person refused this call: {reason}")
 
+    def _approval_expired(self, event: Event, body: dict[str, Any]) -> None:
+        reason = str(body.get("reason") or "nobody approved it in time")
+        if (call := self.calls.get(event.call or "")) and call.state == "awaiting":
+            self._outcome(event, "failed", f"Error: this call was not made: {reason}")
+
 
 def _dict(value: Any) -> dict[str, Any]:
     """Take a part of a body for what it should be; a worker may have written anything."""
     return value if isinstance(value, dict) else {}
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def as_text(value: Any) -> str:
@@ -274,7 +289,8 @@ _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "tool.doubted": Fold._tool_doubted,
     "tool.resolved": Fold._tool_resolved,
     "approval.requested": Fold._approval_requested,
+    "approval.voted": Fold._approval_voted,
     "approval.given": Fold._approval_given,
     "approval.refused": Fold._approval_refused,
-    "approval.expired": Fold._approval_refused,
+    "approval.expired": Fold._approval_expired,
 }

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from . import schemas, settings
+from . import conditions, schemas, settings
 from .errors import Conflict, Fenced, Invalid, NotFound
 from .fold import Call, Fold
 from .ledger import Inbox
@@ -295,10 +295,10 @@ class LocalLedger:
             if why := why or self._fault(spec, call):
                 calls.append(AdmittedCall(call=call.call, tool=call.tool, state="failed", error=why))
                 yield "service", new_event("tool.failed", {"error": {"type": "refused", "message": why}}, call.call)
-            elif spec and (spec.approval != "never" or (self._mode == "ask" and spec.effect != "read")):
+            elif spec and (asks := conditions.asks(spec, _arguments(call), self._mode)):
                 key = call_key(self._file.epoch, self.run, call.call)
                 calls.append(AdmittedCall(call=call.call, tool=call.tool, state="awaiting", key=key))
-                asked = {"tool": call.tool, "effect": spec.effect, "key": key}
+                asked = {"tool": call.tool, "effect": spec.effect, "key": key, "why": asks}
                 yield "service", new_event("approval.requested", asked, call.call)
             else:
                 yield from self._start(call, calls)
@@ -364,6 +364,12 @@ class LocalLedger:
                 f"run {self.run} is driven by another process", hint="wait for it, or end that process"
             ) from error
         self._lock = lock
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    """Return arguments that were found without fault."""
+    given: dict[str, Any] = msgspec.json.decode(call.arguments or "{}")
+    return given
 
 
 def render(prompt: str, variables: dict[str, str]) -> str:

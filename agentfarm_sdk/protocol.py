@@ -49,12 +49,17 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     description: str = ""
     schema: dict[str, Any] = {}  # JSON Schema (2020-12) of the arguments, type object
     effect: Effect = "once"
-    approval: str = "never"  # never | always | a condition on the arguments
+    approval: str = "never"  # never | always | a condition on the arguments (conditions.py)
     timeout: float = 60.0  # seconds
     source: str = "builtin"
     schema_hash: str = ""
     secrets: list[str] = []  # names only; values leave the service with an admission alone
     config: dict[str, Any] = {}  # e.g. http_request: {"allow": ["https://api.example.com/"]}
+    approvers: int = 1  # so many different people must approve; one refusal refuses
+    approval_expires: float | None = None  # seconds; then the model is told that nobody approved
+    escalate_after: float | None = None  # seconds; then operators, and the group `escalate_to`, are shown it
+    escalate_to: str = ""  # a group of the Hub whose members may then decide
+    probe: bool = False  # the tool can tell, by the key, whether a call of which nobody knows took effect
 
 
 class ModelSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

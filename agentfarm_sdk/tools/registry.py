@@ -15,10 +15,11 @@ import types
 import typing
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import msgspec
 
+from .. import conditions
 from ..errors import Invalid, ToolFailed
 from ..protocol import Effect, ToolSpec, content_hash, narrower
 from .context import Context
@@ -35,6 +36,24 @@ BUILTINS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Probed:
+    """What a probe found out about a call that was started and whose outcome nobody recorded."""
+
+    answer: Literal["happened", "not_happened", "unknown"]
+    result: Any = None
+
+
+def happened(result: Any = None) -> Probed:
+    """Say in a probe: the call took effect, and this is its result."""
+    return Probed("happened", result)
+
+
+def not_happened() -> Probed:
+    """Say in a probe: the call took no effect, and never will by itself."""
+    return Probed("not_happened")
+
+
+@dataclasses.dataclass(frozen=True)
 class Tool:
     """A function with what the farm has to know of it. Calling it calls the function."""
 
@@ -42,6 +61,7 @@ class Tool:
     fn: Callable[..., Any]
     hints: dict[str, Any]
     takes_ctx: bool
+    probe: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.fn(*args, **kwargs)
@@ -64,14 +84,30 @@ class Tool:
 
     async def invoke(self, ctx: Context, given: dict[str, Any]) -> Any:
         """Call it with JSON values; return a JSON value. Plain functions run in a thread of their own."""
+        return self._plain(await self._called(self.fn, ctx, given))
+
+    async def ask_probe(self, ctx: Context, given: dict[str, Any]) -> Probed:
+        """Ask whether the call with `ctx.key` took effect. Raises ToolFailed: it has no probe; and what the probe raises."""
+        if self.probe is None:
+            raise ToolFailed(f"{self.name} has no probe")
+        said = await self._called(self.probe, ctx, given)
+        if said is None:
+            return Probed("unknown")
+        if not isinstance(said, Probed):
+            raise ToolFailed(
+                f"the probe of {self.name} returned a {type(said).__name__}: happened(…), not_happened() or None"
+            )
+        return Probed(said.answer, self._plain(said.result))
+
+    async def _called(self, fn: Callable[..., Any], ctx: Context, given: dict[str, Any]) -> Any:
         arguments = self.arguments(given)
         args = (ctx,) if self.takes_ctx else ()
-        if inspect.iscoroutinefunction(self.fn):
-            result = await self.fn(*args, **arguments)
-        else:
-            result = await in_thread(lambda: self.fn(*args, **arguments))
-            if inspect.isawaitable(result):
-                result = await result
+        if inspect.iscoroutinefunction(fn):
+            return await fn(*args, **arguments)
+        result = await in_thread(lambda: fn(*args, **arguments))
+        return await result if inspect.isawaitable(result) else result
+
+    def _plain(self, result: Any) -> Any:
         try:
             return msgspec.json.decode(msgspec.json.encode(result))
         except (TypeError, ValueError, OverflowError) as error:
@@ -85,41 +121,49 @@ def tool(
     *,
     effect: Effect = "once",
     approval: str = "never",
+    approvers: int = 1,
+    approval_expires: float | None = None,
+    escalate_after: float | None = None,
+    escalate_to: str = "",
     timeout: float = 60.0,
     secrets: Sequence[str] = (),
+    probe: Callable[..., Any] | None = None,
     name: str = "",
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     fn: Callable[..., Any] | None = None,
     /,
     *,
-    effect: Effect = "once",
-    approval: str = "never",
+    probe: Callable[..., Any] | None = None,
+    name: str = "",
     timeout: float = 60.0,
     secrets: Sequence[str] = (),
-    name: str = "",
+    **options: Any,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
-    """Make a tool of a function: `@tool` or `@tool(effect="read", …)`. `timeout` in seconds.
+    """Make a tool of a function: `@tool` or `@tool(effect="read", …)`. Times in seconds.
+
+    approval: never, always, or a condition on the arguments (conditions.py). approvers: so many people must approve.
+    probe: called with the same parameters where a `once` call was started and nobody knows its outcome; it returns
+    `happened(result)`, `not_happened()`, or None where it does not know either.
 
     Raises:
-        Invalid: a parameter without a type, or of a type that JSON Schema cannot say; a wrong effect or name.
+        Invalid: a parameter without a type, or of a type that JSON Schema cannot say; a wrong effect, name or approval.
     """
 
     def make(function: Callable[..., Any]) -> Tool:
-        return _tool(function, name or function.__name__, effect, approval, float(timeout), list(secrets))
+        given = {**options, "timeout": float(timeout), "secrets": list(secrets), "probe": probe is not None}
+        return dataclasses.replace(_tool(function, name or function.__name__, given), probe=probe)
 
     return make if fn is None else make(fn)
 
 
-def _tool(fn: Callable[..., Any], name: str, effect: str, approval: str, timeout: float, secrets: list[str]) -> Tool:
-    if effect not in typing.get_args(Effect):
-        raise Invalid(f"tool {name}: effect {effect!r}", hint="read, idempotent or once")
-    if approval not in ("never", "always"):
-        raise Invalid(f"tool {name}: approval {approval!r}", hint="never or always")
+def _tool(fn: Callable[..., Any], name: str, given: dict[str, Any]) -> Tool:
+    if given.get("effect", "once") not in typing.get_args(Effect):
+        raise Invalid(f"tool {name}: effect {given['effect']!r}", hint="read, idempotent or once")
     if not NAME.match(name):
         raise Invalid(f"tool name {name!r}", hint="letters, digits, _ and -, at most 64, not a digit first")
-    if not timeout > 0:
-        raise Invalid(f"tool {name}: timeout {timeout}", hint="seconds, more than 0")
+    if not given["timeout"] > 0:
+        raise Invalid(f"tool {name}: timeout {given['timeout']}", hint="seconds, more than 0")
     try:
         hints = typing.get_type_hints(fn, include_extras=True)
     except NameError as error:
@@ -128,17 +172,17 @@ def _tool(fn: Callable[..., Any], name: str, effect: str, approval: str, timeout
     takes_ctx = bool(parameters) and parameters[0].name == "ctx"
     parameters = parameters[1:] if takes_ctx else parameters
     schema, types_ = _schema(name, fn, parameters, hints)
-    spec = ToolSpec(
-        name=name,
-        description=_summary(fn),
-        schema=schema,
-        effect=typing.cast(Effect, effect),
-        approval=approval,
-        timeout=timeout,
-        source="kernel",
-        schema_hash=content_hash(schema),
-        secrets=secrets,
-    )
+    pins: dict[str, Any] = {
+        "name": name,
+        "description": _summary(fn),
+        "schema": schema,
+        "schema_hash": content_hash(schema),
+    }
+    spec = ToolSpec(source="kernel", **pins, **given)
+    try:
+        conditions.check(spec)
+    except Invalid as error:
+        raise Invalid(f"tool {name}: {error.detail}", hint=error.hint) from error
     return Tool(spec, fn, types_, takes_ctx)
 
 

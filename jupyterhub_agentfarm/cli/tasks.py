@@ -1,4 +1,4 @@
-"""`agentfarm task …`, `run …`, `inbox …`: what was asked for, what came of it, what waits for a person."""
+"""`agentfarm task …`, `run …`: what was asked for, and what came of it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ RUN = (
     "run_id", "task_id", "agent", "owner", "status", "waiting", "mode", "version", "definition_hash", "epoch", "seq",
     "head", "fence", "worker", "created_at", "ended_at",
 )  # fmt: skip
-INBOX = ("inbox_id", "kind", "agent", "run_id", "tool", "created_at")
-DECISIONS = ("approve", "refuse", "happened", "not_happened", "given_up")
 
 
 def add(nouns: Any) -> None:
@@ -34,7 +32,6 @@ def add(nouns: Any) -> None:
     events.add_argument("run")
     events.add_argument("--follow", action="store_true", help="go on until the run has ended")
     events.add_argument("--after", type=int, default=0, metavar="SEQ", help="only those after this number")
-    _add_inbox(noun(nouns, "inbox", "what waits for a person: approvals, calls in doubt"))
 
 
 def _add_task(verb: Any) -> None:
@@ -56,19 +53,6 @@ def _add_task(verb: Any) -> None:
     cancel = verb("cancel", cancel_task, "stop a task")
     cancel.add_argument("task")
     cancel.add_argument("--reason", default="")
-
-
-def _add_inbox(verb: Any) -> None:
-    verb("list", list_inbox, "what waits").add_argument("--limit", type=int)
-    verb("show", show_inbox, "one thing that waits").add_argument("item")
-    resolve = verb(
-        "resolve", resolve_inbox, "decide it; takes a token with custom:agentfarm:approve in AGENTFARM_TOKEN"
-    )
-    resolve.add_argument("item")
-    resolve.add_argument("decision", choices=DECISIONS, help="approvals: approve, refuse; calls in doubt: the others")
-    resolve.add_argument("--reason", default="", help="why; recorded with your name")
-    resolve.add_argument("--result", help="what came of it, as JSON (with: happened)")
-    resolve.add_argument("--arguments", help="other arguments for the call, as JSON (with: approve)")
 
 
 def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
@@ -147,20 +131,6 @@ def run_events(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
                 f"{event.seq:>5}  {event.at}  {event.by:<12}  {event.kind:<18}  {event.call or '':<6}  {told}",
                 flush=True,
             )
-
-
-def list_inbox(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    out.rows(farm.inbox(asked.limit), INBOX, "nothing waits for a person")
-
-
-def show_inbox(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    out.record(farm.request("GET", f"/inbox/{asked.item}"))
-
-
-def resolve_inbox(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    given = {"arguments": parsed("--arguments", asked.arguments), "result": parsed("--result", asked.result)}
-    answer = farm.resolve(asked.item, asked.decision, reason=asked.reason, **given)
-    out.line(f"{asked.item}: {asked.decision} is recorded", answer)
 
 
 def parsed(name: str, text: str | None) -> Any:

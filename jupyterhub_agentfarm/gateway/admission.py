@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from agentfarm_sdk import conditions
 from agentfarm_sdk.protocol import AdmittedCall, Definition, NewEvent, ToolSpec, call_id, call_key, new_event
 from agentfarm_sdk.schemas import Check, check
 
@@ -66,8 +67,8 @@ def admit(
                 why = "this run is simulated and there is no recorded answer for this call"
         if why or spec is None:
             verdicts.append(_refused(call, name, arguments, why))
-        elif spec.approval != "never" or (mode == "ask" and spec.effect != "read"):
-            verdicts.append(_awaiting(call, spec, arguments, call_key(epoch, run, call)))
+        elif (spec.approval != "never" or mode == "ask") and (asks := conditions.asks(spec, arguments, mode)):
+            verdicts.append(_awaiting(call, spec, arguments, call_key(epoch, run, call), asks))
         else:
             verdicts.append(started(call, spec, arguments, epoch=epoch, run=run, fence=fence, attempt=1))
     return verdicts
@@ -120,7 +121,11 @@ def _refused(call: str, tool: str, arguments: dict[str, Any], why: str) -> Verdi
     return Verdict(AdmittedCall(call=call, tool=tool, arguments=arguments, state="failed", error=why), event)
 
 
-def _awaiting(call: str, spec: ToolSpec, arguments: dict[str, Any], key: str) -> Verdict:
-    body = {"tool": spec.name, "effect": spec.effect, "key": key, "arguments": arguments}
+def _awaiting(call: str, spec: ToolSpec, arguments: dict[str, Any], key: str, why: str) -> Verdict:
+    """Ask a person. What the version says of approving stands in the event: who reads it needs no version."""
+    body = {"tool": spec.name, "effect": spec.effect, "key": key, "arguments": arguments, "why": why}
+    for name in ("approvers", "approval_expires", "escalate_after", "escalate_to"):
+        if value := getattr(spec, name):
+            body[name] = value
     told = AdmittedCall(call=call, tool=spec.name, arguments=arguments, state="awaiting", key=key)
     return Verdict(told, new_event("approval.requested", body, call))

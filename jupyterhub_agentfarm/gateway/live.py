@@ -28,6 +28,7 @@ from agentfarm_sdk.protocol import (
     HeartbeatRequest,
     NewEvent,
     Opened,
+    canonical,
     decode_events,
     new_event,
     roll,
@@ -362,7 +363,10 @@ class LiveRuns:
             if item["decided_at"] is not None:
                 raise Conflict(f"this was decided by {item['decided_by']}: {item['decision']}", hint="reload the inbox")
             live = load(tx.connection, item["run_id"])
-            events = _decision(live, item, decision, reason, arguments, result, force)
+            if decision in ("approve", "refuse"):
+                events = _approval(live, item, decision, f"user:{by}", reason, arguments)
+            else:
+                events = _decision(live, item, decision, reason, result, force)
             leases.go_on(tx, item["run_id"], f"user:{by}", events, "decided")
 
         await self.db.write(decided)
@@ -457,24 +461,48 @@ def _append(
     return done
 
 
-def _decision(
-    live: LiveRun, item: dict[str, Any], decision: str, reason: str, arguments: Any, result: Any, force: bool
+def _approval(
+    live: LiveRun, item: dict[str, Any], decision: str, by: str, reason: str, arguments: Any
 ) -> list[NewEvent]:
-    """Return the events of a decision. Pure. Raises Invalid, Conflict."""
+    """Return the events of one person's word on an approval. Pure. Raises Invalid, Conflict.
+
+    Where several must approve, people are counted who approved the same arguments: an edit is nobody else's yet.
+    """
+    name = item["call"]
+    if item["kind"] != "approval":
+        raise Invalid(f"a call in doubt cannot be decided by {decision!r}", hint="happened, not_happened or give_up")
+    if live.run.status in ENDED:
+        raise Conflict(f"the run has {live.run.status}")
+    if decision == "refuse":
+        return [new_event("approval.refused", {"reason": reason}, name)]
+    body: dict[str, Any] = {"reason": reason}
+    if arguments is not None:
+        flaw = admission.disagreement(live.validators[item["detail"]["tool"]], arguments)
+        if flaw:
+            raise Invalid(flaw, hint="mend the arguments")
+        body["arguments"] = arguments
+    needed = int(item["detail"].get("approvers", 1))
+    if needed <= 1:
+        return [new_event("approval.given", body, name)]
+    call = live.fold.calls[name]
+    wanted = canonical(admission.parse(call.arguments)[0] if arguments is None else arguments)
+    people = [voter for voter, given in call.votes if canonical(msgspec.json.decode(given or "{}")) == wanted]
+    if by in people:
+        raise Conflict("you have approved this", hint=f"{needed - len(people)} more must: other people than you")
+    people.append(by)
+    given = [new_event("approval.given", {**body, "approvers": people}, name)] if len(people) >= needed else []
+    return [new_event("approval.voted", body, name), *given]
+
+
+def _decision(
+    live: LiveRun, item: dict[str, Any], decision: str, reason: str, result: Any, force: bool
+) -> list[NewEvent]:
+    """Return the events of a decision about a call in doubt. Pure. Raises Invalid, Conflict."""
     call, kind = item["call"], item["kind"]
     if live.run.status in ENDED:
         raise Conflict(f"the run has {live.run.status}")
     if kind == "approval":
-        if decision == "refuse":
-            return [new_event("approval.refused", {"reason": reason}, call)]
-        if decision != "approve":
-            raise Invalid(f"an approval cannot be decided by {decision!r}", hint="approve or refuse")
-        if arguments is None:
-            return [new_event("approval.given", {"reason": reason}, call)]
-        flaw = admission.disagreement(live.validators[item["detail"]["tool"]], arguments)
-        if flaw:
-            raise Invalid(flaw, hint="mend the arguments")
-        return [new_event("approval.given", {"arguments": arguments, "reason": reason}, call)]
+        raise Invalid(f"an approval cannot be decided by {decision!r}", hint="approve or refuse")
     if decision == "happened":
         return [new_event("tool.resolved", {"decision": "happened", "result": result, "reason": reason}, call)]
     if decision == "not_happened":

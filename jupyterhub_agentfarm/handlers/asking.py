@@ -41,6 +41,7 @@ class Asker:
     via: Literal["token", "cookie", "none"] = "none"
     since: float | None = None  # creation time of the person's hub user, where the Hub tells it
     claims: RunClaims | None = None
+    groups: frozenset[str] = frozenset()  # of the Hub
 
     @property
     def operator(self) -> bool:
@@ -115,7 +116,8 @@ def asker_of(model: Mapping[str, Any], via: Literal["token", "cookie"]) -> Asker
         if f"{ACT}!user={name}" not in scopes and ACT not in scopes:
             raise Forbidden(f"this token may not act as {name}", hint=f"it lacks {ACT}")
         return Asker("agent", name.removeprefix("agent-"), scopes, via)
-    return Asker("person", name, scopes, via, since=_epoch(model.get("created")))
+    groups = frozenset(map(str, model.get("groups") or ()))
+    return Asker("person", name, scopes, via, since=_epoch(model.get("created")), groups=groups)
 
 
 def _epoch(text: Any) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from agentfarm_sdk import schemas
+from agentfarm_sdk import conditions, schemas
 from agentfarm_sdk.protocol import Definition, Limits, ToolSpec, canonical, content_hash, narrower
 
 from ..errors import Invalid
@@ -26,6 +26,8 @@ SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")
 PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+#[\w.]+:[\w.]+\Z")
 PATH = re.compile(r"(.*?) - at `\$(.*)`\Z", re.DOTALL)
 FORM = 1  # of the agent's file
+MOST_APPROVERS = 16
+LONGEST_WAIT = 366 * 86400.0  # seconds
 HashIsKnown = Callable[[str], bool]
 
 
@@ -171,6 +173,7 @@ def check(definition: Definition) -> None:
         seen.add(tool.name)
         if not 0 < tool.timeout <= 3600:
             raise Invalid(f"a timeout of {tool.timeout:g} s - at `$.tools[{index}].timeout`", hint="over 0, up to 3600")
+        _check_approval(tool, f"$.tools[{index}]")
         for secret in tool.secrets:
             if not SECRET_NAME.match(secret):
                 raise Invalid(f"{secret!r} cannot name a secret - at `$.tools[{index}].secrets`", hint="e.g. API_KEY")
@@ -188,6 +191,22 @@ def check(definition: Definition) -> None:
             raise Invalid("tool_choice required, and no tool - at `$.tool_choice`", hint="give the agent a tool")
     if definition.answer is not None and (found := schemas.flaw(definition.answer)):
         raise Invalid(f"{found} - at `$.answer`", hint="a JSON Schema, 2020-12")
+
+
+def _check_approval(tool: ToolSpec, where: str) -> None:
+    """Refuse rules of approval that could not be kept. Raises Invalid."""
+    try:
+        conditions.check(tool)
+    except Invalid as error:
+        raise Invalid(f"tool {tool.name}: {error.detail} - at `{where}.approval`", hint=error.hint) from error
+    if not 1 <= tool.approvers <= MOST_APPROVERS:
+        raise Invalid(f"{tool.approvers} approvers - at `{where}.approvers`", hint=f"1 to {MOST_APPROVERS}")
+    for name in ("approval_expires", "escalate_after"):
+        seconds = getattr(tool, name)
+        if seconds is not None and not 1 <= seconds <= LONGEST_WAIT:
+            raise Invalid(f"{seconds:g} s - at `{where}.{name}`", hint="seconds, from 1 to a year's; or leave it out")
+    if tool.escalate_to and tool.escalate_after is None:
+        raise Invalid(f"escalate_to without a time - at `{where}.escalate_to`", hint="escalate_after: 600, in seconds")
 
 
 # -- agents as files -----------------------------------------------------------------------------------------------

@@ -16,15 +16,17 @@ from .views import InboxView, Listed, inbox_view, page
 
 
 class InboxPage(Page, frozen=True, forbid_unknown_fields=True):
-    """`all`: also what was decided."""
+    """`all`: also what was decided. `escalated`: only what waited too long for those whom it was shown first."""
 
     all: bool = False
+    escalated: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For an approval: approve (with other `arguments`, if need be) or refuse. For a call in doubt: happened (with its
 
     `result`), not_happened (call again; with `force` and a reason also where the worker is only silent), give_up.
+    Where several people must approve, those are counted who approve the same arguments; one refusal refuses.
     """
 
     decision: Literal["approve", "refuse", "happened", "not_happened", "give_up", "given_up"]
@@ -40,7 +42,8 @@ async def listed(call: Call) -> Listed[InboxView]:
     def read(connection: Connection) -> list[dict[str, Any]]:
         owners, names = visible(connection, call.asker)
         return inbox.listed(
-            connection, owners=owners, agents=names, waiting=not query.all, after=query.cursor or None, limit=query.limit + 1
+            connection, owners=owners, agents=names, groups=call.asker.groups, waiting=not query.all, escalated=query.escalated,
+            after=query.cursor or None, limit=query.limit + 1,
         )  # fmt: skip
 
     found = page(await call.read(read), query.limit, lambda one: one["inbox_id"])
@@ -64,14 +67,20 @@ async def decide(call: Call) -> InboxView:
 
 def _reach(connection: Connection, asker: Asker, inbox_id: str) -> dict[str, Any]:
     item = inbox.show(connection, inbox_id)
-    if not may(connection, asker, item, "view"):
+    if not may(connection, asker, item, "view") and not _escalated_to(asker, item):
         raise NotFound(f"there is no inbox item {inbox_id}", hint="list them by: agentfarm inbox list")
     return item
 
 
+def _escalated_to(asker: Asker, item: dict[str, Any]) -> bool:
+    return asker.kind == "person" and item["escalated_at"] is not None and item["escalate_to"] in asker.groups
+
+
 def _may_decide(connection: Connection, asker: Asker, item: dict[str, Any]) -> None:
-    """An effect is decided by those who manage the agent: who only gave it a task does not wave it through."""
+    """An effect is decided by those who manage the agent, or to whom it was escalated: not by who only gave a task."""
     if asker.operator or (item["agent"].startswith(NOTEBOOK) and item["owner"] == asker.name):
+        return
+    if _escalated_to(asker, item):
         return
     agent = agents.show(connection, item["agent"])
     has = rights(connection, asker, agent)

@@ -113,6 +113,11 @@ class InboxView(msgspec.Struct, frozen=True, kw_only=True):
     decision: str | None
     decided_by: str | None
     reason: str | None
+    votes: list[dict[str, Any]] = []  # {by, at, reason, arguments?}, where several people must approve
+    expires_at: str | None = None
+    escalated_at: str | None = None  # since when operators, and the group, are shown it
+    escalate_to: str | None = None
+    worker: str | None = None  # of a call in doubt: "proven dead: …" or "only silent"
 
 
 def when(seconds: float | None) -> str | None:
@@ -151,7 +156,11 @@ def thread_view(row: dict[str, Any]) -> ThreadView:
 
 
 def inbox_view(row: dict[str, Any]) -> InboxView:
-    return InboxView(**{str(name): value for name, value in row.items()})
+    values = {str(name): value for name, value in row.items() if name in InboxView.__struct_fields__}
+    if row["kind"] == "in_doubt":
+        proof = row["detail"].get("proof")
+        values["worker"] = f"proven dead: {proof}" if proof else "only silent"
+    return InboxView(**values)
 
 
 def page(items: list[T], limit: int, cursor: typing.Callable[[T], Any]) -> Listed[T]:

@@ -1,4 +1,7 @@
-"""Expired leases: takes runs from workers that are silent, but only when the silence is theirs and not the service's."""
+"""What time alone decides: expired leases, and approvals that nobody gave in time.
+
+A run is taken from a silent worker only when the silence is the worker's and not the service's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from agentfarm_sdk.protocol import LEASE_SECONDS
 
 from ..errors import AgentFarmError, Fenced, Transient
 from ..records import Run
-from ..store import leases
+from ..store import inbox, leases
 from ..store.db import Database
 
 log = logging.getLogger(__name__)
@@ -55,14 +58,24 @@ class Reaper:
     async def look(self) -> None:
         """Look once."""
         try:
-            wall, expired = await self.db.read(lambda c: (now := self.db.now(), leases.expired(c, now)))
+            wall, expired, due = await self.db.read(
+                lambda c: (now := self.db.now(), leases.expired(c, now), inbox.due(c, now))
+            )
         except Transient:
             self.steady.tick(time.monotonic(), time.time(), healthy=False)
             return
+        for item in due:
+            await self._overdue(item)
         if self.steady.tick(time.monotonic(), wall, self.db.last_error is None) < self.lease:
             return
         for run in expired:
             await self._requeue(run)
+
+    async def _overdue(self, inbox_id: str) -> None:
+        try:
+            await self.db.write(lambda tx: leases.overdue(tx, inbox_id))
+        except AgentFarmError as error:
+            log.warning("%s is overdue, and it cannot be said so: %s", inbox_id, error)
 
     async def _requeue(self, run: Run) -> None:
         reason = "the lease expired"

@@ -1,4 +1,4 @@
-"""What waits for a person: approvals and calls in doubt. Rows follow the events of the run."""
+"""What waits for a person: approvals, calls in doubt, calls of a simulated run. Rows follow the events of the run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def follow(tx: Tx, before: Run, run: Run, events: Iterable[Event]) -> None:
             tx.execute(
                 inbox.insert().values(
                     inbox_id=new_id("inbox"), run_id=run.run_id, call=event.call or "", kind=kind, agent=run.agent, owner=run.owner,
-                    detail=bytes(event.body).decode(), asked_at=tx.now,
+                    detail=bytes(event.body).decode(), asked_at=tx.now, **_times(event.data(), tx.now),
                 )
             )  # fmt: skip
         elif event.kind in _CLOSES:
@@ -50,25 +50,63 @@ def follow(tx: Tx, before: Run, run: Run, events: Iterable[Event]) -> None:
             )
         elif event.kind in _ENDS and event.kind != "run.succeeded":
             _close(tx, run, "moot", event.by, f"the run {event.kind[4:]}")
+        elif event.kind == "approval.voted":
+            _vote(tx, run, event)
+        elif event.kind == "approval.escalated":
+            _update(tx, run, event.call, escalated_at=tx.now, due_at=inbox.c.expires_at)
+
+
+def _times(asked: dict[str, Any], now: float) -> dict[str, Any]:
+    """Return when what is asked for goes to more people, and when it expires: by what the event says. Pure."""
+    expires, after = asked.get("approval_expires"), asked.get("escalate_after")
+    moments = [now + seconds for seconds in (expires, after) if seconds]
+    return {
+        "due_at": min(moments, default=None),
+        "expires_at": now + expires if expires else None,
+        "escalate_to": asked.get("escalate_to") or None,
+    }
+
+
+def _vote(tx: Tx, run: Run, event: Event) -> None:
+    waiting = [item for item in waiting_of(tx.connection, run.run_id) if item["call"] == event.call]
+    votes = waiting[0]["votes"] if waiting else []
+    _update(
+        tx,
+        run,
+        event.call,
+        votes=msgspec.json.encode([*votes, {"by": event.by, "at": event.at, **event.data()}]).decode(),
+    )
+
+
+def _update(tx: Tx, run: Run, call: str | None, **values: Any) -> None:
+    mine = (inbox.c.run_id == run.run_id, inbox.c.call == call, inbox.c.decided_at.is_(None))
+    tx.execute(inbox.update().where(*mine).values(**values))
 
 
 def _close(tx: Tx, run: Run, decision: str, by: str, reason: str, *where: Any) -> None:
     tx.execute(
         inbox.update()
         .where(inbox.c.run_id == run.run_id, inbox.c.decided_at.is_(None), *where)
-        .values(decided_at=tx.now, decision=decision[:16], decided_by=by, reason=reason)
+        .values(decided_at=tx.now, decision=decision[:16], decided_by=by, reason=reason, due_at=None)
     )
 
 
 def listed(
-    connection: Connection, *, owners: Iterable[str] | None = None, agents: Iterable[str] | None = None, waiting: bool = True, after: str | None = None, limit: int = 50
+    connection: Connection, *, owners: Iterable[str] | None = None, agents: Iterable[str] | None = None, groups: Iterable[str] = (),
+    waiting: bool = True, escalated: bool = False, after: str | None = None, limit: int = 50,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return items, oldest first: of these owners or these agents (None and None = all)."""
+    """Return items, oldest first: of these owners or these agents, or escalated to these groups (None and None = all)."""
     statement = sa.select(inbox).order_by(inbox.c.inbox_id).limit(limit)
     if owners is not None or agents is not None:
         statement = statement.where(
-            sa.or_(inbox.c.owner.in_(list(owners or ())), inbox.c.agent.in_(list(agents or ())))
+            sa.or_(
+                inbox.c.owner.in_(list(owners or ())),
+                inbox.c.agent.in_(list(agents or ())),
+                sa.and_(inbox.c.escalated_at.is_not(None), inbox.c.escalate_to.in_(list(groups))),
+            )
         )
+    if escalated:
+        statement = statement.where(inbox.c.escalated_at.is_not(None))
     if waiting:
         statement = statement.where(inbox.c.decided_at.is_(None))
     if after:
@@ -92,9 +130,15 @@ def waiting_of(connection: Connection, run_id: str) -> list[dict[str, Any]]:
     return [_item(row) for row in rows.mappings()]
 
 
+def due(connection: Connection, now: float) -> list[str]:
+    """Return the items with which time alone has something to do."""
+    return list(connection.execute(sa.select(inbox.c.inbox_id).where(inbox.c.due_at <= now)).scalars())
+
+
 def _item(row: Any) -> dict[str, Any]:
     item = dict(row)
     item["detail"] = msgspec.json.decode(item["detail"])
-    for name in ("asked_at", "decided_at"):
+    item["votes"] = msgspec.json.decode(item["votes"] or "[]")
+    for name in ("asked_at", "decided_at", "expires_at", "escalated_at", "due_at"):
         item[name] = None if item[name] is None else timestamp(item[name])
     return item

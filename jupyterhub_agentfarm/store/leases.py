@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.fold import Call, Fold
-from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event
+from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event, timestamp
 
 from ..errors import Conflict, Fenced
 from ..records import Run
-from . import ledger, threads
+from . import inbox, ledger, threads
 from .db import Tx
 from .tables import CLAIMABLE as CLAIMABLE
 from .tables import runs, tasks
@@ -136,6 +136,23 @@ def go_on(tx: Tx, run_id: str, by: str, events: Sequence[NewEvent], reason: str)
     for number, event in enumerate(events, run.seq + 1):
         fold.apply(Event(run=run_id, seq=number, kind=event.kind, at="", by=by, call=event.call, body=event.body))
     return ledger.record(tx, run_id, by, [*events, *_follows(fold, reason)])
+
+
+def overdue(tx: Tx, inbox_id: str) -> None:
+    """Do with an approval what its time has come for: it expires and the model is told, or more people are shown it.
+
+    Nothing where it was decided meanwhile.
+    """
+    item = inbox.show(tx.connection, inbox_id)
+    if item["decided_at"] is not None or item["due_at"] is None or item["due_at"] > timestamp(tx.now):
+        return
+    if item["due_at"] == item["expires_at"]:
+        waited = f"nobody approved it within {item['detail']['approval_expires']:g} s"
+        event = new_event("approval.expired", {"reason": waited}, item["call"])
+        go_on(tx, item["run_id"], "service", [event], "the approval expired")
+    else:
+        body = {"to": item["escalate_to"], "after": item["detail"]["escalate_after"]}
+        ledger.record(tx, item["run_id"], "service", [new_event("approval.escalated", body, item["call"])])
 
 
 def _follows(fold: Fold, reason: str) -> list[NewEvent]:

@@ -224,7 +224,7 @@ inbox = Table(
     Column("inbox_id", String(64), primary_key=True),
     Column("run_id", String(64), nullable=False),
     Column("call", String(32), nullable=False),
-    Column("kind", String(16), nullable=False),  # approval | in_doubt
+    Column("kind", String(16), nullable=False),  # approval | in_doubt | simulation
     Column("agent", String(80), nullable=False),
     Column("owner", String(255), nullable=False),
     Column("detail", Text, nullable=False),  # JSON: tool, arguments, key, effect, proof
@@ -233,6 +233,12 @@ inbox = Table(
     Column("decision", String(16)),
     Column("decided_by", String(255)),
     Column("reason", Text),
+    Column("votes", Text),  # JSON: [{by, at, reason, arguments?}], where several must approve
+    Column("due_at", Double),  # when time alone does something with it: shows it to more people, or lets it expire
+    Column("expires_at", Double),
+    Column("escalated_at", Double),
+    Column("escalate_to", String(255)),  # a group of the Hub that may see and decide it then
+    _where_set("inbox", "due_at"),
     Index("ix_inbox_owner_decided_at", "owner", "decided_at"),
     Index("ix_inbox_run_id", "run_id"),
 )

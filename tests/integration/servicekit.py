@@ -39,9 +39,15 @@ TOKENS: dict[str, tuple[str, list[str]]] = {  # token -> user, scopes; as jupyte
     "operator": ("root", [*PERSON, OPERATOR]),
     "agent-analyst": ("agent-analyst", [ACCESS, "custom:agentfarm:act!user=agent-analyst"]),
     "agent-other": ("agent-other", [ACCESS, "custom:agentfarm:act!user=agent-other"]),
+    "trader": ("tom", PERSON),  # of the group desk
+    "approving-agent": (
+        "agent-analyst",
+        [ACCESS, "custom:agentfarm:act!user=agent-analyst", APPROVE, MANAGE, OPERATOR],
+    ),
     "no-access": ("ann", []),
     "pretender": ("agent-analyst", [ACCESS]),
 }
+GROUPS = {"tom": ["desk"]}
 
 
 class FakeHub:
@@ -69,7 +75,9 @@ class FakeHub:
         if token not in TOKENS:
             return web.json_response({"message": "unknown"}, status=403)
         name, scopes = TOKENS[token]
-        return web.json_response({"kind": "user", "name": name, "admin": True, "groups": [], "scopes": scopes})
+        return web.json_response(
+            {"kind": "user", "name": name, "admin": True, "groups": GROUPS.get(name, []), "scopes": scopes}
+        )
 
     async def answer(self, request: web.Request) -> web.Response:
         path = request.match_info["path"]

@@ -273,6 +273,39 @@ def test_a_command_that_is_none_is_a_usage_error(argv: list[str], capsys: pytest
     assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
 
 
+def item(kind: str, **detail: Any) -> dict[str, Any]:
+    return {
+        "inbox_id": "inbox-1", "kind": kind, "agent": "trader", "owner": "ann", "run_id": "run-1", "call": "c0-0", "reason": None,
+        "detail": {"tool": "pay", "effect": "once", "arguments": {"to": "bob"}, "key": "k1", **detail}, "votes": [],
+        "asked_at": "2026-11-21T08:00:00.000000Z", "decided_at": None, "decision": None, "decided_by": None, "expires_at": None,
+        "escalated_at": None, "escalate_to": None, "worker": None,
+    }  # fmt: skip
+
+
+def test_the_inbox_tells_what_waits_how_long_and_what_is_known_of_the_worker(
+    farm: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voted = item("approval", approvers=2) | {"votes": [{"by": "user:ann", "at": "2026-11-21T08:01:00.000000Z"}]}
+    doubted = item("in_doubt", proof=None) | {"worker": "only silent"}
+    farm.on("GET", "/inbox", [voted, doubted])
+    assert main(["inbox", "list", "--escalated"]) == 0 and "escalated=true" in farm.asked[-1][1]
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert "1 of 2 (ann)" in first and "pay" in first and "only silent" in second
+    farm.answers["GET", "/inbox/inbox-1"] = 200, doubted | {"decided_at": "2026-11-21T08:45:00.000000Z"}
+    assert main(["inbox", "show", "inbox-1"]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("45 min", "k1", '{"to": "bob"}', "only silent"))
+    farm.answers["POST", "/inbox/inbox-1"] = 200, voted
+    command = ["inbox", "resolve", "inbox-1", "not_happened", "--force", "--reason", "unplugged", "--result", "1"]
+    assert main(command) == 0 and "1 of 2 (ann) have approved" in capsys.readouterr().out
+    assert json.loads(farm.asked[-1][3]) == {
+        "decision": "not_happened",
+        "reason": "unplugged",
+        "force": True,
+        "result": 1,
+    }
+
+
 def test_a_reader_that_goes_away_is_no_error(farm: Stub) -> None:
     farm.on("GET", "/agents", [AGENT] * 100)
     command = f"{sys.executable} -m jupyterhub_agentfarm.cli agent list | head -1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,10 +132,26 @@ def test_whatever_a_model_writes_gets_one_verdict_for_each_call(arguments: Any, 
     assert verdict.told.state in ("admitted", "awaiting", "failed") and verdict.event.call == "c4-0"
 
 
-def test_an_approval_rule_that_is_not_understood_asks_a_person() -> None:
-    definition = Definition(tools=[ToolSpec(name="pay", schema=SCHEMA, approval="n > 10")])
+@pytest.mark.parametrize(
+    ("rule", "state", "why"),
+    [
+        ("n > 10", "admitted", ""),
+        ("n < 10", "awaiting", "its condition holds: n < 10"),
+        ("m > 10", "awaiting", "cannot be evaluated: m is not given"),
+        ("sometimes, perhaps", "awaiting", "cannot be evaluated"),
+    ],
+)
+def test_a_condition_decides_of_the_arguments_and_one_that_is_not_understood_asks_a_person(
+    rule: str, state: str, why: str
+) -> None:
+    rules = {"approval": rule, "approvers": 2, "approval_expires": 60.0}
+    definition = Definition(tools=[ToolSpec(name="pay", schema=SCHEMA, **rules)])
     said = message(0, "", [AskedCall("pay", '{"n": 1}')])
     (verdict,) = admit(
         definition, validators(definition), said, mode="live", calls_before=0, cancelled=False, epoch="e", run="r", fence=1
     )  # fmt: skip
-    assert verdict.told.state == "awaiting" and verdict.event.kind == "approval.requested"
+    assert verdict.told.state == state
+    if state == "awaiting":
+        asked = msgspec.json.decode(verdict.event.body)
+        assert verdict.event.kind == "approval.requested" and why in asked["why"]
+        assert asked["arguments"] == {"n": 1} and (asked["approvers"], asked["approval_expires"]) == (2, 60.0)

@@ -1,0 +1,286 @@
+"""What waits for a person, by the service's front door and on both databases: who may decide, how, until when."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets
+from servicekit import Service, service
+
+from jupyterhub_agentfarm.store.tables import inbox, runs
+
+PAY = {
+    "name": "pay", "source": "file:tools.py", "effect": "once",
+    "schema": {"type": "object", "properties": {"to": {"type": "string"}, "size": {"type": "number"}}, "additionalProperties": False},
+}  # fmt: skip
+FILES = {
+    "tools.py": "from agentfarm_sdk import tool\n\n\n@tool\ndef pay(to: str, size: float = 0) -> str:\n    return to\n"
+}
+
+
+@pytest.fixture
+async def farm(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    async with service(tmp_path, database_url, monkeypatch) as running:
+        yield running
+
+
+async def with_tool(farm: Service, **rules: Any) -> None:
+    draft = {"prompt": "You pay.", "tools": [{**PAY, **rules}]}
+    await farm.ok("ann", "POST", "/agents", {"name": "analyst", "draft": draft, "files": FILES})
+    await farm.ok("ann", "POST", "/agents/analyst/publish", {})
+
+
+async def ask_model(farm: Service, claim: dict[str, Any], reply: Any, n: int = 0) -> dict[str, Any]:
+    farm.model.script.append(reply)
+    body = {"agentfarm": {"run": claim["run"], "fence": claim["fence"], "request": f"r{claim['fence']}-{n}", "n": n}}
+    answer = await farm.ok(claim["token"], "POST", "/model/v1/chat/completions", body)
+    told: dict[str, Any] = answer["agentfarm"]
+    return {**told, "calls": [{"state": "admitted", **call} for call in told.get("calls", [])]}
+
+
+def shown(farm: Service) -> str:
+    """Return what the model was told last of a call."""
+    return str([one["content"] for one in farm.model.asked[-1].messages if one["role"] == "tool"][-1])
+
+
+async def append(farm: Service, claim: dict[str, Any], n: int, kind: str, body: Any, call: str | None = None) -> None:
+    events = {"fence": claim["fence"], "n": n, "events": [{"kind": kind, "body": body, "call": call}]}
+    await farm.ok(claim["token"], "POST", f"/runs/{claim['run']}/events", events)
+
+
+async def paying(
+    farm: Service, to: str = "bob", size: float = 1.0, **task: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Submit a task and let its model ask to pay; return the claim and what became of the call."""
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "pay", **task})
+    claim = await farm.claim()
+    assert claim
+    (call,) = (await ask_model(farm, claim, ("pay", {"to": to, "size": size})))["calls"]
+    return claim, call
+
+
+async def parked(farm: Service, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Let a run wait for an approval with its kernel freed; return claim and inbox item."""
+    claim, call = await paying(farm, **options)
+    assert call["state"] == "awaiting"
+    await append(farm, claim, 1, "run.parked", {"reason": "approval"})
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    return claim, item
+
+
+async def opened(farm: Service) -> dict[str, Any]:
+    """Claim the run again and take it up."""
+    claim = await farm.claim(wait=5)
+    assert claim
+    taken: dict[str, Any] = await farm.ok(claim["token"], "POST", f"/runs/{claim['run']}/open", {})
+    return {**taken, "token": claim["token"]}
+
+
+async def kinds(farm: Service, run: str) -> list[str]:
+    return [event["kind"] for event in (await farm.ok("ann", "GET", f"/runs/{run}/events"))["items"]]
+
+
+async def decide(farm: Service, who: str, item: dict[str, Any], decision: str, status: int = 200, **more: Any) -> Any:
+    answer = await farm.ask(who, "POST", f"/inbox/{item['inbox_id']}", {"decision": decision, **more})
+    assert answer.status_code == status, f"{who} {decision}: {answer.status_code} {answer.text}"
+    return answer.json()
+
+
+async def later(farm: Service, seconds: float) -> None:
+    """Let so many seconds pass for what waits, and let the service look."""
+    moved = {name: inbox.c[name] - seconds for name in ("due_at", "expires_at")}
+    await farm.db.write(lambda tx: tx.execute(inbox.update().values(**moved)) and None)
+    await farm.reaper.look()
+
+
+# -- when a person is asked ----------------------------------------------------------------------------------------
+
+
+async def test_a_condition_on_the_arguments_asks_a_person_for_large_sizes_alone(farm: Service) -> None:
+    await with_tool(farm, approval='size > 100 and to != "treasury"')
+    assert (await paying(farm, size=100))[1]["state"] == "admitted"
+    assert (await paying(farm, "treasury", size=500))[1]["state"] == "admitted"
+    _, call = await paying(farm, size=101)
+    assert call["state"] == "awaiting"
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    assert item["detail"]["why"].startswith("its condition holds") and item["detail"]["arguments"]["size"] == 101
+
+
+@pytest.mark.parametrize(
+    ("rules", "where", "says"),
+    [
+        ({"approval": "sise > 100"}, "$.tools[0].approval", "sise, which is no argument of pay"),
+        ({"approval": "size >"}, "$.tools[0].approval", "no condition"),
+        ({"approvers": 0}, "$.tools[0].approvers", "0 approvers"),
+        ({"approval_expires": 0.1}, "$.tools[0].approval_expires", "0.1 s"),
+        ({"escalate_to": "desk"}, "$.tools[0].escalate_to", "without a time"),
+    ],
+)
+async def test_a_rule_that_cannot_be_kept_is_refused_where_the_builder_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: dict[str, Any], where: str, says: str
+) -> None:
+    async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch) as farm:
+        draft = {"prompt": "p", "tools": [{**PAY, **rules}]}
+        refused = await farm.ask("ann", "POST", "/agents", {"name": "a", "draft": draft, "files": FILES})
+        assert refused.status_code == 422 and where in refused.json()["detail"] and says in refused.json()["detail"]
+        assert refused.json()["hint"]
+
+
+async def test_drafts_ask_before_each_effect_and_versions_do_not(farm: Service) -> None:
+    await with_tool(farm)
+    _, call = await paying(farm)
+    assert call["state"] == "admitted"
+    _, call = await paying(farm, version="draft")
+    assert call["state"] == "awaiting"
+
+
+# -- who decides, and how ------------------------------------------------------------------------------------------
+
+
+async def test_several_people_must_approve_the_same_arguments_and_their_votes_are_on_record(farm: Service) -> None:
+    await with_tool(farm, approval="always", approvers=2)
+    for person in ("bob", "cho"):
+        await farm.ok("ann", "POST", "/agents/analyst/shares", {"person": person, "rights": "manage"})
+    claim, item = await parked(farm)
+    first = await decide(farm, "ann", item, "approve", reason="fine")
+    assert first["decided_at"] is None and [vote["by"] for vote in first["votes"]] == ["user:ann"]
+    assert "have approved" in (await decide(farm, "ann", item, "approve", 409))["detail"]
+    await decide(farm, "bob", item, "approve", arguments={"to": "bob", "size": 2})
+    assert (await farm.ok("ann", "GET", f"/inbox/{item['inbox_id']}"))["decided_at"] is None, (
+        "they mean different calls"
+    )
+    done = await decide(farm, "chatter", item, "approve", arguments={"to": "bob", "size": 2}, reason="two then")
+    assert (done["decision"], done["decided_by"], len(done["votes"])) == ("given", "user:cho", 3)
+    await decide(farm, "operator", item, "refuse", 409)
+    taken = await opened(farm)
+    assert [call["arguments"] for call in taken["calls"]] == [{"to": "bob", "size": 2}]
+    events = (await farm.ok("ann", "GET", f"/runs/{claim['run']}/events"))["items"]
+    asked = [(event["kind"], event["by"]) for event in events if event["kind"].startswith("approval.")]
+    assert asked == [
+        ("approval.requested", "gateway"), ("approval.voted", "user:ann"), ("approval.voted", "user:bob"),
+        ("approval.voted", "user:cho"), ("approval.given", "user:cho"),
+    ]  # fmt: skip
+    (given,) = [event for event in events if event["kind"] == "approval.given"]
+    assert given["body"]["approvers"] == ["user:bob", "user:cho"]
+
+
+async def test_one_refusal_refuses_whoever_approved_and_the_model_is_told_the_reason(farm: Service) -> None:
+    await with_tool(farm, approval="always", approvers=2)
+    _, item = await parked(farm)
+    await decide(farm, "ann", item, "approve")
+    await decide(farm, "operator", item, "refuse", reason="not to bob")
+    taken = await opened(farm)
+    assert "calls" not in taken
+    await ask_model(farm, taken, "well")
+    assert "not to bob" in shown(farm)
+
+
+async def test_agents_cannot_approve_by_any_route(farm: Service) -> None:
+    await with_tool(farm, approval="always")
+    claim, call = await paying(farm)
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    for token in ("agent-analyst", "approving-agent", "agent-other", "ann-server", claim["token"]):
+        for decision in ("approve", "refuse", "happened", "not_happened", "give_up", "answer"):
+            assert (
+                await farm.ask(token, "POST", f"/inbox/{item['inbox_id']}", {"decision": decision})
+            ).status_code == 403
+    forged = [
+        {"kind": kind, "body": {"decision": "happened", "by": "user:ann"}, "call": call["call"]}
+        for kind in ("approval.given", "approval.voted", "tool.started", "tool.resolved", "run.resumed", "run.requeued", "simulation.answered")
+    ]  # fmt: skip
+    run = f"/runs/{claim['run']}"
+    for event in forged:
+        body = {"fence": claim["fence"], "n": 1, "events": [event]}
+        assert (await farm.ask(claim["token"], "POST", f"{run}/events", body)).status_code == 403, event
+        late = await farm.ask(
+            claim["token"], "POST", f"{run}/calls/{call['call']}/outcome", {"fence": claim["fence"], "event": event}
+        )
+        assert late.status_code == 422, late.text
+    for kind in ("tool.succeeded", "tool.failed"):  # nor say that it was done before it was allowed
+        event = {"kind": kind, "body": {"result": 1}, "call": call["call"]}
+        body = {"fence": claim["fence"], "n": 1, "events": [event]}
+        assert (await farm.ask(claim["token"], "POST", f"{run}/events", body)).status_code == 409
+        late = await farm.ask(
+            claim["token"], "POST", f"{run}/calls/{call['call']}/outcome", {"fence": claim["fence"], "event": event}
+        )
+        assert late.status_code in (403, 409), late.text
+    url = farm.url.replace("http", "ws") + "/api/v1/worker"
+    async with websockets.connect(url, additional_headers={"Authorization": f"token {claim['token']}"}) as socket:
+        for op, body in (
+            ("decide", {"decision": "approve"}),
+            ("append", {"fence": claim["fence"], "n": 1, "events": forged[:1]}),
+        ):
+            await socket.send(json.dumps({"id": 1, "op": op, "run": claim["run"], "body": body}))
+            assert "error" in json.loads(await socket.recv())
+    for token in ("agent-analyst", "approving-agent"):  # nor change the rule
+        assert (await farm.ask(token, "PATCH", "/agents/analyst", {"draft": {"prompt": "p"}})).status_code == 403
+        assert (await farm.ask(token, "POST", "/agents/analyst/publish", {})).status_code == 403
+    reopened = await farm.ok(claim["token"], "POST", f"{run}/open", {})
+    assert "calls" not in reopened and "approval.given" not in await kinds(farm, claim["run"])
+    assert (await farm.ok("ann", "GET", f"/inbox/{item['inbox_id']}"))["decided_at"] is None
+
+
+# -- time --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_approval_that_nobody_gives_in_time_expires_and_the_model_is_told_honestly(farm: Service) -> None:
+    await with_tool(farm, approval="always", approval_expires=60)
+    claim, item = await parked(farm)
+    assert item["expires_at"] > item["asked_at"]
+    await farm.reaper.look()
+    assert (await farm.ok("ann", "GET", f"/inbox/{item['inbox_id']}"))["decided_at"] is None
+    await later(farm, 60)
+    closed = await farm.ok("ann", "GET", f"/inbox/{item['inbox_id']}")
+    assert (closed["decision"], closed["decided_by"]) == ("expired", "service")
+    assert "was decided" in (await decide(farm, "ann", item, "approve", 409))["detail"]
+    taken = await opened(farm)
+    assert "calls" not in taken and "tool.started" not in await kinds(farm, claim["run"])
+    await ask_model(farm, taken, "well")
+    assert shown(farm) == "Error: this call was not made: nobody approved it within 60 s"
+
+
+async def test_what_waits_too_long_is_shown_to_a_group_whose_members_may_then_decide(farm: Service) -> None:
+    await with_tool(farm, approval="always", escalate_after=30, escalate_to="desk", approval_expires=90)
+    claim, item = await parked(farm)
+    path = f"/inbox/{item['inbox_id']}"
+    assert (await farm.ask("trader", "GET", path)).status_code == 404
+    assert (await farm.ok("trader", "GET", "/inbox"))["items"] == []
+    assert (await farm.ok("operator", "GET", "/inbox?escalated=true"))["items"] == []
+    await later(farm, 30)
+    (found,) = (await farm.ok("trader", "GET", "/inbox"))["items"]
+    assert found["escalated_at"] and found["escalate_to"] == "desk" and found["expires_at"]
+    assert len((await farm.ok("operator", "GET", "/inbox?escalated=true"))["items"]) == 1
+    assert (await farm.ask("bob", "GET", path)).status_code == 404
+    assert (await decide(farm, "trader", item, "approve"))["decided_by"] == "user:tom"
+    await later(farm, 60)
+    assert (await kinds(farm, claim["run"]))[-4:] == [
+        "run.parked",
+        "approval.escalated",
+        "approval.given",
+        "run.requeued",
+    ]
+
+
+async def test_a_decision_starts_a_parked_run_again_at_once_and_repeats_nothing(farm: Service) -> None:
+    await with_tool(farm, approval="size > 100")
+    claim, call = await paying(farm, size=1)
+    await append(farm, claim, 1, "tool.succeeded", {"result": "paid"}, call["call"])
+    assert (await ask_model(farm, claim, ("pay", {"to": "bob", "size": 200}), n=1))["calls"][0]["state"] == "awaiting"
+    await append(farm, claim, 2, "run.parked", {"reason": "approval"})
+    row = await farm.db.read(lambda c: c.execute(runs.select().where(runs.c.run_id == claim["run"])).mappings().one())
+    assert row["lease_until"] is None and row["worker"] is None, "its kernel is free for another run"
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    waiting = asyncio.create_task(opened(farm))
+    await farm.listens("analyst")
+    began = time.monotonic()
+    await decide(farm, "ann", item, "approve")
+    taken = await waiting
+    assert time.monotonic() - began < 5, "some milliseconds, on a machine that does nothing else"
+    assert [(one["call"], one["arguments"]["size"]) for one in taken["calls"]] == [("c1-0", 200)]
+    assert (await kinds(farm, claim["run"])).count("tool.started") == 2
