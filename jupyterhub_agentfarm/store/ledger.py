@@ -34,6 +34,7 @@ from ..records import Committed, Run
 from .appending import Row
 from .db import Tx
 from .inbox import follow as follow_inbox
+from .packing import pack
 from .tables import events as events_table
 from .tables import runs, tasks
 
@@ -106,7 +107,7 @@ def read_events(connection: Connection, run_id: str, after: int = 0, limit: int 
         .order_by(e.seq)
     )
     rows = connection.execute(statement.limit(limit) if limit else statement)
-    return [read_event(bytes(header), None if body is None else bytes(body)) for header, body in rows]
+    return [read_event(header, body) for header, body in rows]
 
 
 def held(tx: Tx, run_id: str) -> Run:
@@ -221,13 +222,13 @@ def _answered_before(tx: Tx, run: Run, fence: int, n: int, digest: bytes) -> App
         sa.select(e.seq, e.header, e.digest).where(e.run_no == run.run_no, e.n == n).order_by(e.seq.desc())
     )
     for seq, header, known in rows:
-        if msgspec.json.decode(bytes(header), type=Header).by != f"worker:{fence}":
+        if msgspec.json.decode(header, type=Header).by != f"worker:{fence}":
             continue
         if bytes(known) != digest:
             raise Conflict(
                 f"append {n} was another one before", hint="a repeat must have the same bytes; use the next number"
             )
-        return Appended(n, seq, header_hash(bytes(header)), (), repeated=True)
+        return Appended(n, seq, header_hash(header), (), repeated=True)
     raise Conflict(f"append {n} is not on record under fence {fence}", hint="claim the run anew")
 
 
@@ -255,7 +256,7 @@ def _write(
         )
         head = header_hash(header)
         marked = n is not None and index == numbered - 1
-        rows.append((seq, header, salt, body, n if marked else None, digest if marked else None))
+        rows.append((seq, pack(header), salt, pack(body), n if marked else None, digest if marked else None))
         made.append(
             Event(run=run.run_id, seq=seq, kind=event.kind, at=at, by=by, call=event.call, hash=head, body=event.body)
         )
@@ -330,11 +331,11 @@ def verify(connection: Connection, run_id: str) -> Verification:
     chain: list[tuple[str, str]] = []  # prev and hash of each event that is whole by itself
     why = ""
     for seq, raw, salt, body in rows:
-        header = _header(bytes(raw))
+        header = _header(raw)
         why = _flaw(run, len(chain) + 1, seq, header, salt, body)
         if header is None or why:
             break
-        chain.append((header.prev, header_hash(bytes(raw))))
+        chain.append((header.prev, header_hash(raw)))
     head = GENESIS
     for seq, (prev, hashed) in enumerate(chain, 1):
         if prev != head:  # this event or the one before it lies; what its successor names is the true one
@@ -371,7 +372,7 @@ def _flaw(run: Run, expected: int, seq: int, header: Header | None, salt: bytes 
         return "its header cannot be read: it was changed"
     if header.seq != expected or header.run != run.run_id or header.epoch != run.epoch:
         return "its header is of another event, run or life of the ledger: it was changed"
-    if body is not None and body_hash(bytes(salt or b""), bytes(body)) != header.body:
+    if body is not None and body_hash(bytes(salt or b""), body) != header.body:
         return "its body was changed"
     return ""
 

@@ -22,6 +22,8 @@ from sqlalchemy import (
     text,
 )
 
+from .packing import Packed
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -194,9 +196,9 @@ events = Table(
     Column("id", Big, primary_key=True, autoincrement=True),  # one writer: also the order of all events of the farm
     Column("run_no", Big, nullable=False),
     Column("seq", Integer, nullable=False),
-    Column("header", LargeBinary, nullable=False),
+    Column("header", Packed, nullable=False),
     Column("salt", LargeBinary),  # null with the body once it was erased
-    Column("body", LargeBinary),
+    Column("body", Packed),
     Column("n", Integer),  # on the last event of a worker's append: its number and digest
     Column("digest", LargeBinary),
     UniqueConstraint("run_no", "seq"),

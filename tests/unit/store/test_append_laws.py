@@ -133,9 +133,11 @@ async def test_whichever_byte_of_an_event_is_flipped_that_event_is_named(tmp_pat
     def flip_each(tx: Tx) -> list[str]:
         missed = []
         rows = tx.connection.execute(
-            sa.select(events.c.id, events.c.seq, events.c.header, events.c.salt, events.c.body).where(
-                events.c.run_no == run.run_no
-            )
+            sa.select(
+                events.c.id,
+                events.c.seq,
+                *(sa.type_coerce(events.c[name], sa.LargeBinary).label(name) for name in ("header", "salt", "body")),
+            ).where(events.c.run_no == run.run_no)
         ).all()
         for row in rows:
             for column in ("header", "salt", "body"):
