@@ -7,11 +7,14 @@ AgentFarmError
 │   ├── Conflict             409  same key or number, another body; or the thing has moved on
 │   ├── Invalid              422  a value that cannot be: which one, and what would do
 │   ├── TooLarge             413
-│   └── LimitReached         429  steps, calls, tokens, seconds, cost
+│   ├── LimitReached         429  steps, calls, tokens, seconds, cost
+│   └── BudgetReached        402  of the agent, its owner or the farm
 ├── Unauthenticated      401  the asker signs in, or gets a new token
 ├── Transient            503  the loop: tries again, visibly (`retry_after` in seconds)
 ├── Fenced               409  nobody: a newer lease holds the run; stop, write nothing
 ├── Hole                 409  the worker: append the missing numbers first
+├── Parked               409  the worker: the farm has put the run aside, a person decides; it ends here
+├── ModelFailed          502  the asker: the model did not reply in any of the attempts that the version allows
 ├── ToolFailed                the model, which is told
 ├── InDoubt                   a person
 ├── Divergence                a person, who sees both sides
@@ -76,6 +79,10 @@ class LimitReached(UserError):
     status, type, title = 429, "limit-reached", "A limit is reached"
 
 
+class BudgetReached(UserError):
+    status, type, title = 402, "budget", "A budget is used up"
+
+
 class Unauthenticated(AgentFarmError):
     status, type, title = 401, "unauthenticated", "Sign in, or send a valid token"
 
@@ -98,6 +105,14 @@ class Hole(AgentFarmError):
     status, type, title = 409, "hole", "An append is missing before this one"
 
 
+class Parked(AgentFarmError):
+    status, type, title = 409, "parked", "The run waits for a person"
+
+
+class ModelFailed(AgentFarmError):
+    status, type, title = 502, "model-failed", "The model did not reply"
+
+
 class ToolFailed(AgentFarmError):
     status, type, title = 422, "tool-failed", "The tool failed"
 
@@ -116,8 +131,8 @@ class Cancelled(AgentFarmError):
 
 BY_TYPE: dict[str, type[AgentFarmError]] = {
     cls.type: cls
-    for cls in (UserError, NotFound, Forbidden, Conflict, Invalid, TooLarge, LimitReached, Unauthenticated,
-                Transient, Fenced, Hole, ToolFailed, InDoubt, Divergence, Cancelled)
+    for cls in (UserError, NotFound, Forbidden, Conflict, Invalid, TooLarge, LimitReached, BudgetReached, Unauthenticated,
+                Transient, Fenced, Hole, Parked, ModelFailed, ToolFailed, InDoubt, Divergence, Cancelled)
 }  # fmt: skip
 
 

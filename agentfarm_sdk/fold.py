@@ -65,6 +65,7 @@ class Fold:
     result: Any = None
     error: dict[str, Any] | None = None
     cancel: str | None = None  # the reason, once asked for
+    allowed: set[str] = field(default_factory=set)  # budgets that a person waived for this run
     replies: dict[str, int] = field(default_factory=dict)  # request id -> seq of its model.replied
     _step_calls: list[str] = field(default_factory=list)  # of the latest reply, in call order
     _told: int = 0  # how many of them stand in `messages`
@@ -222,6 +223,9 @@ class Fold:
         else:
             self._outcome(event, "failed", "Error: nobody knows whether this call took effect; it was given up")
 
+    def _budget_allowed(self, event: Event, body: dict[str, Any]) -> None:
+        self.allowed.add(str(body.get("budget")))
+
     def _approval_requested(self, event: Event, body: dict[str, Any]) -> None:
         if (call := self.calls.get(event.call or "")) and call.state == "asked":
             call.state = "awaiting"
@@ -288,6 +292,7 @@ _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "tool.failed": Fold._tool_failed,
     "tool.doubted": Fold._tool_doubted,
     "tool.resolved": Fold._tool_resolved,
+    "budget.allowed": Fold._budget_allowed,
     "approval.requested": Fold._approval_requested,
     "approval.voted": Fold._approval_voted,
     "approval.given": Fold._approval_given,

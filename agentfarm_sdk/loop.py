@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from . import limits, schemas
-from .errors import AgentFarmError, Cancelled, Fenced, Invalid, ToolFailed, Transient, Unauthenticated
+from .errors import AgentFarmError, Cancelled, Fenced, Invalid, Parked, ToolFailed, Transient, Unauthenticated
 from .fold import Fold
 from .ledger import Ledger
 from .model import REPLY_SECONDS, Model, Question, Reply, numbered
@@ -82,6 +82,8 @@ class Loop:
                     await self.perform(await self._ask())
         except (Fenced, Unauthenticated):
             raise
+        except Parked:  # the farm has written so: it decides when the run goes on
+            return "parked"
         except AgentFarmError as error:
             return await self._end("run.failed", {"error": {"type": error.type, "message": _with_hint(error)}})
         except Exception as error:  # a bug of ours, or of a model that lives here: said aloud, never tried for ever

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime, timezone
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -62,10 +62,28 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     probe: bool = False  # the tool can tell, by the key, whether a call of which nobody knows took effect
 
 
+class Retry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What follows when the model's server fails. Each attempt is an event; when they are over the run fails.
+
+    max_wait: seconds; a server that asks for a longer pause (Retry-After) is not asked again. on: which failures.
+    """
+
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 8  # with pauses of 0.5 to 8 s: half a minute
+    max_wait: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 60.0
+    on: tuple[Literal["busy", "down", "slow", "failed", "nonsense"], ...] = (
+        "busy",
+        "down",
+        "slow",
+        "failed",
+        "nonsense",
+    )
+
+
 class ModelSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     name: str = ""  # as the gateway lists it; "" = the farm's default model
     provider: str | None = None  # pin, e.g. a Hugging Face provider
     parameters: dict[str, Any] = {}  # temperature, max_tokens, seed, top_p, stop ...
+    retry: Retry = Retry()
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -133,7 +133,8 @@ class AgentFarm(Application):
             )
             server.add_sockets(sockets)
             log.info("serving on 127.0.0.1:%d, epoch %s, %s", port, db.epoch, "SQLite" if db.sqlite else "PostgreSQL")
-            await until_stopped(scheduler.run(), reaper.run())
+            await parts.models.budgets.ready()  # what a former life reserved is settled before anything is asked
+            await until_stopped(scheduler.run(), reaper.run(), parts.models.budgets.run())
             server.stop()
             await asyncio.wait_for(server.close_all_connections(), 5)
         finally:
@@ -180,7 +181,7 @@ class AgentFarm(Application):
             note = "135 million parameters, embedded: set HF_API_URL and HUGGING_FACE_AUTH_TOKEN for a real model"
             key = _read(directory / "secrets" / "model.key")
             routes.append(
-                _route(Settings(name="embedded", url=base, key=key, models=(EMBEDDED,), native_tools=False, max_in_flight=2, max_tokens=200, note=note))
+                _route(Settings(name="embedded", url=base, key=key, models=(EMBEDDED,), native_tools=False, max_in_flight=2, prices={"*": (0.0, 0.0)}, max_tokens=200, note=note))
             )  # fmt: skip
         return Upstreams(routes, self.default_model)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from agentfarm_sdk.errors import (
     AgentFarmError,
+    BudgetReached,
     Cancelled,
     Conflict,
     Fenced,
@@ -18,7 +19,9 @@ from agentfarm_sdk.errors import (
     InDoubt,
     Invalid,
     LimitReached,
+    ModelFailed,
     NotFound,
+    Parked,
     TooLarge,
     Transient,
     Unauthenticated,
@@ -27,6 +30,7 @@ from agentfarm_sdk.errors import (
 
 __all__ = [
     "AgentFarmError",
+    "BudgetReached",
     "Cancelled",
     "Conflict",
     "Fenced",
@@ -36,8 +40,10 @@ __all__ = [
     "InDoubt",
     "Invalid",
     "LimitReached",
+    "ModelFailed",
     "NoMicroserverFits",
     "NotFound",
+    "Parked",
     "StartError",
     "StoreError",
     "TooLarge",

@@ -53,7 +53,8 @@ class Reply:
 class UpstreamError(Exception):
     """An attempt failed. `kind`: down, slow, nonsense, refused, unauthorised, no-credit, not-found, busy, failed.
 
-    `retry`: whether another attempt may help; `retry_after`: seconds that the upstream asks for.
+    `retry`: whether another attempt may help; `retry_after`: seconds that the upstream asks for. `used`: tokens in and out
+    that were probably paid for all the same, where it broke off in its answer.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class UpstreamError(Exception):
         super().__init__(message)
         self.kind, self.message, self.hint, self.status = kind, message, hint, status
         self.retry, self.retry_after = retry, retry_after
+        self.used: tuple[int, int] | None = None
 
 
 class Upstream(Protocol):
@@ -85,8 +87,12 @@ class Upstream(Protocol):
         """Return [{"id", "capabilities"?}]. Raises UpstreamError."""
         ...
 
-    def cost(self, reply: Reply) -> float:
-        """Return USD for a reply, by the operator's prices."""
+    def cost(self, reply: Reply) -> float | None:
+        """Return USD for a reply; None where the model has no price."""
+        ...
+
+    async def price(self, model: str, provider: str | None) -> tuple[float, float] | None:
+        """Return USD per million tokens, in and out, at most; None where the model has no price."""
         ...
 
     async def close(self) -> None: ...

@@ -42,6 +42,7 @@ from ..store import definitions, inbox, leases, ledger
 from ..store.db import Database, Tx
 from . import admission
 from .asking import AskedCall
+from .budgets import size_of
 
 log = logging.getLogger(__name__)
 Secrets = Callable[[str, list[str]], Awaitable[dict[str, str]]]
@@ -63,14 +64,14 @@ class LiveRun:
         self.inbox: list[Event] = []  # what others recorded since the worker's last answer
         self.calls_made = sum(1 for call in fold.calls.values() if call.attempts)
         self.writing = 0  # writes of ours that are under way
-        self.digest, self.digested = "", 0
+        self.digest, self.digested, self.size = "", 0, 0  # size: tokens of the messages, at most
         self.token_at = time.monotonic()
         self._arrival = asyncio.Event()
 
     def apply(self, event: NewEvent | Event, by: str) -> None:
         """Fold an event in the order of its arrival."""
         if event.kind == "context.compacted":
-            self.digest, self.digested = "", 0
+            self.digest, self.digested, self.size = "", 0, 0
         at = event.at if isinstance(event, Event) else timestamp(time.time())
         self.fold.apply(
             Event(
@@ -106,9 +107,16 @@ class LiveRun:
         """Return the rolling digest of the folded messages; each is hashed once."""
         messages = self.fold.messages
         while self.digested < len(messages):
-            self.digest = roll(self.digest, msgspec.json.encode(messages[self.digested]))
+            raw = msgspec.json.encode(messages[self.digested])
+            self.digest, self.size = roll(self.digest, raw), self.size + size_of(messages[self.digested], raw)
             self.digested += 1
         return self.digest
+
+    def sized(self, messages: list[dict[str, Any]]) -> int:
+        """Return how many tokens the messages have at most: those of the fold were counted with their digest."""
+        if messages is self.fold.messages:
+            return self.size
+        return sum(size_of(one, msgspec.json.encode(one)) for one in messages)
 
     def take_inbox(self) -> list[Event]:
         taken, self.inbox = self.inbox, []
@@ -503,6 +511,8 @@ def _decision(
         raise Conflict(f"the run has {live.run.status}")
     if kind == "approval":
         raise Invalid(f"an approval cannot be decided by {decision!r}", hint="approve or refuse")
+    if kind == "budget":
+        return _waived(live, item, decision, reason)
     if decision == "happened":
         return [new_event("tool.resolved", {"decision": "happened", "result": result, "reason": reason}, call)]
     if decision == "not_happened":
@@ -518,3 +528,19 @@ def _decision(
             new_event("run.failed", {"error": error}),
         ]
     raise Invalid(f"a call in doubt cannot be decided by {decision!r}", hint="happened, not_happened or give_up")
+
+
+def _waived(live: LiveRun, item: dict[str, Any], decision: str, reason: str) -> list[NewEvent]:
+    """Return the events of a decision about a budget: approved, it no longer holds for this run. Pure. Raises Invalid."""
+    body = {"budget": item["detail"]["budget"], "reason": reason}
+    if decision == "approve":
+        waits = live.run.waiting == "budget"
+        queued = [new_event("run.requeued", {"reason": "the budget was waived for this run", "proof": None})]
+        return [new_event("budget.allowed", body), *(queued if waits else [])]
+    if decision == "refuse":
+        error = {
+            "type": "budget",
+            "message": f"a budget is used up, and a person refused more: {reason or 'no reason given'}",
+        }
+        return [new_event("budget.refused", body), new_event("run.failed", {"error": error})]
+    raise Invalid(f"a budget cannot be decided by {decision!r}", hint="approve or refuse; or change the budget")

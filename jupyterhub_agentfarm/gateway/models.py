@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -14,11 +14,27 @@ import msgspec
 
 from agentfarm_sdk.protocol import AdmittedCall, ModelAnswer, ModelRequest, NewEvent, new_event, roll
 
-from ..errors import AgentFarmError, Cancelled, Conflict, Fenced, Hole, LimitReached, NotFound, Transient, UserError
+from ..errors import (
+    AgentFarmError,
+    BudgetReached,
+    Cancelled,
+    Conflict,
+    Fenced,
+    Hole,
+    LimitReached,
+    ModelFailed,
+    NotFound,
+    Parked,
+    Transient,
+    UserError,
+)
+from ..store import budgets as reservations
 from ..store import ledger, usage
+from ..store.budgets import Hold
 from ..store.db import Tx
 from . import admission
 from .asking import Ask, OnToken, Reply, UpstreamError
+from .budgets import BYTES_A_TOKEN, LONGEST_OUTPUT, Budgets, Reached, Taken, Wish
 from .live import LiveRun, LiveRuns
 from .proxy import Route, Upstreams, pause
 
@@ -28,17 +44,19 @@ SETTLE_PAUSE = 0.2
 
 @dataclass(frozen=True)
 class _Asked:
-    """An attempt's `model.requested`, and the commit that is to hold it."""
+    """An attempt's `model.requested`, the commit that is to hold it, and what is reserved of the budgets with it."""
 
     event: NewEvent
     future: asyncio.Future[None]
+    hold: Hold | None
 
 
 class Models:
     """The gateway's part of a step. Viewers may watch the tokens of a run; they are for the eye only."""
 
     def __init__(self, lives: LiveRuns, upstreams: Upstreams) -> None:
-        self.lives, self.upstreams = lives, upstreams
+        self.lives, self.upstreams, self.budgets = lives, upstreams, Budgets(lives.db)
+        self._leaving: set[asyncio.Future[None]] = set()
         self._watchers: dict[str, set[asyncio.Queue[dict[str, Any]]]] = {}
         self._under_way: dict[tuple[str, int], tuple[str, asyncio.Task[ModelAnswer]]] = {}  # by run and fence
 
@@ -46,7 +64,8 @@ class Models:
         """Ask the model for the run's next step. The same request id gets the recorded reply again.
 
         Raises:
-            Fenced, Hole, Transient; LimitReached: the run ends; Cancelled; UserError: the model server refuses.
+            Fenced, Hole, Transient; LimitReached, BudgetReached: the run ends; Parked: it waits; Cancelled; UserError: the
+            model server refuses; ModelFailed: it does not reply.
         """
         place = (request.run, request.fence)
         if place not in self._under_way:
@@ -123,6 +142,7 @@ class Models:
         verdicts = self.lives.admit(live, said)
         events = [new_event("model.replied", body), *(verdict.event for verdict in verdicts)]
         done = await self._settle(live, request, events, asked, model, reply, cost)
+        self.budgets.settle(asked.hold, live.run.agent, live.run.owner, reply.tokens_in + reply.tokens_out, cost or 0.0)
         for event in events:
             live.apply(event, "gateway")
         return await self._answer(
@@ -136,12 +156,16 @@ class Models:
         attempt = 0
         while True:
             attempt += 1
-            asked = self._requested(live, request, route, ask, digest, attempt)
+            taken = await self._reserved(live, request, route, ask)
+            now = ask if taken is None else _within(ask, taken)
+            asked = self._requested(live, request, route, now, digest, attempt, taken.hold if taken else None)
+            if taken is not None and taken.near:
+                await self._written(live, asked)
             try:
-                return await self.upstreams.attempt(route, ask, live.run.owner, self._teller(live, on_token)), asked
+                return await self.upstreams.attempt(route, now, live.run.owner, self._teller(live, on_token)), asked
             except UpstreamError as error:
-                wait = pause(error, attempt)
-                await self._failed(live, request, error, attempt, wait)
+                wait = pause(error, attempt, live.definition.model.retry)
+                await self._failed(live, request, route, asked, error, attempt, wait, ask.model)
                 if wait is None:
                     raise _as_ours(error) from error
                 log.warning(
@@ -149,32 +173,121 @@ class Models:
                 )
                 await asyncio.sleep(wait)
                 _may_ask(self.lives.current(live))
+            except BaseException:
+                if asked.hold is not None:  # a bug, or the end of the service: then the next one settles it
+                    leaving = asyncio.ensure_future(self.budgets.abandon(asked.hold))
+                    self._leaving.add(leaving)
+                    leaving.add_done_callback(self._leaving.discard)
+                raise
+
+    # -- budgets -------------------------------------------------------------------------------------------------
+
+    async def _reserved(self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask) -> Taken | None:
+        """Reserve what an attempt may use; None where no budget applies. Raises BudgetReached, Parked, Invalid, Transient."""
+        await self.budgets.ready()
+        run = live.run
+        if not self.budgets.applying(run.agent, run.owner):
+            return None
+        tools = len(msgspec.json.encode(ask.tools)) if ask.tools else 0
+        wish = Wish(
+            agent=run.agent, owner=run.owner, run=run.run_id, model=ask.model, tokens_out=_most_output(ask, route),
+            tokens_in=live.sized(ask.messages) + tools // BYTES_A_TOKEN, price=await route.upstream.price(ask.model, ask.provider),
+        )  # fmt: skip
+        found = await self.budgets.reserve(wish, live.fold.allowed, lambda: _may_ask(self.lives.current(live)))
+        if isinstance(found, Reached):
+            await self._reached(live, request, found)
+        return found  # type: ignore[return-value]
+
+    async def _reached(self, live: LiveRun, request: ModelRequest, reached: Reached) -> None:
+        """End the step at a budget: the run fails, or is parked for a person. Raises BudgetReached, Parked, Transient."""
+        run_id, told = live.run.run_id, reached.told()
+        if reached.budget.action == "stop" or live.run.bound:  # a notebook's run cannot be put aside
+            hint = "see: agentfarm budget list; who set it may raise it, then: agentfarm task rerun"
+            raise BudgetReached(reached.words, hint=hint, **told)
+        events = [new_event("budget.reached", told), new_event("run.parked", {"reason": "budget"})]
+        try:
+            await self.lives.written(
+                live, lambda tx: ledger.record(tx, run_id, "gateway", events, fence=live.fence, after_n=request.n)
+            )
+        except Hole as error:
+            raise Transient(error.detail, hint=error.hint, retry_after=SETTLE_PAUSE) from error
+        self.lives.drop(run_id)
+        await self.budgets.revive("service", "there is room again")  # it may have been raised in this very moment
+        raise Parked(reached.words, hint="raise the budget, or decide it in the inbox: agentfarm inbox list", **told)
+
+    async def _written(self, live: LiveRun, asked: _Asked) -> None:
+        """Wait for a reservation's commit. Raises what hindered it."""
+        try:
+            await asyncio.shield(asked.future)
+        except BaseException:
+            self.budgets.settle(asked.hold, live.run.agent, live.run.owner, 0, 0.0)  # nothing was asked
+            raise
+
+    def _count(
+        self, live: LiveRun, model: str, hold: Hold | None, used: tuple[int, int] | None, cost: float | None, estimated: bool
+    ) -> Callable[[Tx], None]:  # fmt: skip
+        """Return what counts the use of an attempt and ends its reservation."""
+
+        def count(tx: Tx) -> None:
+            if used is not None:
+                usage.add(
+                    tx, agent=live.run.agent, owner=live.run.owner, model=model, tokens_in=used[0], tokens_out=used[1],
+                    cost=cost, estimated=estimated,
+                )  # fmt: skip
+            if hold is not None:
+                reservations.release(tx, hold)
+
+        return count
+
+    # -- what is recorded ----------------------------------------------------------------------------------------
 
     async def _failed(
-        self, live: LiveRun, request: ModelRequest, error: UpstreamError, attempt: int, wait: float | None
-    ) -> None:
+        self, live: LiveRun, request: ModelRequest, route: Route, asked: _Asked, error: UpstreamError, attempt: int,
+        wait: float | None, model: str,
+    ) -> None:  # fmt: skip
+        """Record a failed attempt, with what it probably used all the same."""
         said = {"type": error.kind, "message": error.message, "status": error.status}
-        body = {"request": request.request, "attempt": attempt, "error": said, "retry_in": wait}
-        event = new_event("model.failed", body)
-        await self.lives.db.write(lambda tx: ledger.record(tx, live.run.run_id, "gateway", [event], fence=live.fence))
+        body: dict[str, Any] = {"request": request.request, "attempt": attempt, "error": said, "retry_in": wait}
+        tokens, cost = error.used or (0, 0), 0.0
+        if error.used is not None:
+            half = Reply("", tokens_in=tokens[0], tokens_out=tokens[1], asked=model, model=model)
+            cost = route.upstream.cost(half) or 0.0
+            body |= {"usage": {"input": tokens[0], "output": tokens[1], "estimated": True}, "cost": cost}
+        event, count = new_event("model.failed", body), self._count(live, model, asked.hold, error.used, cost, True)
+
+        def write(tx: Tx) -> None:
+            ledger.record(tx, live.run.run_id, "gateway", [event], fence=live.fence)
+            count(tx)
+
+        try:
+            await self.lives.db.write(write)
+        except (Fenced, Conflict):
+            await self.lives.db.write(count)
+            raise
+        finally:  # where the store is away its row is settled in full by the next start
+            self.budgets.settle(asked.hold, live.run.agent, live.run.owner, sum(tokens), cost)
 
     def _requested(
-        self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask, digest: str, attempt: int
-    ) -> _Asked:
+        self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask, digest: str, attempt: int, hold: Hold | None
+    ) -> _Asked:  # fmt: skip
         body = {
             "request": request.request, "attempt": attempt, "model": ask.model, "upstream": route.upstream.name, "digest": digest,
             "messages": len(ask.messages), "tool_choice": ask.tool_choice, "parameters": ask.parameters,
         }  # fmt: skip
+        if hold is not None:
+            body["reserved"] = {"input": hold.tokens_in, "output": hold.tokens_out, "cost": hold.cost}
 
         def write(tx: Tx) -> None:
             upto = ledger.held(tx, live.run.run_id).seq  # the appends before this stand in the writer's queue before it
             ledger.record(
                 tx, live.run.run_id, "gateway", [new_event("model.requested", {**body, "upto": upto})], fence=live.fence
             )
+            if hold is not None:
+                reservations.reserve(tx, hold)
 
         future = self.lives.db.submit(write)
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at in _settle
-        return _Asked(new_event("model.requested", {**body, "upto": live.known_seq}), future)
+        return _Asked(new_event("model.requested", {**body, "upto": live.known_seq}), future, hold)
 
     async def _settle(
         self,
@@ -184,24 +297,14 @@ class Models:
         asked: _Asked,
         model: str,
         reply: Reply,
-        cost: float,
+        cost: float | None,
     ) -> ledger.Appended:
         """Write reply, admissions and usage in one transaction; a paid reply is written when the store is back.
 
         Raises Fenced, Conflict: the run is somebody else's now, or has ended; what the reply cost is counted all the same.
         """
         recorded = events
-
-        def count(tx: Tx) -> None:
-            usage.add(
-                tx,
-                agent=live.run.agent,
-                owner=live.run.owner,
-                model=model,
-                tokens_in=reply.tokens_in,
-                tokens_out=reply.tokens_out,
-                cost=cost,
-            )
+        count = self._count(live, model, asked.hold, (reply.tokens_in, reply.tokens_out), cost, reply.estimated)
 
         def write(tx: Tx) -> ledger.Appended:
             done = ledger.record(tx, live.run.run_id, "gateway", recorded, fence=live.fence, after_n=request.n)
@@ -219,6 +322,8 @@ class Models:
             except (Fenced, Conflict) as error:
                 log.warning("run %s: a reply came too late: %s", live.run.run_id, error.detail)
                 await self.lives.db.write(count)
+                used = reply.tokens_in + reply.tokens_out
+                self.budgets.settle(asked.hold, live.run.agent, live.run.owner, used, cost or 0.0)
                 raise
 
     async def _again(self, live: LiveRun, request: ModelRequest) -> ModelAnswer:
@@ -277,6 +382,20 @@ def _may_ask(live: LiveRun) -> None:
             )
 
 
+def _most_output(ask: Ask, route: Route) -> int:
+    """Return how many tokens the reply may have: what the version or the server's settings say, else LONGEST_OUTPUT."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        if isinstance(named := ask.parameters.get(name), int) and named > 0:
+            return named
+    return getattr(getattr(route.upstream, "settings", None), "max_tokens", None) or LONGEST_OUTPUT
+
+
+def _within(ask: Ask, taken: Taken) -> Ask:
+    """Let the model say no more than was reserved."""
+    name = "max_completion_tokens" if "max_completion_tokens" in ask.parameters else "max_tokens"
+    return replace(ask, parameters={**ask.parameters, name: taken.hold.tokens_out})
+
+
 def _digest(messages: list[dict[str, Any]]) -> str:
     digest = ""
     for one in messages:
@@ -287,6 +406,6 @@ def _digest(messages: list[dict[str, Any]]) -> str:
 def _as_ours(error: UpstreamError) -> AgentFarmError:
     if error.kind == "not-found":
         return NotFound(error.message, hint=error.hint)
-    if error.retry:
-        return Transient(error.message, hint=error.hint, retry_after=error.retry_after or 5.0)
+    if error.retry:  # the attempts that the version allows are over: whoever asked does not begin anew
+        return ModelFailed(error.message, hint=error.hint or "run it again later, or raise model.retry of the agent")
     return UserError(error.message, hint=error.hint)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agentfarm_sdk.protocol import Retry
+
 from ..errors import NotFound, Transient
 from .asking import Ask, OnToken, Reply, Upstream, UpstreamError
 from .turns import Turns
 
-MAX_ATTEMPTS = 4
-MAX_WAIT = 60.0
+LONGEST_PAUSE = 8.0  # seconds between two attempts, where the server asks for none
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,12 @@ class Upstreams:
             await route.upstream.close()
 
 
-def pause(error: UpstreamError, attempt: int) -> float | None:
-    """Return the seconds until the next attempt, or None: no further one. Pure. `attempt` counts from 1."""
-    if not error.retry or attempt >= MAX_ATTEMPTS:
+def pause(error: UpstreamError, attempt: int, retry: Retry) -> float | None:
+    """Return the seconds until the next attempt, or None: no further one. Pure. `attempt` counts from 1.
+
+    A server that asks for more patience than the version has is not asked again.
+    """
+    if not error.retry or attempt >= retry.attempts or error.kind not in retry.on:
         return None
-    wait = error.retry_after if error.retry_after is not None else min(0.5 * 2 ** (attempt - 1), 8.0)
-    return wait if wait <= MAX_WAIT else None
+    wait = error.retry_after if error.retry_after is not None else min(0.5 * 2 ** (attempt - 1), LONGEST_PAUSE)
+    return wait if wait <= retry.max_wait else None

@@ -9,6 +9,7 @@ from sqlalchemy.engine import Connection
 
 from ..errors import Forbidden, NotFound
 from ..store import agents, inbox
+from . import budgets
 from .asking import RANK, Asker, may, rights, visible
 from .routes import Call, Page, Route
 from .runs import NOTEBOOK
@@ -78,6 +79,9 @@ def _escalated_to(asker: Asker, item: dict[str, Any]) -> bool:
 
 def _may_decide(connection: Connection, asker: Asker, item: dict[str, Any]) -> None:
     """An effect is decided by those who manage the agent, or to whom it was escalated: not by who only gave a task."""
+    if item["kind"] == "budget":  # who could not change it cannot wave it through
+        budgets.may_set(connection, asker, item["detail"]["scope"], item["detail"]["name"])
+        return
     if asker.operator or (item["agent"].startswith(NOTEBOOK) and item["owner"] == asker.name):
         return
     if _escalated_to(asker, item):

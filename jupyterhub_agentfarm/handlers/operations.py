@@ -1,4 +1,4 @@
-"""The farm itself: health, metrics, usage, all changes as one stream, microservers; and the API described."""
+"""The farm itself: health, metrics, all changes as one stream, microservers; and the API described."""
 
 from __future__ import annotations
 
@@ -19,23 +19,6 @@ from .feed import Sse, resume_from
 from .routes import Call, Empty, Page, Route
 from .runs import After
 from .views import Listed
-
-
-class UsagePage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`since`: a day, 2026-11-21."""
-
-    since: str = ""
-
-
-class Used(msgspec.Struct, frozen=True):
-    day: str
-    agent: str
-    owner: str
-    model: str
-    requests: int
-    tokens_in: int
-    tokens_out: int
-    cost: float
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -88,19 +71,6 @@ async def metrics(call: Call) -> None:
     content = await call.parts.metrics()
     call.handler.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
     call.handler.finish(content)
-
-
-async def usage(call: Call) -> Listed[Used]:
-    def read(connection: Any) -> list[dict[str, Any]]:
-        asker = call.asker
-        if asker.operator:
-            return changes.used(connection, owner=None, since=call.query.since)
-        if asker.kind == "agent":
-            return changes.used(connection, owner="", agents=[asker.name], since=call.query.since)
-        names = agents.reachable(connection, asker.name)
-        return changes.used(connection, owner=asker.name, agents=names, since=call.query.since)
-
-    return Listed([Used(**{str(name): value for name, value in row.items()}) for row in await call.read(read)])
 
 
 async def events(call: Call) -> None:
@@ -205,7 +175,6 @@ def _operation(route: Route, by_kind: dict[int, Any], components: dict[str, Any]
 ROUTES = [
     Route("GET", "/health", health, "Whether the farm is well", who="anyone", answer=Health),
     Route("GET", "/metrics", metrics, "For Prometheus", who="metrics", streams=True),
-    Route("GET", "/usage", usage, "Tokens and cost by day, agent and model", query=UsagePage, answer=Listed[Used]),
     Route("GET", "/events", events, "Stream of all changes that the asker may see", query=After, streams=True),
     Route("GET", "/microservers", microservers, "The farm's machines", query=Page, answer=Listed[Any]),
     Route("GET", "/placements/explain", explain, "Where a server goes, and why", query=Explained, answer=dict[str, Any]),

@@ -38,18 +38,6 @@ def after(
     ]
 
 
-def used(
-    connection: Connection, *, owner: str | None, agents: Iterable[str] = (), since: str = "", limit: int = 1000
-) -> list[dict[str, Any]]:
-    """Return usage by day, agent, owner and model, newest day first; owner None = everybody's."""
-    statement = sa.select(usage).order_by(usage.c.day.desc(), usage.c.agent, usage.c.model).limit(limit)
-    if owner is not None:
-        statement = statement.where(sa.or_(usage.c.owner == owner, usage.c.agent.in_(list(agents))))
-    if since:
-        statement = statement.where(usage.c.day >= since)
-    return [dict(row) for row in connection.execute(statement).mappings()]
-
-
 def counts(connection: Connection, now: float) -> dict[str, list[tuple[Any, ...]]]:
     """Return what metrics are made of, counted off the rows: runs, tasks, queue, inbox, usage."""
 

@@ -16,10 +16,11 @@ from ..records import Run, new_id
 from .db import Tx
 from .tables import inbox
 
-_ASKS = {"approval.requested": "approval", "tool.doubted": "in_doubt"}
+_ASKS = {"approval.requested": "approval", "tool.doubted": "in_doubt", "budget.reached": "budget"}
 _CLOSES = {
     "approval.given": "approval", "approval.refused": "approval", "approval.expired": "approval",
     "tool.resolved": "in_doubt", "tool.succeeded": "in_doubt", "tool.failed": "in_doubt",
+    "budget.allowed": "budget", "budget.refused": "budget", "budget.freed": "budget",
 }  # fmt: skip
 _ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 
@@ -45,7 +46,7 @@ def follow(tx: Tx, before: Run, run: Run, events: Iterable[Event]) -> None:
                 decision,
                 event.by,
                 str(body.get("reason") or ""),
-                inbox.c.call == event.call,
+                inbox.c.call == (event.call or ""),
                 inbox.c.kind == _CLOSES[event.kind],
             )
         elif event.kind in _ENDS and event.kind != "run.succeeded":

@@ -265,6 +265,35 @@ usage = Table(
     Column("tokens_in", Big, nullable=False),
     Column("tokens_out", Big, nullable=False),
     Column("cost", Double, nullable=False),
+    Column("estimated", Integer, nullable=False, server_default="0"),  # requests whose tokens nobody counted
+    Column("unpriced", Integer, nullable=False, server_default="0"),  # requests of models without a price
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("scope", String(8), primary_key=True),  # agent | owner | farm
+    Column("name", String(255), primary_key=True),  # "" = the farm
+    Column("unit", String(8), primary_key=True),  # usd | tokens
+    Column("period", String(8), primary_key=True),  # day | month | total
+    Column("amount", Double, nullable=False),
+    Column("action", String(8), nullable=False),  # stop | ask
+    Column("set_by", String(255), nullable=False),
+    Column("set_at", Double, nullable=False),
+)
+
+reservations = Table(  # what model requests under way may use; those of a service that died are settled in full
+    "reservations",
+    metadata,
+    Column("hold_id", String(64), primary_key=True),
+    Column("run_id", String(64), nullable=False),
+    Column("agent", String(80), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("model", String(255), nullable=False),
+    Column("tokens_in", Big, nullable=False),
+    Column("tokens_out", Big, nullable=False),
+    Column("cost", Double, nullable=False),
+    Column("reserved_at", Double, nullable=False),
 )
 
 idempotency = Table(  # answers to writes that carried an Idempotency-Key

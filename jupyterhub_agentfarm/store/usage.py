@@ -13,15 +13,19 @@ from .db import Tx
 from .tables import usage
 
 
-def add(tx: Tx, *, agent: str, owner: str, model: str, tokens_in: int, tokens_out: int, cost: float) -> None:
-    """Count one reply (cost in USD)."""
+def add(
+    tx: Tx, *, agent: str, owner: str, model: str, tokens_in: int, tokens_out: int, cost: float | None, estimated: bool = False
+) -> None:  # fmt: skip
+    """Count one reply. cost: USD, None where the model has no price; estimated: nobody counted the tokens."""
     day = datetime.fromtimestamp(tx.now, tz=timezone.utc).strftime("%Y-%m-%d")
     mark = "?" if tx.sqlite else "%s"
     tx.later(
-        f"INSERT INTO usage (day, agent, owner, model, requests, tokens_in, tokens_out, cost) VALUES ({', '.join([mark] * 8)}) "
+        f"INSERT INTO usage (day, agent, owner, model, requests, tokens_in, tokens_out, cost, estimated, unpriced) "
+        f"VALUES ({', '.join([mark] * 10)}) "
         "ON CONFLICT (day, agent, owner, model) DO UPDATE SET requests = usage.requests + 1, tokens_in = usage.tokens_in + excluded.tokens_in, "
-        "tokens_out = usage.tokens_out + excluded.tokens_out, cost = usage.cost + excluded.cost",
-        (day, agent, owner, model, 1, tokens_in, tokens_out, cost),
+        "tokens_out = usage.tokens_out + excluded.tokens_out, cost = usage.cost + excluded.cost, "
+        "estimated = usage.estimated + excluded.estimated, unpriced = usage.unpriced + excluded.unpriced",
+        (day, agent, owner, model, 1, tokens_in, tokens_out, cost or 0.0, int(estimated), int(cost is None)),
     )
 
 

@@ -21,7 +21,9 @@ from agentfarm_sdk.protocol import (
     Limits,
     ModelAnswer,
     ModelRequest,
+    ModelSpec,
     NewEvent,
+    Retry,
     ToolSpec,
     new_event,
 )
@@ -34,8 +36,8 @@ from jupyterhub_agentfarm.errors import (
     Hole,
     Invalid,
     LimitReached,
+    ModelFailed,
     NotFound,
-    Transient,
     UserError,
 )
 from jupyterhub_agentfarm.gateway.asking import Ask, AskedCall, OnToken, Reply, UpstreamError
@@ -87,6 +89,9 @@ class Script:
 
     def cost(self, reply: Reply) -> float:
         return 0.25
+
+    async def price(self, model: str, provider: str | None) -> tuple[float, float] | None:
+        return (1.0, 2.0)
 
     async def close(self) -> None:
         return None
@@ -212,12 +217,21 @@ async def test_each_attempt_is_an_event_and_a_refusal_is_told(make: Make) -> Non
         await farm.model("q2")
 
 
-async def test_an_upstream_that_stays_away_is_transient(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    farm = make(*[UpstreamError("down", "gone", retry=True, retry_after=0.0) for _ in range(4)])
-    await farm.begin(PAY)
-    with pytest.raises(Transient):
+async def test_an_upstream_that_stays_away_is_asked_as_often_as_the_version_says_and_no_more(make: Make) -> None:
+    farm = make(*[UpstreamError("down", "gone", retry=True, retry_after=0.0) for _ in range(8)])
+    await farm.begin(Definition(prompt="p", model=ModelSpec(retry=Retry(attempts=3))))
+    with pytest.raises(ModelFailed):  # no Transient: the loop would begin anew
         await farm.model()
-    assert (await farm.kinds()).count("model.failed") == 4
+    assert (await farm.kinds()).count("model.failed") == 3
+
+
+@pytest.mark.parametrize("retry", [Retry(on=("busy",)), Retry(max_wait=5.0)], ids=["another failure", "too long"])
+async def test_a_failure_that_the_version_does_not_wait_for_ends_the_run_at_once(make: Make, retry: Retry) -> None:
+    farm = make(UpstreamError("down", "gone", retry=True, retry_after=7.0))
+    await farm.begin(Definition(prompt="p", model=ModelSpec(retry=retry)))
+    with pytest.raises(ModelFailed):
+        await farm.model()
+    assert await farm.kinds() == ["model.requested", "model.failed"]
 
 
 async def test_limits_end_before_the_call_is_paid(make: Make) -> None:

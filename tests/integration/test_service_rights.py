@@ -73,6 +73,8 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /openapi.json": EVERYONE,
     "GET /metrics": (IN, IN, IN, IN, IN, NO, NO, IN),
     "GET /usage": USERS,
+    "GET /budgets": USERS,
+    "PUT /budgets": MANAGES,
     "GET /events": USERS,
     "GET /microservers": USERS,
     "GET /placements/explain": USERS,
@@ -88,6 +90,7 @@ BODIES: dict[str, Any] = {
     "POST /claims": {"worker": "w", "claim_id": "c"},
     "POST /inbox/{item}": {"decision": "happened"},
     "PUT /secrets": {"name": "-", "value": "past the door"},
+    "PUT /budgets": {"scope": "agent", "name": "analyst", "unit": "tokens", "period": "day", "amount": 1e9},
 }
 
 

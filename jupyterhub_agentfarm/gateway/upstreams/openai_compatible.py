@@ -172,10 +172,13 @@ class OpenAICompatible:
             raise UpstreamError("down", f"the model server {self.name} cannot be reached", retry=True) from error
         return [model for model in listed if isinstance(model, dict) and model.get("id")]
 
-    def cost(self, reply: Reply) -> float:
+    def cost(self, reply: Reply) -> float | None:
         prices = self.settings.prices
-        per_in, per_out = prices.get(reply.asked) or prices.get(reply.model) or prices.get("*") or (0.0, 0.0)
-        return (reply.tokens_in * per_in + reply.tokens_out * per_out) / 1e6
+        price = prices.get(reply.asked) or prices.get(reply.model) or prices.get("*")
+        return None if price is None else (reply.tokens_in * price[0] + reply.tokens_out * price[1]) / 1e6
+
+    async def price(self, model: str, provider: str | None) -> tuple[float, float] | None:
+        return self.settings.prices.get(model) or self.settings.prices.get("*")
 
     async def close(self) -> None:
         if self._session is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from agentfarm_sdk.protocol import Retry
 from jupyterhub_agentfarm.errors import NotFound, Transient
 from jupyterhub_agentfarm.gateway.asking import Reply, UpstreamError
-from jupyterhub_agentfarm.gateway.proxy import MAX_ATTEMPTS, Route, Upstreams, pause
+from jupyterhub_agentfarm.gateway.proxy import Route, Upstreams, pause
 from jupyterhub_agentfarm.gateway.upstreams.openai_compatible import (
     OpenAICompatible,
     Settings,
@@ -31,10 +32,11 @@ def test_a_model_goes_to_the_server_that_names_it_before_one_that_takes_all() ->
 
 def test_an_attempt_follows_when_it_may_help_later_each_time_and_not_for_ever() -> None:
     down = UpstreamError("down", "gone", retry=True)
-    assert [pause(down, attempt) for attempt in range(1, MAX_ATTEMPTS + 1)] == [0.5, 1.0, 2.0, None]
-    assert pause(UpstreamError("busy", "x", retry=True, retry_after=7.0), 1) == 7.0
-    assert pause(UpstreamError("busy", "x", retry=True, retry_after=3600.0), 1) is None
-    assert pause(UpstreamError("unauthorised", "x"), 1) is None
+    assert [pause(down, attempt, Retry()) for attempt in range(1, 9)] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, None]
+    assert pause(UpstreamError("busy", "x", retry=True, retry_after=7.0), 1, Retry()) == 7.0
+    assert pause(UpstreamError("busy", "x", retry=True, retry_after=3600.0), 1, Retry()) is None
+    assert pause(UpstreamError("unauthorised", "x"), 1, Retry()) is None
+    assert pause(down, 1, Retry(attempts=1)) is None and pause(down, 1, Retry(on=("busy",))) is None
 
 
 def test_retry_after_is_read_as_seconds_and_as_a_date() -> None:
@@ -53,3 +55,9 @@ def test_a_reply_costs_what_the_operator_says_for_the_name_that_was_asked() -> N
     upstream = OpenAICompatible(Settings(name="s", url="http://127.0.0.1:1/v1", prices=prices))
     assert upstream.cost(Reply("", tokens_in=1_000_000, tokens_out=100_000, model="big-2026", asked="big")) == 3.0
     assert upstream.cost(Reply("", tokens_in=1_000_000, tokens_out=0, model="x", asked="y")) == 1.0
+
+
+def test_a_model_without_a_price_has_no_cost_and_one_that_is_free_costs_nothing() -> None:
+    for prices, cost in (({}, None), ({"*": (0.0, 0.0)}, 0.0)):
+        upstream = OpenAICompatible(Settings(name="s", url="http://127.0.0.1:1/v1", prices=prices))
+        assert upstream.cost(Reply("", tokens_in=5, tokens_out=5, model="m", asked="m")) == cost

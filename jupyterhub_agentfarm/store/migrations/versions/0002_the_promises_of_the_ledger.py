@@ -35,6 +35,34 @@ def _audit() -> None:
 
 def _budgets() -> None:
     """Limits, reservations."""
+    big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    for name in ("estimated", "unpriced"):
+        op.add_column("usage", sa.Column(name, sa.Integer(), server_default="0", nullable=False))
+    op.create_table(
+        "budgets",
+        sa.Column("scope", sa.String(length=8), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("unit", sa.String(length=8), nullable=False),
+        sa.Column("period", sa.String(length=8), nullable=False),
+        sa.Column("amount", sa.Double(), nullable=False),
+        sa.Column("action", sa.String(length=8), nullable=False),
+        sa.Column("set_by", sa.String(length=255), nullable=False),
+        sa.Column("set_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("scope", "name", "unit", "period", name=op.f("pk_budgets")),
+    )
+    op.create_table(
+        "reservations",
+        sa.Column("hold_id", sa.String(length=64), nullable=False),
+        sa.Column("run_id", sa.String(length=64), nullable=False),
+        sa.Column("agent", sa.String(length=80), nullable=False),
+        sa.Column("owner", sa.String(length=255), nullable=False),
+        sa.Column("model", sa.String(length=255), nullable=False),
+        sa.Column("tokens_in", big, nullable=False),
+        sa.Column("tokens_out", big, nullable=False),
+        sa.Column("cost", sa.Double(), nullable=False),
+        sa.Column("reserved_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("hold_id", name=op.f("pk_reservations")),
+    )
 
 
 def _memory() -> None:
