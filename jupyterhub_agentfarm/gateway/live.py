@@ -371,7 +371,9 @@ class LiveRuns:
             if item["decided_at"] is not None:
                 raise Conflict(f"this was decided by {item['decided_by']}: {item['decision']}", hint="reload the inbox")
             live = load(tx.connection, item["run_id"])
-            if decision in ("approve", "refuse"):
+            if item["kind"] == "budget":
+                events = _waived(live, item, decision, reason)
+            elif decision in ("approve", "refuse"):
                 events = _approval(live, item, decision, f"user:{by}", reason, arguments)
             else:
                 events = _decision(live, item, decision, reason, result, force)
@@ -511,8 +513,6 @@ def _decision(
         raise Conflict(f"the run has {live.run.status}")
     if kind == "approval":
         raise Invalid(f"an approval cannot be decided by {decision!r}", hint="approve or refuse")
-    if kind == "budget":
-        return _waived(live, item, decision, reason)
     if decision == "happened":
         return [new_event("tool.resolved", {"decision": "happened", "result": result, "reason": reason}, call)]
     if decision == "not_happened":
@@ -532,6 +532,8 @@ def _decision(
 
 def _waived(live: LiveRun, item: dict[str, Any], decision: str, reason: str) -> list[NewEvent]:
     """Return the events of a decision about a budget: approved, it no longer holds for this run. Pure. Raises Invalid."""
+    if live.run.status in ENDED:
+        raise Conflict(f"the run has {live.run.status}")
     body = {"budget": item["detail"]["budget"], "reason": reason}
     if decision == "approve":
         waits = live.run.waiting == "budget"
