@@ -34,6 +34,7 @@ class Call:
     timeout: float = 60.0
     started_at: str = ""
     outcome: str | None = None  # what the model is told
+    proof: str | None = None  # what proved the worker dead that holds it
     votes: list[tuple[str, str]] = field(default_factory=list)  # who approved which arguments, where several must
 
     @property
@@ -116,8 +117,15 @@ class Fold:
         if self.status not in ENDED:
             self.status, self.waiting = status, waiting
 
-    def _requeued(self, event: Event, body: dict[str, Any]) -> None:
+    def _lost(self, proof: Any) -> None:
+        """Its worker is gone; `proof` is what proved it dead, or None where it is only silent."""
         self.held = False
+        for call in self.open_calls:
+            if proof and call.state == "started" and call.fence == self.fence:
+                call.proof = str(proof)
+
+    def _requeued(self, event: Event, body: dict[str, Any]) -> None:
+        self._lost(body.get("proof"))
         self._status("queued")
 
     def _parked(self, event: Event, body: dict[str, Any]) -> None:
@@ -186,7 +194,7 @@ class Fold:
             call.state, call.attempts = "started", int(body.get("attempt", call.attempts + 1))
             call.key, call.effect = str(body.get("key", call.key)), str(body.get("effect", call.effect))
             call.timeout, call.started_at = float(body.get("timeout", 60.0)), event.at
-            call.fence = int(body.get("fence", self.fence))
+            call.fence, call.proof = int(body.get("fence", self.fence)), None
 
     def _outcome(self, event: Event, state: CallState, text: str) -> None:
         call = self.calls.get(event.call or "")
@@ -206,10 +214,19 @@ class Fold:
     def _tool_failed(self, event: Event, body: dict[str, Any]) -> None:
         self._outcome(event, "failed", "Error: " + str(_dict(body.get("error")).get("message", "failed")))
 
+    def _tool_probed(self, event: Event, body: dict[str, Any]) -> None:
+        call, answer = self.calls.get(event.call or ""), body.get("answer")
+        if call is None or call.state != "started" or not settles(call, answer):
+            return
+        if answer == "happened":
+            self._outcome(event, "succeeded", as_text(body.get("result")))
+        else:
+            call.state = "approved"  # admitted anew, with the same key, when its worker opens the run again
+
     def _tool_doubted(self, event: Event, body: dict[str, Any]) -> None:
+        self._lost(body.get("proof"))
         if (call := self.calls.get(event.call or "")) and call.open:
             call.state = "doubted"
-        self.held = False  # its worker is gone
         self._status("waiting", "in_doubt")  # by the kind alone, as the run's row moves
 
     def _tool_resolved(self, event: Event, body: dict[str, Any]) -> None:
@@ -253,6 +270,11 @@ class Fold:
             self._outcome(event, "failed", f"Error: this call was not made: {reason}")
 
 
+def settles(call: Call, answer: Any) -> bool:
+    """Say whether a probe's answer ends the doubt. What has not happened yet may still come from a worker that is only silent."""
+    return answer == "happened" or (answer == "not_happened" and call.proof is not None)
+
+
 def _dict(value: Any) -> dict[str, Any]:
     """Take a part of a body for what it should be; a worker may have written anything."""
     return value if isinstance(value, dict) else {}
@@ -290,6 +312,7 @@ _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "tool.started": Fold._started,
     "tool.succeeded": Fold._tool_succeeded,
     "tool.failed": Fold._tool_failed,
+    "tool.probed": Fold._tool_probed,
     "tool.doubted": Fold._tool_doubted,
     "tool.resolved": Fold._tool_resolved,
     "budget.allowed": Fold._budget_allowed,

@@ -18,13 +18,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from . import conditions, schemas, settings
 from .errors import Conflict, Fenced, Invalid, NotFound
-from .fold import Call, Fold
+from .fold import Call, Fold, settles
 from .ledger import Inbox
 from .protocol import (
     GENESIS,
@@ -218,21 +218,23 @@ class LocalLedger:
             self._fold.apply_all(events)
             if self._fold.ended:
                 raise Conflict(f"run {self.run} has ended: {self._fold.status}")
-            former = list(self._former())
-            doubted = [call for call in self._fold.open_calls if call.state == "doubted"]
+            mine = self.fence == fence > 0  # taken up before, and not left since
+            former = [] if mine else list(self._former())
+            still = self._fold.open_calls
+            left = [c for c in still if c.state == "started" and not (mine and c.fence == fence)]
+            probes = [c for c in left if c.effect == "once" and self._probed(c)]
+            again = [c for c in still if c.state == "approved" or (c in left and c.effect != "once")]
+            gone = any(c.state == "doubted" or (c in left and c not in again and c not in probes) for c in still)
             calls: list[AdmittedCall] = []
-            again = [
-                c
-                for c in self._fold.open_calls
-                if c.state == "approved" or (c.state == "started" and c.effect != "once")
-            ]
-            gone = any(c.state == "started" and c.effect == "once" for c in self._fold.open_calls) or bool(doubted)
-            if again or not gone or self._fold.cancel:
+            if not mine and (again or probes or not gone or self._fold.cancel):
                 self.fence, self.n = fence + 1, 0
                 self._file.db.execute("UPDATE runs SET fence = ? WHERE run_id = ?", (self.fence, self.run))
                 former.append(
                     ("service", new_event("run.leased", {"fence": self.fence, "worker": f"pid {os.getpid()}"}))
                 )
+            if probes:  # they are asked first; then the run is opened again
+                calls = [self._told(call, state="probe") for call in probes]
+            elif self.fence > fence or mine:
                 for call in again:
                     former += self._start(call, calls)
             written = self._file.write(self.run, former)
@@ -247,13 +249,17 @@ class LocalLedger:
         if self._fold.status not in ("running", "cancelling") or not self._fold.fence:
             return
         proof = "the lock of the process that drove it is free"
-        yield "service", new_event("run.requeued", {"reason": "its process is gone", "proof": proof})
-        for call in self._fold.open_calls:
-            if call.state == "started" and call.effect == "once":
-                yield (
-                    "service",
-                    new_event("tool.doubted", {"reason": "started, and nobody saw it end", "proof": proof}, call.call),
-                )
+        doubted = [
+            call for call in self._fold.open_calls
+            if call.state == "started" and call.effect == "once" and not self._probed(call)
+        ]  # fmt: skip
+        if not doubted:
+            yield "service", new_event("run.requeued", {"reason": "its process is gone", "proof": proof})
+        for call in doubted:
+            yield "service", _doubt(call, "started, and nobody saw it end", proof)
+
+    def _probed(self, call: Call) -> bool:
+        return bool((spec := self._definition.tool(call.tool)) and spec.probe)
 
     async def fit(self, event: NewEvent) -> NewEvent:
         """Return the event as it is: a file holds results of any size."""
@@ -273,6 +279,11 @@ class LocalLedger:
                 written.append((f"worker:{self.fence}", event))
                 if event.kind == "model.reported":
                     written += self._admit(msgspec.json.decode(event.body), calls)
+                elif event.kind == "tool.probed" and (call := self._fold.calls.get(event.call or "")) and call.open:
+                    said = msgspec.json.decode(event.body)
+                    if not settles(call, said["answer"]):
+                        why = f"the tool's probe was asked: {said.get('reason') or 'it does not know'}"
+                        written.append(("service", _doubt(call, why, call.proof)))
             made = self._file.write(self.run, written)
         self.n += 1
         self._fold.apply_all([*others, *made])
@@ -329,12 +340,15 @@ class LocalLedger:
         key, attempt = call_key(self._file.epoch, self.run, call.call), call.attempts + 1
         body = {"tool": call.tool, "key": key, "effect": spec.effect, "attempt": attempt, "timeout": spec.timeout,
                 "fence": self.fence}  # fmt: skip
-        arguments = msgspec.json.decode(call.arguments or "{}")
-        secret = {name: os.environ[name] for name in spec.secrets if name in os.environ}
-        calls.append(
-            AdmittedCall(call=call.call, tool=call.tool, arguments=arguments, key=key, attempt=attempt, secrets=secret)
-        )
+        calls.append(msgspec.structs.replace(self._told(call), key=key, attempt=attempt))
         yield "service", new_event("tool.started", body, call.call)
+
+    def _told(self, call: Call, state: Literal["admitted", "probe"] = "admitted") -> AdmittedCall:
+        spec = self._definition.tool(call.tool)
+        secret = {name: os.environ[name] for name in (spec.secrets if spec else ()) if name in os.environ}
+        return AdmittedCall(
+            call=call.call, tool=call.tool, arguments=_arguments(call), key=call.key, attempt=call.attempts, secrets=secret, state=state
+        )  # fmt: skip
 
     async def drain(self) -> None:
         """Nothing is under way: every append is on disk when it returns."""
@@ -364,6 +378,18 @@ class LocalLedger:
                 f"run {self.run} is driven by another process", hint="wait for it, or end that process"
             ) from error
         self._lock = lock
+
+
+def _doubt(call: Call, reason: str, proof: str | None) -> NewEvent:
+    body = {
+        "reason": reason,
+        "proof": proof,
+        "tool": call.tool,
+        "effect": call.effect,
+        "key": call.key,
+        "arguments": call.arguments,
+    }
+    return new_event("tool.doubted", body, call.call)
 
 
 def _arguments(call: Call) -> dict[str, Any]:

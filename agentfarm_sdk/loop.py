@@ -29,7 +29,7 @@ log = logging.getLogger("agentfarm")
 Outcome = Literal["succeeded", "failed", "parked", "cancelled"]
 TOLD = frozenset({  # what others write into a run that the loop acts on
     "run.cancel_requested", "run.paused", "message.added", "approval.given", "approval.refused", "approval.expired",
-    "tool.resolved",
+    "tool.resolved", "tool.succeeded", "tool.failed",
 })  # fmt: skip
 MODEL_ATTEMPTS = 5
 LONGEST_PAUSE = 30.0  # seconds between attempts to ask the model
@@ -67,7 +67,7 @@ class Loop:
 
     async def run(self) -> Outcome:
         """Lead the run to an answer, a failure, or a rest. Raises Fenced, Unauthenticated: write nothing, stop."""
-        await self.perform(await self._open())
+        await self._take_up()
         try:
             while True:
                 if self.fold.cancel is not None:
@@ -165,6 +165,30 @@ class Loop:
                 begun.append(self._do(call))
         await asyncio.gather(*begun)
 
+    async def _probe(self, call: AdmittedCall) -> bool:
+        """Ask the tool's probe what became of a former worker's call. False: nobody knows, and the run waits for a person."""
+        await self._ledger.may_start()
+        self._flags[call.call] = threading.Event()
+        try:
+            said = await self._within(call, self._context(call), probing=True)
+            body = {"answer": said.answer, "result": said.result}
+        except asyncio.TimeoutError:
+            body = {"answer": "unknown", "reason": f"it took longer than {self._timeout(call):g} s"}
+        except AgentFarmError as error:
+            body = {"answer": "unknown", "reason": _with_hint(error)}
+        except Exception as error:  # whatever the probe's own code raises
+            body = {"answer": "unknown", "reason": f"{type(error).__name__}: {error}"}
+        finally:
+            del self._flags[call.call]
+        event = await self._ledger.fit(_without_secrets(new_event("tool.probed", body, call.call), call.secrets))
+        answer = await (await self._ledger.append([event]))
+        self._take(answer.inbox)
+        self._note("tool.probed", msgspec.json.decode(event.body), call.call)
+        if self.fold.calls[call.call].state != "started":
+            return True
+        self._note("tool.doubted", {}, call.call)
+        return False
+
     async def _do(self, call: AdmittedCall) -> None:
         """Make one call and send its outcome. What goes wrong in the tool is told to the model, not raised."""
         await self._ledger.may_start()
@@ -196,12 +220,13 @@ class Loop:
         await self._ledger.append([event])
         self._note(kind, msgspec.json.decode(event.body), call.call)
 
-    async def _within(self, call: AdmittedCall, ctx: Context) -> Any:
+    async def _within(self, call: AdmittedCall, ctx: Context, probing: bool = False) -> Any:
         if (tool := self._tools.get(call.tool)) is None:
             tool = self._tools[call.tool] = await self._load(call.tool)
         timeout = self._timeout(call)
         self._progress(timeout)
-        return await asyncio.wait_for(tool.invoke(ctx, call.arguments), timeout)
+        doing = tool.ask_probe if probing else tool.invoke
+        return await asyncio.wait_for(doing(ctx, call.arguments), timeout)
 
     async def _load(self, name: str) -> Tool:
         spec = self._definition.tool(name)
@@ -227,6 +252,16 @@ class Loop:
 
     # -- rests and ends ------------------------------------------------------------------------------------------
 
+    async def _take_up(self) -> None:
+        """Take the run up: ask the probes of calls whose outcome nobody recorded, then do what is to be done now."""
+        calls = await self._open()
+        while any(call.state == "probe" for call in calls):  # then they all are
+            for call in calls:
+                if not await self._probe(call):
+                    return
+            calls = await self._open()
+        await self.perform(calls)
+
     async def _open(self) -> list[AdmittedCall]:
         self._ledger.on_inbox = self._take
         opened = await self._ledger.open()
@@ -246,7 +281,7 @@ class Loop:
                 return True
             if any(call.state == "approved" for call in self.fold.open_calls):
                 await self._ledger.drain()
-                await self.perform(await self._open())
+                await self._take_up()
                 return True
             if self._parks:
                 return False

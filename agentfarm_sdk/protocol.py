@@ -34,7 +34,7 @@ ENDED: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
 # Kinds are an open set: readers keep what they do not know.
 WORKER_KINDS = frozenset({
-    "tool.succeeded", "tool.failed", "value.recorded", "model.reported", "context.compacted", "person.executed",
+    "tool.succeeded", "tool.failed", "tool.probed", "value.recorded", "model.reported", "context.compacted", "person.executed",
     "run.parked", "run.succeeded", "run.failed", "run.cancelled",
 })  # fmt: skip  # what a worker may append
 
@@ -283,12 +283,16 @@ class AppendRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdmittedCall(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A call and what may be done with it. `state`: admitted (do it now), awaiting (a person decides), failed (told why)."""
+    """A call and what may be done with it.
+
+    `state`: admitted (do it now), awaiting (a person decides), failed (told why), probe (it was started by a worker that
+    is gone: ask the tool's probe, append `tool.probed`, then open the run again).
+    """
 
     call: str
     tool: str
     arguments: dict[str, Any] = {}
-    state: Literal["admitted", "awaiting", "failed"] = "admitted"
+    state: Literal["admitted", "awaiting", "failed", "probe"] = "admitted"
     key: str = ""
     attempt: int = 1
     error: str = ""

@@ -45,7 +45,7 @@ from .handlers.waiting import Claims
 from .handlers.worker import Workers
 from .hub import Hub
 from .monitoring.metrics import Vitals, scrape
-from .records import unit_name
+from .records import hub_user, unit_name
 from .scheduling.lifecycle import ASSIGNED_SECONDS
 from .scheduling.reaper import Reaper
 from .scheduling.scheduler import Scheduler
@@ -154,7 +154,7 @@ class AgentFarm(Application):
         live.push = workers.push
         fleet = FleetClient(directory / "fleet.sock")
         scheduler = Scheduler(db, hub, claims, lambda user: fleet.explain(unit_name(user)), self.assign_seconds)
-        reaper = Reaper(db, self.lease_seconds)
+        reaper = Reaper(db, self.lease_seconds, lambda agent: fleet.show(unit_name(hub_user(agent))))
         auth = HubOAuth(cache_max_age=HUB_CACHE_SECONDS)
         feed = Feed(db)
 

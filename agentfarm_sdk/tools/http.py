@@ -17,7 +17,7 @@ import httpx
 
 from ..errors import ToolFailed
 from .context import Context
-from .registry import tool
+from .registry import Probed, happened, not_happened, tool
 
 MAX_BYTES = 1024 * 1024
 MAX_REDIRECTS = 5
@@ -31,7 +31,18 @@ REFUSED = frozenset(
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
-@tool(effect="once", timeout=SECONDS + 5)
+async def ask_status(ctx: Context, url: str, method: Method = "GET", **more: Any) -> Probed | None:
+    """Ask the address that the version names for it, with the call's key: 200 it happened, 404 it did not."""
+    address = str(ctx.config.get("probe", "")).replace("{key}", ctx.key)
+    allow = [str(entry) for entry in ctx.config.get("allow", [])]
+    headers = {name: value for name, value in (more.get("headers") or {}).items() if name.lower() not in REFUSED}
+    answer = await asyncio.wait_for(_follow(allow, address, "GET", headers, None), SECONDS)
+    if answer["status"] == 404:
+        return not_happened()
+    return happened(answer) if answer["status"] == 200 else None
+
+
+@tool(effect="once", timeout=SECONDS + 5, probe=ask_status)
 async def http_request(
     ctx: Context, url: str, method: Method = "GET", headers: dict[str, str] | None = None, body: str | None = None
 ) -> dict[str, Any]:

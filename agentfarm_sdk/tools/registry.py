@@ -288,7 +288,7 @@ def builtin(name: str) -> Tool:
         raise Invalid(f"there is no built-in tool {name!r}", hint="built in are " + ", ".join(BUILTINS))
     module = importlib.import_module(f".{BUILTINS[name]}", __package__)
     made: Tool = getattr(module, name)
-    return dataclasses.replace(made, spec=msgspec.structs.replace(made.spec, source="builtin"))
+    return dataclasses.replace(made, spec=msgspec.structs.replace(made.spec, source="builtin", probe=False))
 
 
 def builtin_specs() -> dict[str, ToolSpec]:

@@ -215,10 +215,17 @@ class LiveRuns:
     # -- the worker's messages -----------------------------------------------------------------------------------
 
     async def open(self, run_id: str, fence: int, files: Callable[[Definition], list[str]]) -> Opened:
-        """Take a run up: its events, and the calls to do now. Raises Fenced, NotFound, Transient."""
+        """Take a run up: its events, and the calls to do now.
+
+        Where a `once` call of a former worker has a probe, that is asked first: nothing else is admitted before the
+        run is opened again. Raises Fenced, NotFound, Transient.
+        """
         self.drop(run_id)
         live = await self.get(run_id, fence)
-        verdicts = [
+        if live.run.lease_until is None:
+            raise Fenced(f"run {run_id}: fence {fence} holds nothing any more", hint="stop: claim anew")
+        lost = [c for c in live.fold.open_calls if c.state == "started" and c.effect == "once" and c.fence != fence]
+        verdicts = [] if lost else [
             admission.started(
                 call.call, spec, admission.parse(call.arguments)[0], epoch=live.run.epoch, run=run_id, fence=fence, attempt=call.attempts + 1
             )
@@ -236,9 +243,10 @@ class LiveRuns:
                 arguments=admission.parse(call.arguments)[0],
                 key=call.key,
                 attempt=call.attempts,
+                state="probe" if call in lost else "admitted",
             )
-            for call in live.fold.open_calls
-            if call.state == "started" and call.fence == fence
+            for call in lost or live.fold.open_calls
+            if call in lost or (call.state == "started" and call.fence == fence)
         ]
         return Opened(
             run=run_id, epoch=live.run.epoch, fence=fence, n=live.n, definition=live.definition, mode=live.run.mode,  # type: ignore[arg-type]
@@ -265,7 +273,7 @@ class LiveRuns:
             for event in events:
                 live.apply(event, f"worker:{fence}")
             verdicts = self._admit_reported(live, events)
-            also = [verdict.event for verdict in verdicts]
+            also = [verdict.event for verdict in verdicts] + _left_in_doubt(live, events)
             for event in also:
                 live.apply(event, "gateway")
             live.arrived(request.n)
@@ -274,7 +282,7 @@ class LiveRuns:
         except Exception:
             self.drop(run_id)
             raise
-        if live.fold.ended or any(event.kind == "run.parked" for event in events):
+        if live.fold.ended or not live.fold.held:
             self.drop(run_id)
         told = [verdict.told for verdict in verdicts] if new else self.told_before(live, events)
         return AppendAnswer(
@@ -339,8 +347,8 @@ class LiveRuns:
         def late(tx: Tx) -> ledger.Appended:
             fold = load(tx.connection, run_id).fold
             known = fold.calls.get(call)
-            if known is None or not known.open:
-                raise Conflict(f"call {call} has its outcome already", hint="nothing is to be done")
+            if known is None or known.state not in ("started", "doubted"):
+                raise Conflict(f"call {call} is not under way", hint="it has its outcome, or was never made")
             if known.fence != fence:
                 raise Forbidden(f"call {call} was started under fence {known.fence}")
             events = [NewEvent(kind=event.kind, call=call, body=event.body)]
@@ -393,7 +401,7 @@ class LiveRuns:
         told = []
         for call in calls:
             spec = live.definition.tool(call.tool)
-            if call.state == "admitted" and spec and spec.secrets:
+            if call.state in ("admitted", "probe") and spec and spec.secrets:
                 call = msgspec.structs.replace(call, secrets=await self.secrets(live.run.owner, spec.secrets))
             told.append(call)
         return told
@@ -422,13 +430,16 @@ def load(connection: Any, run_id: str) -> LiveRun:
 def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:
     """Refuse what this worker cannot say now; what stands earlier in the same append counts."""
     unanswered: dict[str, str] = {call.call: call.state for call in live.fold.open_calls}
+    lost = {call.call for call in live.fold.open_calls if call.state == "started" and call.fence != live.fence}
     reported = False
     for event in events:
         if event.kind not in WORKER_KINDS:
             raise Forbidden(
                 f"a worker may not write {event.kind}", hint="workers write: " + ", ".join(sorted(WORKER_KINDS))
             )
-        if event.kind in OUTCOMES and unanswered.pop(event.call or "", None) != "started":
+        if event.kind == "tool.probed":
+            _check_probed(live, event, lost)
+        if event.kind in OUTCOMES and (unanswered.pop(event.call or "", None) != "started" or event.call in lost):
             raise Conflict(
                 f"call {event.call} is not under way", hint="only an admitted call without outcome can get one"
             )
@@ -439,6 +450,28 @@ def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:
                 raise Conflict("an append holds one reply", hint="append the next one when this one is admitted")
             reported = True
             unanswered |= dict.fromkeys(_check_reported(live, event), "asked")
+
+
+def _check_probed(live: LiveRun, event: NewEvent, lost: set[str]) -> None:
+    call = live.fold.calls.get(event.call or "")
+    if call is None or (call.open and (call.call not in lost or call.effect != "once")):
+        raise Conflict(f"call {event.call} is none to ask a probe of", hint="those that `open` hands out as `probe`")
+    if msgspec.json.decode(event.body).get("answer") not in ("happened", "not_happened", "unknown"):
+        raise Invalid("tool.probed needs an answer", hint="happened (with its result), not_happened or unknown")
+
+
+def _left_in_doubt(live: LiveRun, events: Iterable[NewEvent]) -> list[NewEvent]:
+    """Return the doubts that stay where a probe could not end them; the run then waits for a person."""
+    doubts: list[NewEvent] = []
+    for event in events:
+        if event.kind != "tool.probed" or (call := live.fold.calls[event.call or ""]).state != "started":
+            continue
+        said = msgspec.json.decode(event.body)
+        why = said.get("reason") or "it does not know"
+        if said["answer"] == "not_happened":
+            why = "it has not happened, but the worker is only silent and may still be doing it"
+        doubts.append(leases.doubt(call, f"the tool's probe was asked: {why}", call.proof))
+    return doubts
 
 
 def _check_reported(live: LiveRun, event: NewEvent) -> list[str]:

@@ -147,6 +147,13 @@ def _builtin(name: str, values: dict[str, Any], where: str, builtins: Mapping[st
             f"the schema of the built-in {name} can only be made narrower - at `{where}.schema`",
             hint="name the same arguments, with a pattern, an enum, a maximum … ; or leave schema out",
         )
+    probe = (values.get("config") or {}).get("probe")
+    if probe is not None and (name != "http_request" or "{key}" not in str(probe)):
+        raise Invalid(
+            f"the built-in {name} cannot be probed so - at `{where}.config.probe`",
+            hint="http_request alone: an address with {key} in it, e.g. https://api.example.com/orders/{key}",
+        )
+    values = {**values, "probe": probe is not None}
     given = None if schema == spec.schema else values.get("schema_hash")
     return {**full, **values, "schema_hash": _schema_hash(name, dict(schema), given, where)}
 
@@ -173,6 +180,11 @@ def check(definition: Definition) -> None:
         seen.add(tool.name)
         if not 0 < tool.timeout <= 3600:
             raise Invalid(f"a timeout of {tool.timeout:g} s - at `$.tools[{index}].timeout`", hint="over 0, up to 3600")
+        if tool.probe and tool.effect != "once":
+            raise Invalid(
+                f"tool {tool.name} is {tool.effect} and has a probe - at `$.tools[{index}].probe`",
+                hint="only calls that are made at most once are probed: effect once, or no probe",
+            )
         _check_approval(tool, f"$.tools[{index}]")
         for secret in tool.secrets:
             if not SECRET_NAME.match(secret):

@@ -154,9 +154,13 @@ const SAY = {
   'tool.started': body => [`Calls ${body.tool}`, body.effect, 'run'],
   'tool.succeeded': body => ['Outcome', text(body.result ?? ''), 'good'],
   'tool.failed': body => ['The call failed', body.error?.message || '', 'bad'],
+  'tool.probed': body => ['The probe was asked', `${body.answer} ${body.reason || ''}`],
   'tool.doubted': body => ['In doubt', body.reason, 'wait'],
   'tool.resolved': body => ['Decided', `${body.decision} ${body.reason || ''}`],
-  'approval.requested': body => [`${body.tool} waits for approval`, '', 'wait'],
+  'approval.requested': body => [`${body.tool} waits for approval`, body.why || '', 'wait'],
+  'approval.voted': body => ['One approves', body.arguments ? text(body.arguments) : ''],
+  'approval.expired': body => ['Approval expired', body.reason, 'bad'],
+  'approval.escalated': body => ['Shown to more people', body.to || 'operators'],
   'approval.given': body => ['Approved', body.arguments ? text(body.arguments) : '', 'good'],
   'approval.refused': body => ['Refused', body.reason || '', 'bad']
 };

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from agentfarm_sdk.protocol import LEASE_SECONDS
 
@@ -19,6 +21,8 @@ from ..store.db import Database
 
 log = logging.getLogger(__name__)
 TICK = 1.0
+PROOF_SECONDS = 5.0  # for the fleet daemon to say how a server ended
+RESTARTED = "the machine was restarted"
 JUMP = 1.0  # seconds by which a clock may differ, or a tick be late
 
 
@@ -40,11 +44,29 @@ class Steadiness:
         return mono - self.since
 
 
-class Reaper:
-    """Looks each second. Acts after one whole lease period of uninterrupted service, counted anew after each trouble."""
+def proof_of_death(unit: Mapping[str, Any]) -> str | None:
+    """Return what proves that nothing of a server runs any more, from the fleet daemon's word on its unit. Pure.
 
-    def __init__(self, db: Database, lease: float = LEASE_SECONDS) -> None:
-        self.db, self.lease = db, lease
+    The keeper says how a server ended when all that it started is gone too; where the keeper was killed, nobody knows yet.
+    """
+    if unit.get("state") != "exited" or unit.get("reason") not in (None, "", RESTARTED):
+        return None
+    return RESTARTED if unit.get("reason") else f"its server has ended with exit code {unit.get('exit_code')}"
+
+
+class Reaper:
+    """Looks each second. Acts after one whole lease period of uninterrupted service, counted anew after each trouble.
+
+    `unit` tells the state of the server of an agent (fleet/client.py).
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        lease: float = LEASE_SECONDS,
+        unit: Callable[[str], Awaitable[Mapping[str, Any]]] | None = None,
+    ) -> None:
+        self.db, self.lease, self.unit = db, lease, unit
         self.reaped = 0  # for metrics
         now = time.monotonic()
         self.steady = Steadiness(now, now, db.now())
@@ -68,8 +90,10 @@ class Reaper:
             await self._overdue(item)
         if self.steady.tick(time.monotonic(), wall, self.db.last_error is None) < self.lease:
             return
+        agents = {run.agent for run in expired if not run.bound}
+        proofs = dict(zip(agents, await asyncio.gather(*map(self._proof, agents)), strict=True))
         for run in expired:
-            await self._requeue(run)
+            await self._requeue(run, proofs.get(run.agent))
 
     async def _overdue(self, inbox_id: str) -> None:
         try:
@@ -77,14 +101,26 @@ class Reaper:
         except AgentFarmError as error:
             log.warning("%s is overdue, and it cannot be said so: %s", inbox_id, error)
 
-    async def _requeue(self, run: Run) -> None:
+    async def _proof(self, agent: str) -> str | None:
+        """Ask whether the agent's server is dead, and all that it started; no answer proves nothing."""
+        if self.unit is None:
+            return None
+        try:
+            return proof_of_death(await asyncio.wait_for(self.unit(agent), PROOF_SECONDS))
+        except (AgentFarmError, asyncio.TimeoutError) as error:
+            log.info("whether the server of %s is dead is not known: %s", agent, error or "no answer")
+            return None
+
+    async def _requeue(self, run: Run, proof: str | None) -> None:
         reason = "the lease expired"
         try:
-            await self.db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, reason, None))
+            await self.db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, reason, proof))
         except Fenced:
             return  # its worker was faster
         except AgentFarmError as error:
             log.warning("run %s, fence %d: its expired lease could not be ended: %s", run.run_id, run.fence, error)
             return
         self.reaped += 1
-        log.warning("run %s: the lease of fence %d (%s) expired", run.run_id, run.fence, run.worker)
+        log.warning(
+            "run %s: the lease of fence %d (%s) expired: %s", run.run_id, run.fence, run.worker, proof or "silent"
+        )

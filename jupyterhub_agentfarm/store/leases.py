@@ -18,7 +18,7 @@ from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event, timestamp
 
 from ..errors import Conflict, Fenced
 from ..records import Run
-from . import inbox, ledger, threads
+from . import definitions, inbox, ledger, threads
 from .db import Tx
 from .tables import CLAIMABLE as CLAIMABLE
 from .tables import runs, tasks
@@ -96,8 +96,8 @@ def expired(connection: Connection, now: float) -> list[Run]:
 def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> ledger.Appended:
     """Take the run from its worker. Open calls are decided from the record; `proof` proves the worker dead.
 
-    A started `read` is called again; an `idempotent` one too, after proof or its timeout; a `once` one is in doubt, and
-    the run waits instead of queueing. A run bound to a kernel fails: it never enters the queue. A cancelled one ends
+    A started `read` is called again; an `idempotent` one too, after proof or its timeout; of a `once` one the next worker
+    asks the tool's probe; where it has none, it is in doubt, and the run waits instead of queueing. A run bound to a kernel fails: it never enters the queue. A cancelled one ends
     where nothing is open.
 
     Raises Fenced: `fence` holds it no more.
@@ -107,7 +107,9 @@ def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> 
         raise Fenced(f"run {run_id}: fence {fence} holds nothing any more")
     fold = _fold(tx, run)
     started = [call for call in fold.open_calls if call.state == "started"]
-    events = [_doubt(call, reason, proof) for call in started if call.effect == "once"]
+    once = [call for call in started if call.effect == "once"]
+    probed = _with_probe(tx, run) if once and not run.bound else frozenset()
+    events = [doubt(call, reason, proof) for call in once if call.tool not in probed]
     queued = [] if events else [new_event("run.requeued", {"reason": reason, "proof": proof})]
     if run.bound:
         message = f"the kernel that drove this run is gone ({reason})"
@@ -198,7 +200,13 @@ def assign(tx: Tx, run_id: str) -> None:
         tx.advance(replace(run, status="assigned"))
 
 
-def _doubt(call: Call, reason: str, proof: str | None) -> NewEvent:
+def _with_probe(tx: Tx, run: Run) -> frozenset[str]:
+    definition = definitions.get(tx.connection, run.definition_hash)
+    return frozenset(tool.name for tool in definition.tools if tool.probe)
+
+
+def doubt(call: Call, reason: str, proof: str | None) -> NewEvent:
+    """Say that nobody knows whether a call took effect."""
     body = {
         "reason": reason,
         "proof": proof,
@@ -215,7 +223,7 @@ def _ending(fold: Fold, wish: str, reason: str, proof: str | None) -> list[NewEv
     doubts, undone, open_still = [], [], False
     for call in fold.open_calls:
         if call.state == "started" and call.effect != "read":
-            doubts.append(_doubt(call, reason, proof))
+            doubts.append(doubt(call, reason, proof))
         elif call.state == "doubted":
             open_still = True
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 import websockets
 from servicekit import Service, service
 
+from jupyterhub_agentfarm.errors import FleetError
+from jupyterhub_agentfarm.store import leases
 from jupyterhub_agentfarm.store.tables import inbox, runs
 
 PAY = {
@@ -284,3 +286,148 @@ async def test_a_decision_starts_a_parked_run_again_at_once_and_repeats_nothing(
     assert time.monotonic() - began < 5, "some milliseconds, on a machine that does nothing else"
     assert [(one["call"], one["arguments"]["size"]) for one in taken["calls"]] == [("c1-0", 200)]
     assert (await kinds(farm, claim["run"])).count("tool.started") == 2
+
+
+# -- in doubt ------------------------------------------------------------------------------------------------------
+
+
+async def lost(farm: Service, claim: dict[str, Any], dead: str | None) -> None:
+    """Let the worker be gone: proven dead by its supervisor, or only silent until its lease has expired."""
+    if dead:
+        await farm.ok(
+            "agent-analyst", "POST", f"/runs/{claim['run']}/heartbeat", {"fence": claim["fence"], "dead": dead}
+        )
+        return
+    await farm.db.write(lambda tx: leases.requeue(tx, claim["run"], claim["fence"], "the lease expired", None))
+
+
+async def probed(farm: Service, dead: str | None, answer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Lose a worker in the middle of a call, and let the next one ask the tool's probe; return both claims."""
+    await with_tool(farm, probe=True)
+    first, call = await paying(farm)
+    await lost(farm, first, dead)
+    assert (await farm.ok("ann", "GET", "/inbox"))["items"] == [], "the probe is asked before a person is"
+    taken = await opened(farm)
+    assert [(one["state"], one["key"]) for one in taken["calls"]] == [("probe", call["key"])]
+    await append(farm, taken, 1, "tool.probed", answer, call["call"])
+    return first, taken
+
+
+async def test_a_probe_that_found_the_effect_gives_the_call_its_result(farm: Service) -> None:
+    _, taken = await probed(farm, None, {"answer": "happened", "result": {"id": 7}})
+    assert "calls" not in await farm.ok(taken["token"], "POST", f"/runs/{taken['run']}/open", {})
+    await ask_model(farm, taken, "Paid.", n=1)
+    assert shown(farm) == '{"id":7}' and (await kinds(farm, taken["run"])).count("tool.started") == 1
+
+
+async def test_a_probe_that_found_nothing_lets_a_call_be_made_again_when_its_worker_is_proven_dead(
+    farm: Service,
+) -> None:
+    first, taken = await probed(farm, "kernel exited with -9", {"answer": "not_happened"})
+    (again,) = (await farm.ok(taken["token"], "POST", f"/runs/{taken['run']}/open", {}))["calls"]
+    assert again["attempt"] == 2 and again.get("state", "admitted") == "admitted"
+    late = {"fence": first["fence"], "event": {"kind": "tool.succeeded", "call": again["call"], "body": {"result": 1}}}
+    path = f"/runs/{taken['run']}/calls/{again['call']}/outcome"
+    assert (await farm.ask(first["token"], "POST", path, late)).status_code == 403
+    await append(farm, taken, 2, "tool.succeeded", {"result": "paid"}, again["call"])
+
+
+@pytest.mark.parametrize(
+    ("dead", "answer", "says"),
+    [
+        (None, {"answer": "not_happened"}, "only silent"),
+        ("kernel exited with -9", {"answer": "unknown", "reason": "the bank is closed"}, "the bank is closed"),
+    ],
+)
+async def test_a_probe_that_cannot_end_the_doubt_leaves_it_to_a_person(
+    farm: Service, dead: str | None, answer: Any, says: str
+) -> None:
+    first, taken = await probed(farm, dead, answer)
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    assert item["kind"] == "in_doubt" and says in item["detail"]["reason"]
+    assert item["worker"] == (f"proven dead: {dead}" if dead else "only silent")
+    assert (await kinds(farm, taken["run"]))[-2:] == ["tool.probed", "tool.doubted"]
+    assert (await farm.ask(taken["token"], "POST", f"/runs/{taken['run']}/open", {})).json()["type"] == "fenced"
+    if dead:
+        await decide(farm, "ann", item, "not_happened")
+        (again,) = (await opened(farm))["calls"]
+        assert again.get("state", "admitted") == "admitted" and again["attempt"] == 2, "it is not probed twice"
+    else:
+        late = {"kind": "tool.succeeded", "call": item["call"], "body": {"result": "paid"}}
+        path = f"/runs/{taken['run']}/calls/{item['call']}/outcome"
+        await farm.ok(first["token"], "POST", path, {"fence": first["fence"], "event": late})
+        closed = await farm.ok("ann", "GET", f"/inbox/{item['inbox_id']}")
+        assert closed["decision"] == "succeeded" and "calls" not in await opened(farm)
+
+
+async def test_a_worker_says_of_a_call_only_what_it_may(farm: Service) -> None:
+    await with_tool(farm, probe=True)
+    claim, call = await paying(farm)
+    run = f"/runs/{claim['run']}/events"
+
+    async def refused(kind: str, body: Any, of: dict[str, Any], status: int) -> None:
+        events = {"fence": of["fence"], "n": 1, "events": [{"kind": kind, "body": body, "call": call["call"]}]}
+        assert (await farm.ask(of["token"], "POST", run, events)).status_code == status
+
+    await refused(
+        "tool.probed", {"answer": "happened", "result": 1}, claim, 409
+    )  # its own call: it has an outcome or none
+    await lost(farm, claim, "kernel exited with -9")
+    taken = await opened(farm)
+    await refused("tool.succeeded", {"result": 1}, taken, 409)  # it did not make that call
+    await refused("tool.probed", {"answer": "perhaps"}, taken, 422)
+
+
+async def test_a_person_s_three_answers_to_a_doubt_are_recorded_with_name_and_reason(farm: Service) -> None:
+    await with_tool(farm)
+    for decision, more, status in (
+        ("happened", {"result": "paid"}, "queued"), ("not_happened", {"force": True}, "queued"), ("give_up", {}, "failed"),
+    ):  # fmt: skip
+        claim, _ = await paying(farm)
+        await lost(farm, claim, None)
+        (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+        assert item["worker"] == "only silent" and item["detail"]["key"] and item["asked_at"]
+        if decision == "not_happened":
+            assert "only silent" in (await decide(farm, "ann", item, decision, 409))["detail"]
+            assert "only silent" in (await decide(farm, "ann", item, decision, 409, reason="surely"))["detail"]
+        await decide(farm, "ann", item, "approve", 422)
+        done = await decide(farm, "ann", item, decision, reason="the bank says so", **more)
+        assert (done["decided_by"], done["reason"]) == ("user:ann", "the bank says so")
+        assert (await farm.ok("ann", "GET", f"/runs/{claim['run']}"))["status"] == status
+        await farm.ok("ann", "POST", f"/tasks/{(await farm.ok('ann', 'GET', '/tasks'))['items'][0]['task_id']}/cancel", {}) if status != "failed" else None  # fmt: skip
+
+
+async def test_a_server_that_is_gone_proves_its_worker_dead_and_an_idempotent_call_is_made_again_at_once(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service(tmp_path, database_url, monkeypatch, lease=0.2) as farm:
+        await with_tool(farm, effect="idempotent", timeout=3000)
+        for state, again in ((FleetError("the daemon is away"), False), ({"state": "exited", "exit_code": -9}, True)):
+            claim, _ = await paying(farm)
+
+            async def unit(agent: str, state: Any = state) -> Any:
+                assert agent == "analyst"
+                if isinstance(state, Exception):
+                    raise state
+                return state
+
+            farm.reaper.unit = unit
+            await until(lambda claim=claim: looked(farm, claim["run"]))
+            taken = await farm.claim()
+            assert (taken is not None) is again, "a silent worker may still be making it, until its timeout"
+            (requeued,) = [
+                event for event in (await farm.ok("ann", "GET", f"/runs/{claim['run']}/events"))["items"] if event["kind"] == "run.requeued"
+            ]  # fmt: skip
+            assert requeued["body"]["proof"] == ("its server has ended with exit code -9" if again else None)
+
+
+async def looked(farm: Service, run: str) -> bool:
+    await farm.reaper.look()
+    return bool((await farm.ok("ann", "GET", f"/runs/{run}"))["status"] == "queued")
+
+
+async def until(true: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not await true():
+        assert time.monotonic() < deadline, "it did not come about"
+        await asyncio.sleep(0.02)

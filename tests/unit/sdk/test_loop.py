@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import pytest
 
-from agentfarm_sdk import Agent, Context, tool
+from agentfarm_sdk import Agent, Context, happened, not_happened, tool
 from agentfarm_sdk.agent import Run
 from agentfarm_sdk.errors import (
     AgentFarmError,
@@ -365,7 +365,7 @@ async def test_a_once_call_that_nobody_saw_return_is_in_doubt_and_not_made_again
 
     run = await asyncio.to_thread(farm.take_up, agent, run_id, ScriptedModel(says("never"), says("Bought.")))
     assert orders.made == [] and run.status == "waiting" and run.fold().waiting == "in_doubt"
-    assert kinds(run)[-3:] == ["tool.succeeded", "run.requeued", "tool.doubted"]
+    assert kinds(run)[-2:] == ["tool.succeeded", "tool.doubted"]
     with pytest.raises(InDoubt, match="place_order"):
         _ = run.result
     assert (await asyncio.to_thread(run.resume)).status == "waiting", "nothing changes by trying again"
@@ -428,3 +428,66 @@ def test_what_a_notebook_shows_of_a_run_is_escaped(farm: FakeFarm) -> None:
     run = farm.run(Agent("<b>"), "<script>alert(1)</script>", ScriptedModel(says("<img src=x onerror=alert(1)>")))
     shown = run._repr_html_()
     assert "<script" not in shown and "<img" not in shown and "&lt;script&gt;" in shown and "<b>" not in shown
+
+
+# -- calls that a former process left --------------------------------------------------------------------------------
+
+
+async def left_under_way(path: Path, agent: Agent, *tools: str) -> str:
+    """Begin a run whose model asks for these tools, and let its process die before one of them says what came of it."""
+    file = LocalFile(path)
+    run = file.create(agent.definition, "go", mode="live")
+    ledger = LocalLedger(file, run)
+    await ledger.open()
+    asked = [
+        {"id": f"c0-{place}", "type": "function", "function": {"name": name, "arguments": '{"symbol": "BTC"}'}}
+        for place, name in enumerate(tools)
+    ]
+    reply = {"role": "assistant", "content": "", "tool_calls": asked}
+    await ledger.append([new_event("model.reported", {"request": "m0", "message": reply})])
+    await ledger.close()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("answer", "made", "last"),
+    [
+        ("happened", 0, ["run.requeued", "run.leased", "tool.probed", "model.reported", "run.succeeded"]),
+        ("not_happened", 1, ["tool.probed", "tool.started", "tool.succeeded", "model.reported", "run.succeeded"]),
+        (None, 0, ["run.requeued", "run.leased", "tool.probed", "tool.doubted"]),
+        ("broken", 0, ["run.requeued", "run.leased", "tool.probed", "tool.doubted"]),
+    ],
+)
+def test_a_probe_is_asked_what_became_of_a_call_and_only_its_word_lets_the_call_be_made_again(
+    tmp_path: Path, answer: str | None, made: int, last: list[str]
+) -> None:
+    orders, asked = Orders(), []
+
+    def was_it_placed(ctx: Context, symbol: str) -> Any:
+        asked.append((ctx.key, symbol))
+        if answer == "broken":
+            raise ValueError("the exchange is closed")
+        return happened({"id": 7}) if answer == "happened" else not_happened() if answer else None
+
+    agent = Agent("t", tools=[orders.tool(probe=was_it_placed)], mode="live", ledger=tmp_path / "ledger", model=ScriptedModel(says("done")))  # fmt: skip
+    run_id = asyncio.run(left_under_way(tmp_path / "ledger", agent, "place_order"))
+    run = agent.take_up(run_id)
+    assert kinds(run)[-len(last) :] == last and len(orders.made) == made
+    call = run.fold().calls["c0-0"]
+    assert asked == [(call.key, "BTC")] and set(orders.made) <= {call.key}
+    if answer == "happened":
+        assert call.outcome == '{"id":7}'
+    if last[-1] == "tool.doubted":
+        doubt = run.events()[-1].data()
+        assert run.fold().waiting == "in_doubt" and "probe was asked" in doubt["reason"] and doubt["proof"]
+        assert run.decide("c0-0", "happened", result=1, reason="seen").resume().result == "done"
+        assert len(orders.made) == 0
+
+
+def test_a_call_in_doubt_is_the_last_word_and_its_siblings_are_not_made_again(tmp_path: Path) -> None:
+    orders = Orders()
+    agent = Agent(
+        "t", tools=[orders.tool()], mode="live", ledger=tmp_path / "ledger", model=ScriptedModel(says("done"))
+    )
+    run = agent.take_up(asyncio.run(left_under_way(tmp_path / "ledger", agent, "place_order", "place_order")))
+    assert kinds(run)[-4:] == ["tool.started", "tool.started", "tool.doubted", "tool.doubted"] and not orders.made

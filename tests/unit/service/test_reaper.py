@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jupyterhub_agentfarm.scheduling.reaper import Steadiness
+from jupyterhub_agentfarm.scheduling.reaper import Steadiness, proof_of_death
 
 
 def test_steady_seconds_add_up() -> None:
@@ -21,3 +21,20 @@ def test_an_interruption_begins_the_count_anew(mono: float, wall: float, healthy
     steady = Steadiness(since=-100, mono=1, wall=1001)
     assert steady.tick(mono, wall, healthy) == 0
     assert steady.tick(mono + 1, wall + 1, True) == 1
+
+
+@pytest.mark.parametrize(
+    ("unit", "proof"),
+    [
+        ({"state": "exited", "exit_code": -9, "reason": ""}, "its server has ended with exit code -9"),
+        ({"state": "exited", "exit_code": -9, "reason": "the machine was restarted"}, "the machine was restarted"),
+        ({"state": "exited", "exit_code": -9, "reason": "its keeper was killed"}, None),  # kernels may run on
+        ({"state": "running", "exit_code": None}, None),
+        ({"state": "unknown", "reason": "no contact"}, None),
+        ({}, None),
+    ],
+)
+def test_a_server_is_proven_dead_by_its_keeper_s_word_or_by_a_restarted_machine(
+    unit: dict[str, object], proof: str | None
+) -> None:
+    assert proof_of_death(unit) == proof
