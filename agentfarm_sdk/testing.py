@@ -24,6 +24,7 @@ from typing import Any
 from .agent import Agent, Run
 from .local import LocalFile
 from .model import Question, Reply
+from .quirks import Wire
 
 Json = dict[str, Any]
 
@@ -48,7 +49,8 @@ class Turn:
         return message
 
 
-Script = Turn | Callable[[list[Json]], Turn]  # a function is given the messages that the model is shown
+Said = Turn | Wire  # Wire: bytes as they are, see quirks.py
+Script = Said | Callable[[list[Json]], Said]  # a function is given the messages that the model is shown
 
 
 def says(text: str) -> Turn:
@@ -78,6 +80,8 @@ class ScriptedModel:
         if self._delay:
             await asyncio.sleep(self._delay)
         turn = _turn(self._turns, question.step, question.messages)
+        if isinstance(turn, Wire):
+            raise TypeError("bytes are for a ScriptedServer: a model in this process puts nothing on a wire")
         usage = {"input": 10, "output": 5, "estimated": True}
         source = {"upstream": "scripted", "model": "scripted", "provider": None, "id": None}
         return Reply(turn.message(), usage=usage, provenance=source, finish="tool_calls" if turn.asked else "stop")
@@ -123,7 +127,7 @@ class ScriptedServer:
     """An OpenAI-compatible server on a free loopback port, in this process; streams where it is asked to.
 
     The turn is chosen by the replies that stand in the request since the person's last message, so a request that is made
-    again gets the same answer. `fail(503, times=2)` makes the next requests fail, `delay` slows every one (seconds).
+    again gets the same answer. A turn may be bytes as real servers send them (`QUIRKS` in quirks.py). `fail(503, times=2)` makes the next requests fail, `delay` slows every one (seconds).
     """
 
     def __init__(self, *turns: Script, delay: float = 0.0, name: str = "scripted") -> None:
@@ -147,7 +151,7 @@ class ScriptedServer:
         """Answer the next requests with a status, or with nonsense (status 200 and any body)."""
         self._failures += [(status, body)] * times
 
-    def answer(self, request: Json) -> tuple[int, bytes | Turn]:
+    def answer(self, request: Json) -> tuple[int, bytes | Said]:
         self.requests.append(request)
         if self.delay:
             time.sleep(self.delay)
@@ -171,7 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
         status, turn = self.script.answer(request)
-        if isinstance(turn, bytes):
+        if isinstance(turn, Wire):
+            self._replay(turn)
+        elif isinstance(turn, bytes):
             self._send(status, "application/json", turn)
         elif request.get("stream"):
             self._send(200, "text/event-stream", b"".join(self._chunks(turn)))
@@ -180,6 +186,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(
                 200, "application/json", _json({**self._head("chat.completion"), "choices": [choice], "usage": _USAGE})
             )
+
+    def _replay(self, wire: Wire) -> None:
+        """Send the pieces one by one; a connection that is cut ends without the last one of HTTP."""
+        try:
+            self.send_response(wire.status)
+            self.send_header("Content-Type", wire.kind)
+            self.send_header("Transfer-Encoding", "chunked")
+            for name, value in wire.headers:
+                self.send_header(name, value)
+            self.end_headers()
+            for piece in wire.pieces:
+                self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+                self.wfile.flush()
+            if wire.cut:
+                self.close_connection = True
+            else:
+                self.wfile.write(b"0\r\n\r\n")
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
 
     def _chunks(self, turn: Turn) -> list[bytes]:
         head = self._head("chat.completion.chunk")
@@ -212,11 +237,11 @@ class _Handler(BaseHTTPRequestHandler):
 _USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 
 
-def _turn(turns: Sequence[Script], step: int, messages: list[Json]) -> Turn:
+def _turn(turns: Sequence[Script], step: int, messages: list[Json]) -> Said:
     if not turns:
         return says("")
     turn = turns[min(step, len(turns) - 1)]
-    return turn if isinstance(turn, Turn) else turn(messages)
+    return turn if isinstance(turn, Turn | Wire) else turn(messages)
 
 
 def _json(value: Any) -> bytes:

@@ -43,6 +43,14 @@ class _Call:
     arguments: str = ""
     whole: Any = None
 
+    @property
+    def finished(self) -> bool:
+        """Say whether its arguments are a whole object already."""
+        try:
+            return self.whole is not None or isinstance(json.loads(self.arguments), dict)
+        except (ValueError, RecursionError):
+            return False
+
 
 @dataclass
 class Accumulator:
@@ -57,6 +65,11 @@ class Accumulator:
     anything: bool = False
     _calls: list[_Call] = field(default_factory=list)
 
+    @property
+    def written(self) -> int:
+        """Characters that have come so far."""
+        return len(self.content) + len(self.reasoning) + sum(len(call.arguments) for call in self._calls)
+
     def chunk(self, value: Any) -> str:
         """Take in one chunk; return its new text. Raises UpstreamError: an error object, or no chunk at all."""
         try:
@@ -70,10 +83,11 @@ class Accumulator:
             raise UpstreamError("nonsense", "the model server sent something that is no chunk", retry=True) from error
 
     def _chunk(self, value: dict[str, Any]) -> str:
-        if value.get("error"):
-            error = value["error"]
-            text = error.get("message") if isinstance(error, dict) else error
-            raise UpstreamError("failed", f"the model server failed in its answer: {str(text)[:300]}", retry=True)
+        if error := value.get("error") or (value if value.get("object") == "error" else None):
+            text, code = (error.get("message"), error.get("code")) if isinstance(error, dict) else (error, 0)
+            status = code if isinstance(code, int) and 400 <= code < 600 else 0
+            message = f"the model server failed in its answer: {str(text)[:300]}"
+            raise UpstreamError("failed", message, status=status, retry=True)
         self.model, self.id = str(value.get("model") or self.model), str(value.get("id") or self.id)
         if isinstance(value.get("usage"), dict):
             self.usage = value["usage"]
@@ -100,23 +114,28 @@ class Accumulator:
     def _call(self, delta: dict[str, Any], position: int) -> None:
         function = delta.get("function") or {}
         name, arguments = str(function.get("name") or ""), function.get("arguments")
-        call = self._find(str(delta.get("id") or ""), delta.get("index"), bool(name), position)
+        call = self._find(str(delta.get("id") or ""), delta.get("index"), name, position)
         call.name = call.name or name
         if isinstance(arguments, str):
             call.arguments += arguments
         elif arguments is not None:
             call.whole = arguments
 
-    def _find(self, key: str, index: int | None, begins: bool, position: int) -> _Call:
-        """By id first, then by index, then by order: a name where the call has its name already begins a new one."""
-        known = next((call for call in self._calls if key and call.id == key), None)
-        if known is None and not (key and begins):
-            same = [call for call in self._calls if call.index == (position if index is None else index)]
-            known = same[-1] if same else (self._calls[-1] if self._calls and not begins else None)
-        if known is not None and not (begins and known.name and not key):
-            return known
-        self._calls.append(_Call(position if index is None else index, key))
-        return self._calls[-1]
+    def _find(self, key: str, index: int | None, name: str, position: int) -> _Call:
+        """By id first, then by index, then by order. What is in doubt stays one call: its arguments are no JSON then."""
+        place = position if index is None else index
+        known = next((call for call in reversed(self._calls) if key and call.id == key), None)
+        if known is not None and name and index is not None and known.index != index:
+            known = None  # one id for two calls
+        elif known is None and not (key and name):
+            same = [call for call in self._calls if call.index == place]
+            known = same[-1] if same else (self._calls[-1] if self._calls and not name else None)
+            if known is not None and name and known.name and (known.name != name or known.finished):
+                known = None  # a name where the call has its own, and its arguments are whole: the next one begins
+        if known is None:
+            known = _Call(place, key)
+            self._calls.append(known)
+        return known
 
     def reply(self, prompt_text: int) -> Reply:
         """Return the reply. `prompt_text`: characters that were sent, for an estimate where no usage came.

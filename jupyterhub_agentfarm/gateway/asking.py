@@ -51,7 +51,7 @@ class Reply:
 
 
 class UpstreamError(Exception):
-    """An attempt failed. `kind`: down, slow, nonsense, refused, unauthorised, no-credit, not-found, busy, failed.
+    """An attempt failed. `kind`: down, slow, nonsense, refused, unauthorised, no-credit, not-found, busy, failed, unsupported.
 
     `retry`: whether another attempt may help; `retry_after`: seconds that the upstream asks for. `used`: tokens in and out
     that were probably paid for all the same, where it broke off in its answer.

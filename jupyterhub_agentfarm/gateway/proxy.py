@@ -97,6 +97,8 @@ def pause(error: UpstreamError, attempt: int, retry: Retry) -> float | None:
 
     A server that asks for more patience than the version has is not asked again.
     """
+    if error.kind == "unsupported":  # each part of a request is left out once
+        return 0.0
     if not error.retry or attempt >= retry.attempts or error.kind not in retry.on:
         return None
     wait = error.retry_after if error.retry_after is not None else min(0.5 * 2 ** (attempt - 1), LONGEST_PAUSE)

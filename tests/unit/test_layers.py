@@ -44,7 +44,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.tools sdk.replay sdk.limits sdk.local",
         "sdk.ledger sdk.model sdk.farm",
         "sdk.fold sdk.conditions",
-        "sdk.settings sdk.protocol",
+        "sdk.settings sdk.protocol sdk.quirks",
         "sdk.errors sdk.schemas",
     ],
 }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
@@ -22,6 +23,8 @@ from ..accumulate import Accumulator, Lines
 from ..asking import Ask, OnToken, Reply, UpstreamError
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
+# What a request can do without, where a server names it in a refusal. tool_choice: it is left to the model then.
+OPTIONAL = ("parallel_tool_calls", "tool_choice", "response_format", "strict", "seed", "stream_options")
 _NO_TOOLS = ("tool", "function call", "--enable-auto-tool-choice", "--jinja")
 
 
@@ -29,7 +32,7 @@ _NO_TOOLS = ("tool", "function call", "--enable-auto-tool-choice", "--jinja")
 class Settings:
     """How to reach a server. prices: USD per million tokens, {model: (in, out)}; timeouts in seconds.
 
-    native_tools: True, False, or None = try, and ask by JSON Schema once the server says it has none.
+    native_tools: True, False, or None = try, and ask by JSON Schema from the server's first refusal on.
     """
 
     name: str
@@ -52,36 +55,38 @@ class OpenAICompatible:
         self.settings = settings
         self.name, self.max_in_flight = settings.name, settings.max_in_flight
         self.native_tools = settings.native_tools
+        self.lacks: dict[str, set[str]] = {}  # model -> parameters that the server has refused
         self._session: aiohttp.ClientSession | None = None
 
     async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
-        """Make one attempt. Raises UpstreamError."""
-        if ask.tools and self.native_tools is not False:
-            try:
-                return await self._attempt(ask, self._body(ask), on_token)
-            except UpstreamError as error:
-                if (
-                    self.native_tools is None
-                    and error.status in (400, 422, 501)
-                    and any(word in error.message.lower() for word in _NO_TOOLS)
-                ):
-                    self.native_tools = False  # it said so: from here on calls are asked for by JSON Schema
-                else:
-                    raise
-        elif self.native_tools is not False:
-            return await self._attempt(ask, self._body(ask), on_token)
-        plain, form = schema_mode.translate(ask)
-        body = self._body(plain)
-        if form:
-            body["response_format"] = form
-        hidden = form is not None and bool(ask.tools)  # the JSON of a call is not for the eye
-        return schema_mode.read(ask, await self._attempt(plain, body, None if hidden else on_token))
+        """Make one attempt. Raises UpstreamError; `unsupported`: the next one leaves out what the server has said it lacks."""
+        lacks = self.lacks.setdefault(ask.model, set())
+        if not ask.tools or (self.native_tools is not False and "tools" not in lacks):
+            plain, body, hidden = ask, self._body(ask, lacks), False
+        else:
+            plain, form = schema_mode.translate(ask)
+            body = self._body(plain, lacks)
+            if form and "response_format" not in lacks:
+                body["response_format"] = form
+            hidden = form is not None  # the JSON of a call is not for the eye
+        try:
+            reply = await self._attempt(plain, body, None if hidden else on_token)
+        except UpstreamError as error:
+            missing = lacking(error, body)
+            if missing is None or missing in lacks or (missing == "tools" and self.native_tools):
+                raise
+            lacks.add(missing)
+            message = f"{self.name} does not take {missing} for {ask.model}: {error.message}"
+            raise UpstreamError("unsupported", message, status=error.status, retry=True, retry_after=0.0) from error
+        return reply if plain is ask else schema_mode.read(ask, reply)
 
-    def _body(self, ask: Ask) -> dict[str, Any]:
+    def _body(self, ask: Ask, lacks: Collection[str]) -> dict[str, Any]:
         model = f"{ask.model}:{ask.provider}" if ask.provider else ask.model
         body: dict[str, Any] = {"model": model, "messages": ask.messages, **ask.parameters}
         if self.settings.max_tokens and "max_tokens" not in body:
             body["max_tokens"] = self.settings.max_tokens
+        if "max_tokens" in lacks and "max_tokens" in body:
+            body["max_completion_tokens"] = body.pop("max_tokens")
         if ask.tools and ask.tool_choice != "none":
             body["tools"] = [
                 {
@@ -94,22 +99,37 @@ class OpenAICompatible:
                 }
                 for tool in ask.tools
             ]
-            body["tool_choice"] = ask.tool_choice
+            body["tool_choice"] = "auto" if "tool_choice" in lacks else ask.tool_choice
         elif ask.answer:
-            body["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {"name": "answer", "strict": True, "schema": ask.answer},
-            }
-        return body
+            strict = {} if "strict" in lacks else {"strict": True}
+            form = {"type": "json_schema", "json_schema": {"name": "answer", **strict, "schema": ask.answer}}
+            body["response_format"] = form
+        return {name: value for name, value in body.items() if name not in lacks or name == "tool_choice"}
 
     async def _attempt(self, ask: Ask, body: dict[str, Any], on_token: OnToken | None) -> Reply:
         if on_token is not None:
-            body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+            body["stream"] = True
+            if "stream_options" not in self.lacks.get(ask.model, ()):
+                body["stream_options"] = {"include_usage": True}
+        accumulator = Accumulator()
+        try:
+            return await self._exchange(ask, body, accumulator, on_token)
+        except UpstreamError as error:
+            if error.kind == "failed" and error.status in _STATUS:  # an error object after HTTP 200: by its own code
+                error.kind, error.hint, error.retry = _STATUS[error.status]
+            if (
+                accumulator.anything or error.kind == "slow"
+            ):  # the provider has begun, or nobody knows: it may well bill that
+                error.used = (_characters(ask) // 4 + 1, accumulator.written // 4)
+            raise
+
+    async def _exchange(
+        self, ask: Ask, body: dict[str, Any], accumulator: Accumulator, on_token: OnToken | None
+    ) -> Reply:
         try:
             async with self._client().post(f"{self.settings.url}/chat/completions", json=body) as response:
                 if response.status >= 400:
                     raise await _refusal(response, self.settings)
-                accumulator = Accumulator()
                 if response.content_type == "text/event-stream":
                     await self._stream(response, accumulator, on_token)
                 else:
@@ -129,10 +149,7 @@ class OpenAICompatible:
                 hint="start it, or check its address",
                 retry=True,
             ) from error
-        characters = (
-            sum(len(str(message.get("content") or "")) for message in ask.messages) if not accumulator.usage else 0
-        )
-        reply = accumulator.reply(characters)
+        reply = accumulator.reply(0 if accumulator.usage else _characters(ask))
         return replace(reply, provider=provider, model=accumulator.model or ask.model, asked=ask.model)
 
     async def _stream(
@@ -253,8 +270,10 @@ async def _refusal(response: aiohttp.ClientResponse, settings: Settings) -> Upst
         response.status,
         ("failed", "see the model server's log", True) if response.status >= 500 else ("refused", "", False),
     )
-    if kind == "refused" and "--enable-auto-tool-choice" in said:
+    if "--enable-auto-tool-choice" in said:
         hint = "start vLLM with --enable-auto-tool-choice --tool-call-parser NAME"
+    elif "--jinja" in said:
+        kind, hint, retry = "refused", "start llama.cpp's server with --jinja", False
     return UpstreamError(
         kind,
         f"{settings.name} answered {response.status}: {said[:300]}",
@@ -263,6 +282,24 @@ async def _refusal(response: aiohttp.ClientResponse, settings: Settings) -> Upst
         retry=retry,
         retry_after=retry_after(response.headers.get("Retry-After", ""), time.time()),
     )
+
+
+def lacking(error: UpstreamError, body: dict[str, Any]) -> str | None:
+    """Return the part of the request that a refusal names, None where it names none that can be done without. Pure."""
+    said = error.message.lower()
+    if error.status not in (400, 422, 501) and not (error.status == 500 and "--jinja" in said):
+        return None
+    if "max_completion_tokens" in said and "max_tokens" in body:
+        return "max_tokens"
+    sent = {*body, *(("strict",) if "json_schema" in body.get("response_format", {}) else ())}
+    for name in OPTIONAL:
+        if name in sent and re.search(rf"(?<![\w-]){name}(?![\w-])", said) and body.get(name) != "auto":
+            return name
+    return "tools" if "tools" in body and any(word in said for word in _NO_TOOLS) else None
+
+
+def _characters(ask: Ask) -> int:
+    return sum(len(str(message.get("content") or "")) for message in ask.messages)
 
 
 def retry_after(header: str, now: float) -> float | None:
