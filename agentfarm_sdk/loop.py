@@ -321,11 +321,7 @@ class Loop:
         text = str(message.get("content") or "")
         if self._definition.answer is None:
             return text
-        try:
-            value = msgspec.json.decode(_unfenced(text))
-            why = schemas.check(self._definition.answer)(value)
-        except msgspec.DecodeError as error:
-            why = str(error)
+        value, why = schemas.answer(text, schemas.check(self._definition.answer))
         if why:
             raise Invalid(
                 f"the model's answer does not fit the schema: {why}", hint="simplify it, or use another model"
@@ -363,14 +359,6 @@ class Loop:
 
 def _with_hint(error: AgentFarmError) -> str:
     return f"{error.detail} ({error.hint})" if error.hint else error.detail
-
-
-def _unfenced(text: str) -> str:
-    """Take JSON out of a Markdown fence, which models like to put around it."""
-    text = text.strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text[3:-3].removeprefix("json")
-    return text
 
 
 def _without_secrets(event: NewEvent, secrets: Mapping[str, str]) -> NewEvent:

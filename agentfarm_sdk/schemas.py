@@ -5,6 +5,7 @@ A builder's schema is data of a stranger: nothing that it refers to is fetched, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,23 @@ def check(schema: dict[str, Any]) -> Check:
         return f"{f'at {where}: ' if where else ''}{error.message[:300]}"
 
     return fits
+
+
+def answer(text: str, fits: Check) -> tuple[Any, str]:
+    """Return the data that a model's structured answer stands for, and where it does not fit; "" where it does."""
+    try:
+        value = json.loads(_unfenced(text))
+    except (ValueError, RecursionError) as error:
+        return None, f"it is not JSON: {error}"
+    return value, fits(value)
+
+
+def _unfenced(text: str) -> str:
+    """Take JSON out of a Markdown fence, which models like to put around it."""
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text[3:-3].removeprefix("json")
+    return text
 
 
 def _validator(schema: Any) -> jsonschema_rs.Draft202012Validator:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from agentfarm_sdk import schemas
 from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.protocol import (
     ENDED,
@@ -59,6 +60,7 @@ class LiveRun:
     def __init__(self, run: Run, definition: Definition, fold: Fold) -> None:
         self.run, self.definition, self.fold = run, definition, fold
         self.validators = admission.validators(definition)
+        self.fits = schemas.check(definition.answer or {})  # a structured answer
         self.fence, self.n = run.fence, run.last_n
         self.known_seq = fold.seq  # committed events up to here stand in the fold already
         self.inbox: list[Event] = []  # what others recorded since the worker's last answer

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from agentfarm_sdk.protocol import AdmittedCall, ModelAnswer, ModelRequest, NewEvent, new_event, roll
+from agentfarm_sdk.protocol import AdmittedCall, Event, ModelAnswer, ModelRequest, NewEvent, new_event, roll
 
 from ..errors import (
     AgentFarmError,
@@ -33,6 +33,7 @@ from ..store import ledger, usage
 from ..store.budgets import Hold
 from ..store.db import Tx
 from . import admission
+from .answers import repair, repairing
 from .asking import Ask, OnToken, Reply, UpstreamError
 from .budgets import BYTES_A_TOKEN, LONGEST_OUTPUT, Budgets, Reached, Taken, Wish
 from .live import LiveRun, LiveRuns
@@ -124,6 +125,8 @@ class Models:
             messages, digest = live.fold.messages, live.roll_digest()
         else:
             messages, digest = request.messages, _digest(request.messages)
+        if repairing(messages):
+            choice = "none"
         ask = Ask(
             model=model, messages=messages, tools=definition.tools, tool_choice=choice if definition.tools else "none",
             parameters=definition.model.parameters, answer=definition.answer, provider=definition.model.provider,
@@ -140,14 +143,16 @@ class Models:
         if reply.reasoning:
             body["reasoning"] = reply.reasoning
         verdicts = self.lives.admit(live, said)
-        events = [new_event("model.replied", body), *(verdict.event for verdict in verdicts)]
+        more = [] if request.messages is not None else repair(definition, live.fits, live.fold, said)
+        events = [new_event("model.replied", body), *(verdict.event for verdict in verdicts), *more]
         done = await self._settle(live, request, events, asked, model, reply, cost)
         self.budgets.settle(asked.hold, live.run.agent, live.run.owner, reply.tokens_in + reply.tokens_out, cost or 0.0)
         for event in events:
             live.apply(event, "gateway")
         return await self._answer(
-            live, request, done.seq, done.head, said, [verdict.told for verdict in verdicts], body["usage"]
-        )
+            live, request, done.seq, done.head, said, [verdict.told for verdict in verdicts], body["usage"],
+            list(done.events[len(done.events) - len(more) :]),
+        )  # fmt: skip
 
     async def _attempts(
         self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask, digest: str, on_token: OnToken | None
@@ -329,14 +334,16 @@ class Models:
     async def _again(self, live: LiveRun, request: ModelRequest) -> ModelAnswer:
         """Give the recorded answer once more. Raises Conflict: the run has gone on since."""
         events = await self.lives.db.read(lambda c: ledger.read_events(c, request.run))
-        replies = [(event, event.data()) for event in events if event.kind == "model.replied"]
-        event, body = next((one for one in replies if one[1].get("request") == request.request), (None, {}))
+        replies = [(place, event.data()) for place, event in enumerate(events) if event.kind == "model.replied"]
+        place, body = next((one for one in replies if one[1].get("request") == request.request), (-1, {}))
         said = body.get("message")
-        if event is None or said is None or said != live.fold.last_reply:
+        more = [e for e in events[place + 1 :] if e.kind == "message.added" and e.by == "gateway"]  # a repair
+        gone_on = place != replies[-1][0] or (not more and said != live.fold.last_reply) if replies else True
+        if said is None or gone_on:
             raise Conflict(f"request {request.request} was answered and the run has gone on", hint="open the run anew")
         return await self._answer(
-            live, request, event.seq, events[-1].hash, said, self.lives.told_before(live), body.get("usage") or {}
-        )
+            live, request, events[place].seq, events[-1].hash, said, self.lives.told_before(live), body.get("usage") or {}, more
+        )  # fmt: skip
 
     async def _answer(
         self,
@@ -347,10 +354,11 @@ class Models:
         said: dict[str, Any],
         calls: list[AdmittedCall],
         used: Any,
+        more: list[Event],
     ) -> ModelAnswer:
         return ModelAnswer(
             request=request.request, seq=seq, head=head, message=said, calls=await self.lives.with_secrets(live, calls), usage=used,
-            inbox=live.take_inbox(), token=self.lives.fresh_token(live),
+            inbox=[*more, *live.take_inbox()], token=self.lives.fresh_token(live),
         )  # fmt: skip
 
 

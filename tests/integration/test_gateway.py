@@ -473,6 +473,49 @@ async def test_a_server_that_is_down_or_breaks_off_is_said() -> None:
         await upstream.close()
 
 
+MOOD = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
+MOODY = Definition(prompt="p", tools=[tool("look", "read")], answer=MOOD)
+
+
+async def test_an_answer_that_does_not_fit_is_asked_for_once_more_without_tools_and_in_the_form(make: Make) -> None:
+    farm = make(calls(("look", '{"n": 1}')), says("It is good."), says('```json\n{"mood": "good"}\n```'))
+    await farm.begin(MOODY)
+    await farm.model()
+    await farm.done("c0-0")
+    first = await farm.model("q2")
+    (told,) = first.inbox  # the worker's loop takes it in, and asks again
+    assert told.kind == "message.added" and "not JSON" in told.data()["content"] and '"mood"' in told.data()["content"]
+    assert (await farm.model("q2")).inbox == [told]  # asked again: the same answer
+    farm.lives.drop(farm.run.run_id)
+    assert (await farm.model("q3")).inbox == []
+    assert [ask.tool_choice for ask in farm.upstream.asked] == ["auto", "auto", "none"]
+    assert farm.upstream.asked[2].messages[-1]["content"] == told.data()["content"]
+    assert (await farm.kinds())[-5:] == [
+        "model.requested",
+        "model.replied",
+        "message.added",
+        "model.requested",
+        "model.replied",
+    ]
+
+
+@pytest.mark.parametrize("limits", [Limits(steps=1), Limits()])
+async def test_an_answer_is_repaired_once_and_where_a_step_is_left(make: Make, limits: Limits) -> None:
+    farm = make(says("no"), says("never"))
+    await farm.begin(Definition(prompt="p", answer=MOOD, limits=limits))
+    repaired = len((await farm.model()).inbox)
+    assert repaired == (limits.steps != 1)
+    if repaired:
+        assert (await farm.model("q2")).inbox == []
+
+
+async def test_what_a_server_refuses_by_name_costs_an_attempt_on_record_whatever_the_version_allows(make: Make) -> None:
+    farm = make(UpstreamError("unsupported", "no seed", status=400, retry=True, retry_after=0.0), says("hi"))
+    await farm.begin(Definition(prompt="p", model=ModelSpec(retry=Retry(attempts=1))))
+    await farm.model()
+    assert await farm.kinds() == ["model.requested", "model.failed", "model.requested", "model.replied"]
+
+
 async def test_a_server_without_tool_calls_is_asked_by_schema_from_then_on() -> None:
     bodies: list[dict[str, Any]] = []
 
@@ -487,6 +530,9 @@ async def test_a_server_without_tool_calls_is_asked_by_schema_from_then_on() -> 
     async with serving(answer) as url:
         upstream = OpenAICompatible(Settings(name="s", url=url))
         ask = Ask(model="m", messages=[{"role": "user", "content": "x"}], tools=[tool("look")], tool_choice="required")
+        with pytest.raises(UpstreamError) as caught:  # an attempt of its own, and on record as one
+            await upstream.complete(ask, None)
+        assert caught.value.kind == "unsupported"
         for _ in range(2):
             reply = await upstream.complete(ask, None)
             assert [(call.name, json.loads(call.arguments)) for call in reply.calls] == [("look", {"n": 3})]
