@@ -238,6 +238,16 @@ class Farm:
         answer: Json = self.request("GET", f"/runs/{_id(run_id)}/verify")
         return answer
 
+    def audit(self) -> Json:
+        """Check every run and all anchors (operators): `{ok, runs, events, anchor, anchored_at, since, broken}`."""
+        answer: Json = self.request("GET", "/audit/verify")
+        return answer
+
+    def bundle(self, run_id: str) -> bytes:
+        """Return the run's evidence bundle, a zip; agentfarm_sdk.audit.verify_bundle checks it without a farm."""
+        content: bytes = self.request("GET", f"/runs/{_id(run_id)}/bundle")
+        return content
+
     # -- agents --------------------------------------------------------------------------------------------------
 
     def agents(self, limit: int | None = None) -> Iterator[Json]:

@@ -7,6 +7,7 @@ examples. Bodies are kept as received, so they travel as `msgspec.Raw` and are h
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import cache, lru_cache
 from typing import Annotated, Any, Literal
@@ -393,6 +394,13 @@ def decode_events(raw: bytes) -> list[NewEvent]:
     return events
 
 
-def batch_digest(raw: bytes) -> bytes:
-    """Return 16 bytes by which a repeated append is told from another one under the same number."""
-    return hashlib.sha256(raw).digest()[:16]
+def batch_digest(events: Sequence[NewEvent]) -> bytes:
+    """Return 16 bytes by which a repeated append is told from another one under the same number.
+
+    They are over what is kept of each event, so that a verifier can make them again.
+    """
+    digest = hashlib.sha256()
+    for event in events:
+        digest.update(f"{event.kind}\n{event.call or ''}\n{len(event.body)}\n".encode())
+        digest.update(event.body)
+    return digest.digest()[:16]

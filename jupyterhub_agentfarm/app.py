@@ -44,6 +44,7 @@ from .handlers.table import application
 from .handlers.waiting import Claims
 from .handlers.worker import Workers
 from .hub import Hub
+from .monitoring.anchoring import Anchoring
 from .monitoring.metrics import Vitals, scrape
 from .records import hub_user, unit_name
 from .scheduling.lifecycle import ASSIGNED_SECONDS
@@ -125,6 +126,7 @@ class AgentFarm(Application):
             hub = Hub(_needed(self.env, "JUPYTERHUB_API_URL"), _needed(self.env, "JUPYTERHUB_API_TOKEN"))
             closing = [upstreams, hub, db]
             parts, scheduler, reaper = self.build(db, key, upstreams, hub, directory)
+            anchoring = Anchoring(db, derived(key, b"anchors"), directory / "anchors.jsonl")
             server = HTTPServer(
                 application(parts, derived(key, b"cookies")),
                 max_body_size=2**40,
@@ -134,7 +136,7 @@ class AgentFarm(Application):
             server.add_sockets(sockets)
             log.info("serving on 127.0.0.1:%d, epoch %s, %s", port, db.epoch, "SQLite" if db.sqlite else "PostgreSQL")
             await parts.models.budgets.ready()  # what a former life reserved is settled before anything is asked
-            await until_stopped(scheduler.run(), reaper.run(), parts.models.budgets.run())
+            await until_stopped(scheduler.run(), reaper.run(), parts.models.budgets.run(), anchoring.run())
             server.stop()
             await asyncio.wait_for(server.close_all_connections(), 5)
         finally:

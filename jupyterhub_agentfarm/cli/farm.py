@@ -1,4 +1,4 @@
-"""`agentfarm secret|audit|model|microserver|placement …` and `status`: the farm itself."""
+"""`agentfarm secret|model|microserver|placement …` and `status`: the farm itself."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ def add(nouns: Any) -> None:
     verb("set", set_secret, "set a secret; its value is asked for, or read from standard input").add_argument("name")
     verb("list", list_secrets, "the names of the secrets that are set")
     verb("delete", delete_secret, "forget a secret").add_argument("name")
-    verb = noun(nouns, "audit", "is the record whole?")
-    verify = verb("verify", verify_runs, "check the chain of a run, or of all runs")
-    verify.add_argument("run", nargs="*", help="runs; all that you may see if none is named")
     noun(nouns, "model", "models that the gateway reaches")("list", list_models, "all of them")
     noun(nouns, "microserver", "the machines of the farm")("list", list_microservers, "all of them, and their load")
     explain = noun(nouns, "placement", "where servers go, and why")(
@@ -48,22 +45,6 @@ def list_secrets(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
 def delete_secret(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     farm.request("DELETE", f"/secrets/{asked.name}")
     out.line(f"{asked.name} is forgotten", {"name": asked.name})
-
-
-def verify_runs(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
-    """Check chains; 1 where one is broken."""
-    runs = asked.run or [task["run_id"] for task in farm.tasks() if task.get("run_id")]
-    found = [farm.verify(run) for run in runs]
-    broken = [one for one in found if not one["ok"]]
-    if out.as_json:
-        out.value(found)
-        return 1 if broken else 0
-    for one in broken:
-        print(f"{one['run_id']}: event {one['bad_seq']} is not what was recorded: {one['why']}")
-    events = sum(one["events"] for one in found)
-    if not broken:
-        print(f"whole: {len(found)} run{'s' * (len(found) != 1)}, {events} events")
-    return 1 if broken else 0
 
 
 def list_models(farm: Farm, asked: argparse.Namespace, out: Out) -> None:

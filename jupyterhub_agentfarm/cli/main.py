@@ -13,7 +13,7 @@ import agentfarm_sdk
 from agentfarm_sdk.errors import AgentFarmError, Forbidden, Invalid, Transient, Unauthenticated, UserError
 from agentfarm_sdk.farm import Farm
 
-from . import agents, budgets, farm, inbox, local, tasks
+from . import agents, audit, budgets, farm, inbox, local, tasks
 from .show import Out
 
 FAILED, USAGE, AWAY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3, 4, 130
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="agentfarm", description="A farm of AI agents on JupyterHub.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"agentfarm {agentfarm_sdk.__version__}")
     nouns = top.add_subparsers(dest="noun", metavar="NOUN", required=True)
-    for add in (local.add, agents.add, tasks.add, inbox.add, budgets.add, farm.add):
+    for add in (local.add, agents.add, tasks.add, inbox.add, budgets.add, audit.add, farm.add):
         add(nouns)
     return top
 
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if getattr(asked, "alone", False):  # needs no farm
             return int(asked.act(asked, out) or 0)
+        if getattr(asked, "offline", lambda _: False)(asked):
+            return int(asked.act(None, asked, out) or 0)
         with connect(asked) as found:
             return int(asked.act(found, asked, out) or 0)
     except AgentFarmError as error:

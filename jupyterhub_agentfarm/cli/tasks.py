@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,6 +33,11 @@ def add(nouns: Any) -> None:
     events.add_argument("run")
     events.add_argument("--follow", action="store_true", help="go on until the run has ended")
     events.add_argument("--after", type=int, default=0, metavar="SEQ", help="only those after this number")
+    bundle = verb(
+        "bundle", bundle_run, "save all that proves a run, in one file; check it by: agentfarm audit verify FILE"
+    )
+    bundle.add_argument("run")
+    bundle.add_argument("-o", "--output", metavar="FILE", help="default: RUN.zip")
 
 
 def _add_task(verb: Any) -> None:
@@ -139,3 +145,13 @@ def parsed(name: str, text: str | None) -> Any:
         return None if text is None else json.loads(text)
     except ValueError as error:
         raise Invalid(f"{name} is no JSON: {error}", hint=f'{name} \'{{"key": "value"}}\'') from error
+
+
+def bundle_run(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    file = Path(asked.output or f"{asked.run}.zip")
+    content = farm.bundle(asked.run)
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise Invalid(f"{file} cannot be written: {error.strerror}", hint="name another file by -o") from error
+    out.line(f"{file}  {len(content)} bytes", {"file": str(file), "bytes": len(content)})

@@ -257,9 +257,8 @@ class LiveRuns:
 
     async def append(self, run_id: str, fence: int, request: AppendRequest) -> AppendAnswer:
         """Take the worker's next events. Raises Fenced, Hole, Conflict, Invalid, Forbidden, Transient."""
-        raw = bytes(request.events)
         try:
-            events = decode_events(raw)
+            events = decode_events(bytes(request.events))
         except msgspec.ValidationError as error:
             raise Invalid(str(error), hint='events are a list of {"kind", "call"?, "body": {…}}') from error
         if not events:
@@ -280,7 +279,7 @@ class LiveRuns:
                 live.apply(event, "gateway")
             live.arrived(request.n)
         try:
-            done = await self.written(live, lambda tx: _append(tx, run_id, fence, request.n, raw, events, also))
+            done = await self.written(live, lambda tx: _append(tx, run_id, fence, request.n, events, also))
         except Exception:
             self.drop(run_id)
             raise
@@ -496,11 +495,9 @@ def _check_reported(live: LiveRun, event: NewEvent) -> list[str]:
     return [c.id for c in asked]
 
 
-def _append(
-    tx: Tx, run_id: str, fence: int, n: int, raw: bytes, events: list[NewEvent], also: list[NewEvent]
-) -> ledger.Appended:
+def _append(tx: Tx, run_id: str, fence: int, n: int, events: list[NewEvent], also: list[NewEvent]) -> ledger.Appended:
     """Append; a worker that parks for what was decided meanwhile goes on at once."""
-    done = ledger.append(tx, run_id, fence, n, raw, events, also)
+    done = ledger.append(tx, run_id, fence, n, events, also)
     if not done.repeated and any(event.kind == "run.parked" for event in events):
         leases.go_on(tx, run_id, "service", [], "decided meanwhile")
     return done

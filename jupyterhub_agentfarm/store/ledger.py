@@ -14,6 +14,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from agentfarm_sdk.audit import Link, check_chain
 from agentfarm_sdk.protocol import (
     ENDED,
     GENESIS,
@@ -31,6 +32,7 @@ from agentfarm_sdk.protocol import (
 
 from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid, NotFound
 from ..records import Committed, Run
+from . import anchors
 from .appending import Row
 from .db import Tx
 from .inbox import follow as follow_inbox
@@ -143,11 +145,11 @@ def create_run(
 
 
 def append(
-    tx: Tx, run_id: str, fence: int, n: int, raw: bytes, events: Sequence[NewEvent], also: Sequence[NewEvent] = ()
+    tx: Tx, run_id: str, fence: int, n: int, events: Sequence[NewEvent], also: Sequence[NewEvent] = ()
 ) -> Appended:
     """Append the worker's `n`-th batch, all or none; sent again, only answered again.
 
-    `raw` are the bytes of `events` as they were received; `also` is recorded behind them by the gateway.
+    `also` is recorded behind them by the gateway.
 
     Raises:
         Fenced: a newer lease holds the run, or none does; the worker must stop.
@@ -155,7 +157,7 @@ def append(
         Forbidden, Invalid: a kind that no worker may write; no events, or some behind the run's end.
     """
     run = held(tx, run_id)
-    digest = batch_digest(raw)
+    digest = batch_digest(events)
     if run.fence == fence and 1 <= n <= run.last_n:  # also after the run was parked or has ended: the answer was lost
         return _answered_before(tx, run, fence, n, digest)
     _fence(run, fence)
@@ -324,56 +326,45 @@ def _move_task(tx: Tx, run: Run, events: Iterable[Event]) -> None:
 
 
 def verify(connection: Connection, run_id: str) -> Verification:
-    """Check a run's chain from its first event to its row: numbers, hashes, bodies, head. Raises NotFound."""
+    """Check a run from its first event to its row: numbers, hashes, bodies, appends, head. Raises NotFound."""
     run = read_run(connection, run_id)
+    links = read_links(connection, run)
+    found = check_chain(run.epoch, run_id, links, run.seq, run.head)
+    if found.ok and (gone := anchors.flaw(connection, run_id, links)):
+        return Verification(run_id, False, gone[0] - 1, found.head, *gone)
+    if found.ok and (why := _row_flaw(run, links)):
+        return Verification(run_id, False, found.events, found.head, max(found.events, 1), why)
+    return Verification(run_id, found.ok, found.events, found.head, found.bad_seq, found.why)
+
+
+def read_links(connection: Connection, run: Run) -> list[Link]:
+    """Return the run's events as they are kept, all of them."""
     e = events_table.c
-    rows = connection.execute(sa.select(e.seq, e.header, e.salt, e.body).where(e.run_no == run.run_no).order_by(e.seq))
-    chain: list[tuple[str, str]] = []  # prev and hash of each event that is whole by itself
-    why = ""
-    for seq, raw, salt, body in rows:
-        header = _header(raw)
-        why = _flaw(run, len(chain) + 1, seq, header, salt, body)
-        if header is None or why:
-            break
-        chain.append((header.prev, header_hash(raw)))
-    head = GENESIS
-    for seq, (prev, hashed) in enumerate(chain, 1):
-        if prev != head:  # this event or the one before it lies; what its successor names is the true one
-            proven = hashed == (chain[seq][0] if seq < len(chain) else run.head)
-            liar = seq - 1 if proven and seq > 1 else seq
-            return _bad(run_id, liar, head, "the events beside it name another hash: it was changed")
-        head = hashed
-    if why:
-        return _bad(run_id, len(chain) + 1, head, why)
-    if run.seq != len(chain):
-        why = f"the run's row counts {run.seq} events, {len(chain)} are here"
-        return _bad(run_id, min(run.seq, len(chain)) + 1, head, why)
-    if run.head != head:
-        return _bad(run_id, len(chain), head, "the run's row names another hash: one of the two was changed")
-    return Verification(run_id, True, len(chain), head)
+    rows = connection.execute(
+        sa.select(e.seq, e.header, e.salt, e.body, e.n, e.digest).where(e.run_no == run.run_no).order_by(e.seq)
+    )
+    return [
+        Link(seq, header, salt and bytes(salt), body, n, digest and bytes(digest))
+        for seq, header, salt, body, n, digest in rows
+    ]
 
 
-def _bad(run_id: str, seq: int, head: str, why: str) -> Verification:
-    return Verification(run_id, False, max(seq - 1, 0), head, seq, why)
-
-
-def _header(raw: bytes) -> Header | None:
-    try:
-        return msgspec.json.decode(raw, type=Header)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-def _flaw(run: Run, expected: int, seq: int, header: Header | None, salt: bytes | None, body: bytes | None) -> str:
-    """Return what is wrong with one event by itself; "" = nothing."""
-    if seq != expected:
-        return f"it is missing: event {seq} stands in its place"
-    if header is None:
-        return "its header cannot be read: it was changed"
-    if header.seq != expected or header.run != run.run_id or header.epoch != run.epoch:
-        return "its header is of another event, run or life of the ledger: it was changed"
-    if body is not None and body_hash(bytes(salt or b""), body) != header.body:
-        return "its body was changed"
+def _row_flaw(run: Run, links: Sequence[Link]) -> str:
+    """Say where the run's row tells something else than its events; "" where they agree."""
+    fence, last_n, ended = 0, 0, None
+    for link in links:
+        header = msgspec.json.decode(link.header, type=Header)
+        if header.kind == "run.leased":
+            fence, last_n = fence + 1, 0
+        elif link.n is not None and header.by == f"worker:{fence}":
+            last_n = link.n
+        if header.kind in _ENDS:
+            ended = header.kind[4:]
+    for name, row, told in (("fence", run.fence, fence), ("last append", run.last_n, last_n)):
+        if row != told:
+            return f"the run's row says {name} {row}, its events {told}: one of the two was changed"
+    if (ended is not None and run.status != ended) or (ended is None and run.status in ENDED):
+        return f"the run's row says {run.status}, its events {ended or 'that it has not ended'}"
     return ""
 
 

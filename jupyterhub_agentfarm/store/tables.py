@@ -204,6 +204,25 @@ events = Table(
     UniqueConstraint("run_no", "seq"),
 )
 
+anchors = Table(  # signed roots over the heads that moved; the same as in the operator's file
+    "anchors",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("upto", Big, nullable=False),  # the last event of the farm that it covers (events.id)
+    Column("anchor", Text, nullable=False),  # the bytes that are signed
+    Column("signature", String(128), nullable=False),
+)
+
+anchored = Table(  # their leaves
+    "anchored",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("run_id", String(64), primary_key=True),
+    Column("seq", Integer, nullable=False),
+    Column("head", String(64), nullable=False),
+    Index("ix_anchored_run_id", "run_id"),
+)
+
 blobs = Table(
     "blobs",
     metadata,

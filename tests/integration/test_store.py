@@ -57,7 +57,7 @@ async def running(db: Database) -> Run:
 
 async def append(db: Database, run: Run, n: int, *new: NewEvent, fence: int | None = None) -> ledger.Appended:
     raw = msgspec.json.encode(list(new))
-    return await db.write(lambda tx: ledger.append(tx, run.run_id, fence or run.fence, n, raw, decode_events(raw)))
+    return await db.write(lambda tx: ledger.append(tx, run.run_id, fence or run.fence, n, decode_events(raw)))
 
 
 async def kinds(db: Database, run_id: str) -> list[str]:

@@ -56,7 +56,7 @@ async def append(db: Database, run_id: str, model: Model, fence: int, n: int, co
     raw, new = batch(count, word)
     wanted = model.expected(fence, n, raw)
     try:
-        done = await db.write(lambda tx: ledger.append(tx, run_id, fence, n, raw, new))
+        done = await db.write(lambda tx: ledger.append(tx, run_id, fence, n, new))
     except AgentFarmError as error:
         assert type(error) is wanted, (wanted, error.detail)
         return
@@ -72,7 +72,7 @@ async def together(db: Database, run_id: str, model: Model) -> None:
     fence, n = model.fence, model.n + 1
     both = [batch(1, "left"), batch(2, "right")]
     done = await asyncio.gather(
-        *(db.write(lambda tx, one=one: ledger.append(tx, run_id, fence, n, *one)) for one in both),
+        *(db.write(lambda tx, one=one: ledger.append(tx, run_id, fence, n, one[1])) for one in both),
         return_exceptions=True,
     )
     if not model.held:
@@ -127,8 +127,8 @@ async def test_whichever_byte_of_an_event_is_flipped_that_event_is_named(tmp_pat
     asked = tasks.Submission(owner="o", submitted_by="o", target="a", input="x")
     await db.write(lambda tx: tasks.submit(tx, db.epoch, asked, tasks.Choice("a", Definition(), 1)))
     run: Run = await db.write(lambda tx: leases.claim(tx, "a", "w", "c", 30.0))  # type: ignore[assignment]
-    raw, new = batch(1, "x")
-    await db.write(lambda tx: ledger.append(tx, run.run_id, run.fence, 1, raw, new))
+    _, new = batch(1, "x")
+    await db.write(lambda tx: ledger.append(tx, run.run_id, run.fence, 1, new))
 
     def flip_each(tx: Tx) -> list[str]:
         missed = []

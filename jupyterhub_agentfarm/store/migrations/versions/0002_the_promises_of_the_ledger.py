@@ -31,6 +31,23 @@ def _tasks() -> None:
 
 def _audit() -> None:
     """Anchors, tombstones, forks."""
+    op.create_table(
+        "anchors",
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("upto", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("anchor", sa.Text(), nullable=False),
+        sa.Column("signature", sa.String(length=128), nullable=False),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_anchors")),
+    )
+    op.create_table(
+        "anchored",
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("run_id", sa.String(length=64), nullable=False),
+        sa.Column("seq", sa.Integer(), nullable=False),
+        sa.Column("head", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("number", "run_id", name=op.f("pk_anchored")),
+    )
+    op.create_index("ix_anchored_run_id", "anchored", ["run_id"], unique=False)
 
 
 def _budgets() -> None:

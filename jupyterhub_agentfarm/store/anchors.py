@@ -1,0 +1,152 @@
+"""Anchors: signed Merkle roots over the heads of the runs that moved, chained, one a minute while something changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from agentfarm_sdk.audit import ANCHOR_V, Anchor, BundledAnchor, Leaf, Link, Signed, merkle_path, merkle_root
+from agentfarm_sdk.protocol import header_hash, timestamp
+
+from .db import Tx
+from .tables import anchored, anchors, events, runs
+
+
+@dataclass(frozen=True)
+class Due:
+    """What the next anchor is to hold: its number, the anchor before it, the last event it covers, the heads that moved."""
+
+    number: int
+    before: Signed | None
+    upto: int
+    leaves: list[Leaf]
+
+
+def due(connection: Connection) -> Due | None:
+    """Return what the next anchor is to hold; None where nothing has moved since the last one."""
+    last = connection.execute(sa.select(anchors).order_by(anchors.c.number.desc()).limit(1)).one_or_none()
+    covered = last.upto if last else 0
+    upto = connection.execute(sa.select(sa.func.max(events.c.id))).scalar() or 0
+    if upto <= covered:
+        return None
+    latest = (
+        sa.select(events.c.run_no, sa.func.max(events.c.seq).label("seq"))
+        .where(events.c.id > covered, events.c.id <= upto)
+        .group_by(events.c.run_no)
+        .subquery()
+    )
+    rows = connection.execute(
+        sa.select(runs.c.run_id, events.c.seq, events.c.header)
+        .join(latest, sa.and_(latest.c.run_no == events.c.run_no, latest.c.seq == events.c.seq))
+        .join(runs, runs.c.run_no == events.c.run_no)
+        .order_by(runs.c.run_id)
+    )
+    leaves = [Leaf(run, seq, header_hash(header)) for run, seq, header in rows]
+    before = Signed(last.anchor, last.signature) if last else None
+    return Due(last.number + 1 if last else 1, before, upto, leaves)
+
+
+def text(epoch: str, wanted: Due, at: float, key: str) -> str:
+    """Return the bytes to be signed, as text. Pure. `at`: epoch seconds; `key`: the public key, hex."""
+    anchor = Anchor(
+        v=ANCHOR_V, epoch=epoch, number=wanted.number, at=timestamp(at), leaves=len(wanted.leaves), root=merkle_root(wanted.leaves),
+        prev=wanted.before.hash() if wanted.before else "", key=key,
+    )  # fmt: skip
+    return msgspec.json.encode(anchor).decode()
+
+
+def keep(tx: Tx, wanted: Due, signed: Signed) -> None:
+    tx.execute(
+        anchors.insert().values(
+            number=wanted.number, upto=wanted.upto, anchor=signed.anchor, signature=signed.signature
+        )
+    )
+    tx.execute(
+        anchored.insert(),
+        [{"number": wanted.number, "run_id": one.run, "seq": one.seq, "head": one.head} for one in wanted.leaves],
+    )
+
+
+def listed(connection: Connection, after: int = 0, limit: int = 50) -> list[tuple[int, Signed]]:
+    """Return anchors with a number above `after`, in order."""
+    rows = connection.execute(
+        sa.select(anchors).where(anchors.c.number > after).order_by(anchors.c.number).limit(limit)
+    )
+    return [(row.number, Signed(row.anchor, row.signature)) for row in rows]
+
+
+def leaves(connection: Connection, number: int) -> list[Leaf]:
+    """Return what an anchor holds, in its order."""
+    rows = connection.execute(
+        sa.select(anchored.c.run_id, anchored.c.seq, anchored.c.head)
+        .where(anchored.c.number == number)
+        .order_by(anchored.c.run_id)
+    )
+    return [Leaf(*row) for row in rows]
+
+
+def last(connection: Connection) -> tuple[Anchor, int] | None:
+    """Return the latest anchor, and how many events were recorded since."""
+    row = connection.execute(sa.select(anchors).order_by(anchors.c.number.desc()).limit(1)).one_or_none()
+    if row is None:
+        return None
+    since = connection.execute(sa.select(sa.func.count()).where(events.c.id > row.upto)).scalar() or 0
+    return Signed(row.anchor, row.signature).read(), since
+
+
+def of_run(connection: Connection, run_id: str) -> list[BundledAnchor]:
+    """Return the latest anchor that holds the run, with the proof that it does."""
+    number = connection.execute(sa.select(sa.func.max(anchored.c.number)).where(anchored.c.run_id == run_id)).scalar()
+    if number is None:
+        return []
+    held = leaves(connection, number)
+    index = next(at for at, leaf in enumerate(held) if leaf.run == run_id)
+    row = connection.execute(sa.select(anchors).where(anchors.c.number == number)).one()
+    return [
+        BundledAnchor(
+            signed=Signed(row.anchor, row.signature), leaf=held[index], index=index, path=merkle_path(held, index)
+        )
+    ]
+
+
+def flaw(connection: Connection, run_id: str, links: Sequence[Link]) -> tuple[int, str] | None:
+    """Return the first event that is not what an anchor holds, and why; None where all agree."""
+    rows = connection.execute(
+        sa.select(anchored.c.number, anchored.c.seq, anchored.c.head)
+        .where(anchored.c.run_id == run_id)
+        .order_by(anchored.c.seq)
+    )
+    for number, seq, head in rows:
+        if seq > len(links):
+            return len(links) + 1, f"anchor {number} holds {seq} events: the last ones are gone"
+        if header_hash(links[seq - 1].header) != head:
+            return seq, f"anchor {number} holds another event here: it was replaced"
+    return None
+
+
+def damaged(connection: Connection) -> str:
+    """Say which anchor is not what its leaves and its successor say; "" where all are. Signatures are not looked at."""
+    before = ""
+    for row in connection.execute(sa.select(anchors).order_by(anchors.c.number)):
+        signed = Signed(row.anchor, row.signature)
+        anchor = signed.read()
+        held = leaves(connection, row.number)
+        if anchor.number != row.number or anchor.prev != before:
+            return f"anchor {row.number} does not follow the one before it"
+        if (anchor.leaves, anchor.root) != (len(held), merkle_root(held)):
+            return f"what anchor {row.number} holds was changed"
+        before = signed.hash()
+    return ""
+
+
+def missing(connection: Connection) -> list[str]:
+    """Return runs that an anchor holds and that are not here any more."""
+    return list(
+        connection.execute(
+            sa.select(anchored.c.run_id).where(anchored.c.run_id.not_in(sa.select(runs.c.run_id))).distinct()
+        ).scalars()
+    )
