@@ -20,7 +20,7 @@ LEAVES = [
     "runtokens dotenv scheduling.placement",
     "records",
     "errors",
-    "sdk.fold sdk.conditions",
+    "sdk.fold sdk.conditions sdk.audit",
     "sdk.protocol",
     "sdk.errors sdk.schemas",
 ]
@@ -43,7 +43,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.loop",
         "sdk.tools sdk.replay sdk.limits sdk.local",
         "sdk.ledger sdk.model sdk.farm",
-        "sdk.fold sdk.conditions",
+        "sdk.fold sdk.conditions sdk.audit",
         "sdk.settings sdk.protocol sdk.quirks",
         "sdk.errors sdk.schemas",
     ],
