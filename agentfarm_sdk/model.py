@@ -62,7 +62,8 @@ class GatewayModel:
     async def reply(self, question: Question) -> Reply:
         asked = ModelRequest(run=self._run, fence=self._fence, request=question.request, n=question.n)
         answer = msgspec.json.decode(await self._request("model", asked), type=ModelAnswer)
-        return Reply(answer.message, usage=answer.usage, calls=answer.calls, inbox=answer.inbox)
+        news = [*answer.inbox, *answer.after]
+        return Reply(answer.message, usage=answer.usage, calls=answer.calls, inbox=news)
 
 
 class OpenAIModel:

@@ -334,7 +334,8 @@ class ModelAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     message: dict[str, Any]  # {"role": "assistant", "content", "tool_calls"?} with our call ids
     calls: list[AdmittedCall] = []
     usage: dict[str, Any] = {}
-    inbox: list[Event] = []
+    inbox: list[Event] = []  # recorded by others before the reply
+    after: list[Event] = []  # recorded by the gateway behind it: an answer that does not fit is asked for once more
     token: str = ""
 
 

@@ -15,9 +15,11 @@ import signal
 import stat
 import sys
 from collections.abc import Awaitable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvloop
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives import hashes
@@ -46,7 +48,7 @@ from .handlers.worker import Workers
 from .hub import Hub
 from .monitoring.anchoring import Anchoring
 from .monitoring.metrics import Vitals, scrape
-from .records import hub_user, unit_name
+from .records import EMBEDDED_MODEL, hub_user, unit_name
 from .scheduling.lifecycle import ASSIGNED_SECONDS
 from .scheduling.reaper import Reaper
 from .scheduling.scheduler import Scheduler
@@ -55,7 +57,6 @@ from .store.db import Database
 
 log = logging.getLogger("agentfarm")
 HUGGING_FACE = "https://router.huggingface.co/v1"
-EMBEDDED = "smollm2-135m-instruct"
 SWITCH_SECONDS = 0.0005  # of the interpreter's lock: the writer thread would wait 5 ms for it behind a busy event loop
 
 
@@ -173,19 +174,38 @@ class AgentFarm(Application):
 
     async def build_upstreams(self, directory: Path) -> Upstreams:
         """Return the model servers: those of the configuration, the Hugging Face router, the embedded one."""
-        routes = [_route(Settings(**{**one, "models": tuple(one.get("models", ("*",)))})) for one in self.upstreams]
+        routes = [_route(settings_of(one)) for one in self.upstreams]
         if url := self.env.get("HF_API_URL", "") or (HUGGING_FACE if self.env.get("HUGGING_FACE_AUTH_TOKEN") else ""):
             model = self.hugging_face_model
             key = self.env.get("HUGGING_FACE_AUTH_TOKEN", "")
-            routes.append(_route(Settings(name="hugging-face", url=url.rstrip("/"), key=key, models=(model, "*"))))
+            note = f"asked for {model} where an agent names no model; another one: c.AgentFarm.hugging_face_model"
+            routes.append(
+                _route(Settings(name="hugging-face", url=url.rstrip("/"), key=key, models=(model, "*"), catalog=True, note=note))
+            )  # fmt: skip
         if url := self.env.get("AGENTFARM_MODEL_SERVER", ""):
             base = url.rstrip("/").removesuffix("/v1") + "/v1"
             note = "135 million parameters, embedded: set HF_API_URL and HUGGING_FACE_AUTH_TOKEN for a real model"
             key = _read(directory / "secrets" / "model.key")
             routes.append(
-                _route(Settings(name="embedded", url=base, key=key, models=(EMBEDDED,), native_tools=False, max_in_flight=2, prices={"*": (0.0, 0.0)}, max_tokens=200, note=note))
+                _route(Settings(name="embedded", url=base, key=key, models=(EMBEDDED_MODEL,), native_tools=False, max_in_flight=2, prices={"*": (0.0, 0.0)}, max_tokens=200, note=note))
             )  # fmt: skip
-        return Upstreams(routes, self.default_model)
+        made = Upstreams(routes, self.default_model)
+        if made.routes and made.default:
+            route, name = made.route("")
+            log.info("agents that name no model are served %s by %s. %s", name, route.upstream.name, route.note)
+        return made
+
+
+def settings_of(named: Mapping[str, Any]) -> Settings:
+    """Read one of `c.AgentFarm.upstreams`. Raises StartError: what is wrong with it."""
+    try:
+        known = {field.name for field in fields(Settings)}
+        if unknown := sorted(set(named) - known):
+            raise msgspec.ValidationError(f"there is no {unknown[0]}; there are: {', '.join(sorted(known))}")
+        return msgspec.convert(dict(named), Settings)
+    except msgspec.ValidationError as error:
+        what = named.get("name") or "one without a name"
+        raise StartError(f"c.AgentFarm.upstreams, {what}: {error}", hint="mend it in agentfarm_config.py") from error
 
 
 def _route(settings: Settings) -> Route:

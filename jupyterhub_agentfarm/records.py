@@ -14,6 +14,8 @@ from typing import Any
 
 from agentfarm_sdk.protocol import Definition, Event
 
+EMBEDDED_MODEL = "smollm2-135m-instruct"  # what the service and the model's own server call it
+
 
 def new_id(prefix: str) -> str:
     """Return an id that sorts by time: run-, task-, thread-, inbox- and 24 hex digits (48 bits ms, 48 random)."""

@@ -48,7 +48,11 @@ def delete_secret(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
 
 
 def list_models(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    out.rows(farm.models(), ("id", "owned_by"), "the gateway reaches no model: set HF_API_URL (README, Another model)")
+    out.rows(
+        farm.models(),
+        ("id", "owned_by", "price", "inputs"),
+        "the gateway reaches no model: set HF_API_URL (README, Another model)",
+    )
 
 
 def list_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> None:

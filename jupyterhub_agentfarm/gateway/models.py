@@ -358,7 +358,7 @@ class Models:
     ) -> ModelAnswer:
         return ModelAnswer(
             request=request.request, seq=seq, head=head, message=said, calls=await self.lives.with_secrets(live, calls), usage=used,
-            inbox=[*more, *live.take_inbox()], token=self.lives.fresh_token(live),
+            inbox=live.take_inbox(), after=more, token=self.lives.fresh_token(live),
         )  # fmt: skip
 
 

@@ -68,7 +68,10 @@ class Upstreams:
             return await route.upstream.complete(ask, on_token)
 
     async def listed(self) -> list[dict[str, Any]]:
-        """Return the models that can be asked for, OpenAI's form, with who serves them; a server that is away says so."""
+        """Return the models that can be asked for, OpenAI's form, with who serves them; a server that is away says so.
+
+        price: USD per million tokens, in and out, or null; inputs: text, image, file.
+        """
         models: list[dict[str, Any]] = []
         for route in self.routes:
             extra = {
@@ -84,7 +87,10 @@ class Upstreams:
                 extra["error"] = error.message
                 answered = []
             entries = [{"id": name} for name in named] + [model for model in answered if model["id"] not in named]
-            models += [{**entry, **extra, "default": entry["id"] == self.default} for entry in entries]
+            for entry in entries:
+                price = await route.upstream.price(entry["id"], None)
+                told = {"price": price, "inputs": sorted(await route.upstream.inputs(entry["id"]))}
+                models.append({**entry, **extra, **told, "default": entry["id"] == self.default})
         return models
 
     async def close(self) -> None:

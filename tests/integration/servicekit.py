@@ -151,6 +151,9 @@ class Scripted:
     def cost(self, reply: Reply) -> float:
         return 0.0
 
+    async def inputs(self, model: str) -> frozenset[str]:
+        return frozenset({"text"})
+
     async def price(self, model: str, provider: str | None) -> tuple[float, float] | None:
         return None
 

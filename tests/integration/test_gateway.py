@@ -90,6 +90,9 @@ class Script:
     def cost(self, reply: Reply) -> float:
         return 0.25
 
+    async def inputs(self, model: str) -> frozenset[str]:
+        return frozenset({"text"})
+
     async def price(self, model: str, provider: str | None) -> tuple[float, float] | None:
         return (1.0, 2.0)
 
@@ -483,11 +486,11 @@ async def test_an_answer_that_does_not_fit_is_asked_for_once_more_without_tools_
     await farm.model()
     await farm.done("c0-0")
     first = await farm.model("q2")
-    (told,) = first.inbox  # the worker's loop takes it in, and asks again
+    (told,) = first.after  # the worker's loop takes it in, and asks again
     assert told.kind == "message.added" and "not JSON" in told.data()["content"] and '"mood"' in told.data()["content"]
-    assert (await farm.model("q2")).inbox == [told]  # asked again: the same answer
+    assert (await farm.model("q2")).after == [told]  # asked again: the same answer
     farm.lives.drop(farm.run.run_id)
-    assert (await farm.model("q3")).inbox == []
+    assert (await farm.model("q3")).after == []
     assert [ask.tool_choice for ask in farm.upstream.asked] == ["auto", "auto", "none"]
     assert farm.upstream.asked[2].messages[-1]["content"] == told.data()["content"]
     assert (await farm.kinds())[-5:] == [
@@ -503,10 +506,10 @@ async def test_an_answer_that_does_not_fit_is_asked_for_once_more_without_tools_
 async def test_an_answer_is_repaired_once_and_where_a_step_is_left(make: Make, limits: Limits) -> None:
     farm = make(says("no"), says("never"))
     await farm.begin(Definition(prompt="p", answer=MOOD, limits=limits))
-    repaired = len((await farm.model()).inbox)
+    repaired = len((await farm.model()).after)
     assert repaired == (limits.steps != 1)
     if repaired:
-        assert (await farm.model("q2")).inbox == []
+        assert (await farm.model("q2")).after == []
 
 
 async def test_what_a_server_refuses_by_name_costs_an_attempt_on_record_whatever_the_version_allows(make: Make) -> None:

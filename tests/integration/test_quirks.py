@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from agentfarm_sdk.protocol import Definition, ToolSpec
 from agentfarm_sdk.quirks import FAILURES, QUIRKS, Quirk, Wire, refused, whole
 from agentfarm_sdk.testing import ScriptedServer
 from jupyterhub_agentfarm.gateway import admission
 from jupyterhub_agentfarm.gateway.asking import Ask, Reply, UpstreamError
+from jupyterhub_agentfarm.gateway.proxy import Route, Upstreams
 from jupyterhub_agentfarm.gateway.upstreams.openai_compatible import OpenAICompatible, Settings
 
 LOOK = ToolSpec(name="look", schema={"type": "object", "properties": {"n": {"type": "integer"}}})
@@ -113,3 +116,98 @@ async def test_a_refusal_that_names_nothing_that_can_be_left_out_is_told() -> No
     came, requests = await replay(no("messages: too long"), no("seed is odd"), ask=Ask(model="m", messages=[]))
     assert [one.kind for one in came if isinstance(one, UpstreamError)] == ["refused", "refused"] and len(requests) == 2
     assert json.dumps(requests).count("seed") == 0
+
+
+# -- prices, provenance, order --------------------------------------------------------------------------------------
+
+
+async def test_a_router_s_list_prices_a_reply_by_the_provider_that_served_it_and_is_read_once() -> None:
+    reads: list[str] = []
+    priced = {
+        "id": "big",
+        "providers": [
+            {"provider": name, "pricing": {"input": cost, "output": cost}} for name, cost in (("a", 1.0), ("b", 2.0))
+        ],
+    }
+
+    async def handle(request: web.Request) -> web.Response:
+        if request.path.endswith("/models"):
+            reads.append(request.path)
+            return web.json_response({"data": [priced, {"id": "unpriced"}]})
+        said = {"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 10, "completion_tokens": 90}}
+        return web.json_response(
+            {**said, "model": (await request.json())["model"]}, headers={"x-inference-provider": "a"}
+        )
+
+    async with answering(handle) as url:
+        upstream = OpenAICompatible(Settings(name="hf", url=url, catalog=True, prices={"own": (5.0, 5.0)}))
+        reply = await upstream.complete(Ask(model="big", messages=[]), None)
+        assert (reply.provider, upstream.cost(reply)) == ("a", 100e-6)
+        assert await upstream.price("big", None) == (2.0, 2.0) and await upstream.price("big", "a") == (1.0, 1.0)
+        assert await upstream.price("own", None) == (5.0, 5.0) and await upstream.price("unpriced", None) is None
+        assert upstream.cost(await upstream.complete(Ask(model="unpriced", messages=[]), None)) is None
+        assert len(reads) == 1
+        await upstream.close()
+
+
+async def test_a_list_that_cannot_be_read_costs_its_prices_and_no_reply() -> None:
+    async def handle(request: web.Request) -> web.Response:
+        if request.path.endswith("/models"):
+            return web.Response(text="<html>", status=502)
+        return web.json_response({"choices": [{"message": {"content": "hi"}}]})
+
+    async with answering(handle) as url:
+        upstream = OpenAICompatible(Settings(name="hf", url=url, catalog=True))
+        reply = await upstream.complete(Ask(model="big", messages=[]), None)
+        assert (reply.content, upstream.cost(reply), await upstream.price("big", None)) == ("hi", None, None)
+        await upstream.close()
+
+
+async def test_under_load_a_server_gets_no_more_than_its_limit_and_each_owner_its_share() -> None:
+    now = most = 0
+    order: list[str] = []
+    begun, full = asyncio.Event(), asyncio.Event()
+
+    async def handle(request: web.Request) -> web.Response:
+        nonlocal now, most
+        now, body = now + 1, await request.json()
+        most = max(most, now)
+        order.append(body["user"])
+        if len(order) == 4:
+            begun.set()
+        await full.wait()
+        now -= 1
+        return web.json_response({"choices": [{"message": {"content": "hi"}}]})
+
+    async with answering(handle) as url:
+        upstream = OpenAICompatible(Settings(name="gpu", url=url, max_in_flight=4))
+        upstreams = Upstreams([Route(upstream)])
+        owners = ["ann"] * 30 + ["bob"] * 6 + ["cy"] * 6
+        asks = [(owner, Ask(model="m", messages=[], parameters={"user": owner})) for owner in owners]
+        asking = [asyncio.create_task(upstreams.attempt(upstreams.routes[0], ask, owner, None)) for owner, ask in asks]
+        await asyncio.wait_for(begun.wait(), 10)  # the first four are ann's, who came first
+        full.set()
+        await asyncio.gather(*asking)
+        await upstreams.close()
+    assert most == 4 and len(order) == 42
+    last = {owner: max(place for place, one in enumerate(order) if one == owner) for owner in ("ann", "bob", "cy")}
+    assert last["bob"] < 30 and last["cy"] < 30 and last["ann"] == 41, order
+
+
+class answering:
+    """A server on a free port, in this loop."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    async def __aenter__(self) -> str:
+        app = web.Application()
+        app.router.add_route("*", "/v1/{path:.*}", self.handle)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        return f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"  # type: ignore[union-attr]
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self.runner.cleanup()

@@ -236,3 +236,33 @@ async def test_a_killed_workers_effect_is_in_doubt_and_the_next_worker_does_not_
 async def test_a_worker_without_a_supervisor_ends_itself(kernel: Kernel) -> None:
     kernel.writer.close()
     assert await asyncio.wait_for(asyncio.to_thread(kernel.process.wait), 20) == 1
+
+
+async def test_a_run_that_meets_a_budget_is_put_aside_and_the_next_worker_goes_on_when_it_is_raised(
+    farm: Service, kernel: Kernel
+) -> None:
+    budget = {"scope": "agent", "name": "analyst", "unit": "tokens", "period": "day", "action": "ask"}
+    await farm.ok("ann", "PUT", "/budgets", {**budget, "amount": 10})
+    run = await begin(farm, kernel, "Done.")
+    assert (await kernel.says(lambda one: one.get("finished") == run))["outcome"] == "parked"
+    await farm.ok("ann", "PUT", "/budgets", {**budget, "amount": 100_000})
+    claim = await farm.claim(wait=5)
+    assert claim
+    kernel.tell(url=farm.url, run=claim["run"], fence=claim["fence"], token=claim["token"])
+    await kernel.says(lambda one: one.get("outcome") == "succeeded")
+    await farm.ok("ann", "PUT", "/budgets", {**budget, "amount": 1, "action": "stop"})
+    run = await begin(farm, kernel, "Never said.")
+    assert (await kernel.says(lambda one: one.get("finished") == run))["outcome"] == "failed"
+    assert (await events(farm, run))[-1]["body"]["error"]["type"] == "budget"
+
+
+async def test_a_structured_answer_that_does_not_fit_is_mended_in_the_same_run(farm: Service, kernel: Kernel) -> None:
+    schema = {"type": "object", "properties": {"mood": {"type": "string"}}, "required": ["mood"]}
+    await farm.ok("ann", "PATCH", "/agents/analyst", {"draft": {**DRAFT, "answer": schema}, "files": {"mark.py": CODE}})
+    await farm.ok("ann", "POST", "/agents/analyst/publish", {})
+    run = await begin(farm, kernel, ("mark", {"name": "a"}), "It is good.", '{"mood": "good"}')
+    await kernel.says(lambda one: one.get("finished") == run)
+    assert (await events(farm, run))[-1]["body"] == {"result": {"mood": "good"}}
+    run = await begin(farm, kernel, ("mark", {"name": "a"}), "no", "no, again")
+    assert (await kernel.says(lambda one: one.get("finished") == run))["outcome"] == "failed"
+    assert "does not fit the schema" in (await events(farm, run))[-1]["body"]["error"]["message"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Collection
@@ -21,6 +22,11 @@ import aiohttp
 from .. import schema_mode
 from ..accumulate import Accumulator, Lines
 from ..asking import Ask, OnToken, Reply, UpstreamError
+from . import catalog
+from .catalog import Entry, Price
+
+log = logging.getLogger(__name__)
+CATALOG_SECONDS, CATALOG_AGAIN = 3600.0, 60.0  # how long a list holds; when it is asked for again after a failure
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 # What a request can do without, where a server names it in a refusal. tool_choice: it is left to the model then.
@@ -30,7 +36,10 @@ _NO_TOOLS = ("tool", "function call", "--enable-auto-tool-choice", "--jinja")
 
 @dataclass(frozen=True)
 class Settings:
-    """How to reach a server. prices: USD per million tokens, {model: (in, out)}; timeouts in seconds.
+    """How to reach a server. prices: USD per million tokens, {model: (in, out)}, "*" for all others; timeouts in seconds.
+
+    inputs: what models take besides text, {model: ("image", "file")}. catalog: its /models tells prices and inputs of those
+    that are not named here.
 
     native_tools: True, False, or None = try, and ask by JSON Schema from the server's first refusal on.
     """
@@ -45,6 +54,8 @@ class Settings:
     connect_timeout: float = 10.0
     silence_timeout: float = 120.0  # between two pieces of a stream
     max_tokens: int | None = None  # where the request says nothing
+    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    catalog: bool = False
     note: str = ""  # shown to people beside its models
 
 
@@ -56,11 +67,14 @@ class OpenAICompatible:
         self.name, self.max_in_flight = settings.name, settings.max_in_flight
         self.native_tools = settings.native_tools
         self.lacks: dict[str, set[str]] = {}  # model -> parameters that the server has refused
+        self._catalog: dict[str, Entry] = {}
+        self._catalog_at = 0.0  # monotonic seconds
+        self._reading: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
         """Make one attempt. Raises UpstreamError; `unsupported`: the next one leaves out what the server has said it lacks."""
-        lacks = self.lacks.setdefault(ask.model, set())
+        lacks, reading = self.lacks.setdefault(ask.model, set()), self._look_up()
         if not ask.tools or (self.native_tools is not False and "tools" not in lacks):
             plain, body, hidden = ask, self._body(ask, lacks), False
         else:
@@ -78,6 +92,8 @@ class OpenAICompatible:
             lacks.add(missing)
             message = f"{self.name} does not take {missing} for {ask.model}: {error.message}"
             raise UpstreamError("unsupported", message, status=error.status, retry=True, retry_after=0.0) from error
+        if reading is not None:  # it went beside the attempt: the reply's price is in it
+            await asyncio.shield(reading)
         return reply if plain is ask else schema_mode.read(ask, reply)
 
     def _body(self, ask: Ask, lacks: Collection[str]) -> dict[str, Any]:
@@ -190,12 +206,45 @@ class OpenAICompatible:
         return [model for model in listed if isinstance(model, dict) and model.get("id")]
 
     def cost(self, reply: Reply) -> float | None:
-        prices = self.settings.prices
-        price = prices.get(reply.asked) or prices.get(reply.model) or prices.get("*")
+        price = self._price(reply.asked, reply.provider) or self._price(reply.model, reply.provider)
         return None if price is None else (reply.tokens_in * price[0] + reply.tokens_out * price[1]) / 1e6
 
-    async def price(self, model: str, provider: str | None) -> tuple[float, float] | None:
-        return self.settings.prices.get(model) or self.settings.prices.get("*")
+    async def price(self, model: str, provider: str | None) -> Price | None:
+        if (reading := self._look_up()) is not None:
+            await asyncio.shield(reading)
+        return self._price(model, provider)
+
+    async def inputs(self, model: str) -> frozenset[str]:
+        """Return what the model takes: text, and perhaps image and file."""
+        if (reading := self._look_up()) is not None:
+            await asyncio.shield(reading)
+        named = self.settings.inputs.get(model) or self.settings.inputs.get("*")
+        if named is not None:
+            return frozenset({"text", *named})
+        return self._catalog.get(model, Entry()).inputs
+
+    def _price(self, model: str, provider: str | None) -> Price | None:
+        """By the operator's word for the model, by the router's list, by the operator's word for all."""
+        named = self.settings.prices.get(model) or self._catalog.get(model, Entry()).price(provider)
+        return named or self.settings.prices.get("*")
+
+    def _look_up(self) -> asyncio.Task[None] | None:
+        """Read the router's list where it is old; None where there is nothing to wait for."""
+        if self.settings.catalog and (self._reading is None or self._reading.done()):
+            if self._catalog_at and time.monotonic() - self._catalog_at < CATALOG_SECONDS:
+                return None
+            self._reading = asyncio.create_task(self._read_catalog())
+        return self._reading if self.settings.catalog else None
+
+    async def _read_catalog(self) -> None:
+        self._catalog_at = (
+            time.monotonic()
+        )  # also where it fails: then models have no price for so long, and runs say so
+        try:
+            self._catalog = catalog.read(await self.models())
+        except UpstreamError as error:
+            log.warning("the list of models of %s cannot be read: %s", self.name, error.message)
+            self._catalog_at += CATALOG_AGAIN - CATALOG_SECONDS
 
     async def close(self) -> None:
         if self._session is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jupyterhub_agentfarm.app import Vault, service_key, with_dotenv
+from jupyterhub_agentfarm.app import AgentFarm, Vault, service_key, settings_of, with_dotenv
 from jupyterhub_agentfarm.errors import StartError
 from jupyterhub_agentfarm.handlers.operations import describe
 from jupyterhub_agentfarm.handlers.table import ROUTES
@@ -62,3 +62,26 @@ def test_only_so_many_agents_get_a_label_of_their_own() -> None:
     runs = [(f"a{n}", "succeeded", n) for n in range(AGENTS_NAMED + 5)] + [("~notebook", "failed", 10_000)]
     kept = capped(runs)
     assert len(kept) == AGENTS_NAMED and "a0" not in kept and "~notebook" not in kept
+
+
+def test_an_upstream_of_the_configuration_is_checked_and_named_where_it_is_wrong() -> None:
+    found = settings_of({"name": "gpu", "url": "http://gpu/v1", "prices": {"*": [1, 2]}, "models": ["a"]})
+    assert (found.prices, found.models) == ({"*": (1.0, 2.0)}, ("a",))
+    for wrong, words in (
+        ({"prices": {"a": "dear"}}, "prices"),
+        ({"colour": 1}, "there is no colour"),
+        ({"url": 7}, "url"),
+    ):
+        with pytest.raises(StartError, match=words):
+            settings_of({"name": "gpu", "url": "http://gpu/v1", **wrong})
+
+
+async def test_the_service_says_which_model_agents_get_that_name_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    farm = AgentFarm()
+    farm.env = {"HF_API_URL": "http://127.0.0.1:9/v1"}
+    with caplog.at_level("INFO"):
+        upstreams = await farm.build_upstreams(tmp_path)
+    assert "are served openai/gpt-oss-20b by hugging-face" in caplog.text and "hugging_face_model" in caplog.text
+    await upstreams.close()

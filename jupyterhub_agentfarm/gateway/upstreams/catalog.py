@@ -1,0 +1,56 @@
+"""What a router lists of its models: prices by provider, and what they take besides text. Pure.
+
+The form is that of the Hugging Face router's /v1/models: `providers: [{provider, status, pricing: {input, output}}]` in USD
+per million tokens, `architecture: {input_modalities}`. What is missing or odd is passed over: it is no price then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Price = tuple[float, float]  # USD per million tokens, in and out
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model. prices: of each live provider; inputs: text, image, file …"""
+
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    inputs: frozenset[str] = frozenset({"text"})
+
+    def price(self, provider: str | None) -> Price | None:
+        """Return the provider's price; without one the highest: nobody knows yet who will serve."""
+        if provider and provider in self.prices:
+            return self.prices[provider]
+        prices = list(self.prices.values())
+        return (max(one[0] for one in prices), max(one[1] for one in prices)) if prices else None
+
+
+def read(models: Iterable[Mapping[str, Any]]) -> dict[str, Entry]:
+    """Read the list of models."""
+    return {str(model["id"]): _entry(model) for model in models}
+
+
+def _entry(model: Mapping[str, Any]) -> Entry:
+    prices = {}
+    for one in _list(model.get("providers")):
+        if isinstance(one, Mapping) and one.get("status", "live") == "live" and (price := _price(one.get("pricing"))):
+            prices[str(one.get("provider"))] = price
+    shape = model.get("architecture")
+    inputs = _list(shape.get("input_modalities")) if isinstance(shape, Mapping) else []
+    return Entry(prices, frozenset({"text", *(str(one) for one in inputs)}))
+
+
+def _price(pricing: Any) -> Price | None:
+    if not isinstance(pricing, Mapping):
+        return None
+    found = [pricing.get(name) for name in ("input", "output")]
+    if all(isinstance(one, int | float) and not isinstance(one, bool) and one >= 0 for one in found):
+        return float(found[0]), float(found[1])  # type: ignore[arg-type]
+    return None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
