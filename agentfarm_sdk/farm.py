@@ -153,15 +153,17 @@ class Farm:
         workspace: str | None = None,
         deadline: float | None = None,
         variables: dict[str, str] | None = None,
+        simulate: Json | None = None,
         wait: bool = False,
     ) -> Task:
         """Ask an agent (`analyst`) or a pool (`pool:analysts`) for something; with `wait`, return when it has ended.
 
-        The same `key` submits the same task once; a task without one gets its own, so that a lost answer does no harm.
+        simulate: what answers the calls instead of the tools, `{"stubs": {tool: result}, "recording": run, "otherwise":
+        "person" or "refuse"}`. The same `key` submits the same task once; a task without one gets its own, so that a lost answer does no harm.
         """
         body = _given({
             "target": target, "input": input, "priority": priority or None, "key": key, "mode": mode, "thread": thread,
-            "workspace": workspace, "deadline": deadline, "variables": variables,
+            "workspace": workspace, "deadline": deadline, "variables": variables, "simulate": simulate,
         })  # fmt: skip
         once = {"Idempotency-Key": key or uuid.uuid4().hex}
         task = Task(self, self.again("POST", "/tasks", body, once))

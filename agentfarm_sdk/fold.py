@@ -248,6 +248,13 @@ class Fold:
             call.state = "awaiting"
             call.effect = str(body.get("effect", call.effect))
 
+    def _simulation_answered(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.state == "awaiting":
+            if "error" in body:
+                self._tool_failed(event, body)
+            else:
+                self._tool_succeeded(event, body)
+
     def _approval_voted(self, event: Event, body: dict[str, Any]) -> None:
         if (call := self.calls.get(event.call or "")) and call.state == "awaiting":
             edited = body.get("arguments")
@@ -317,6 +324,8 @@ _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "tool.resolved": Fold._tool_resolved,
     "budget.allowed": Fold._budget_allowed,
     "approval.requested": Fold._approval_requested,
+    "simulation.requested": Fold._approval_requested,
+    "simulation.answered": Fold._simulation_answered,
     "approval.voted": Fold._approval_voted,
     "approval.given": Fold._approval_given,
     "approval.refused": Fold._approval_refused,

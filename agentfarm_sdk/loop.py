@@ -29,7 +29,7 @@ log = logging.getLogger("agentfarm")
 Outcome = Literal["succeeded", "failed", "parked", "cancelled"]
 TOLD = frozenset({  # what others write into a run that the loop acts on
     "run.cancel_requested", "run.paused", "message.added", "approval.given", "approval.refused", "approval.expired",
-    "tool.resolved", "tool.succeeded", "tool.failed",
+    "simulation.answered", "tool.resolved", "tool.succeeded", "tool.failed",
 })  # fmt: skip
 MODEL_ATTEMPTS = 5
 LONGEST_PAUSE = 30.0  # seconds between attempts to ask the model
@@ -155,6 +155,8 @@ class Loop:
         for call in calls:
             if call.state == "awaiting":
                 self._note("approval.requested", {"tool": call.tool, "key": call.key}, call.call)
+            elif call.state == "answered":
+                self._note("tool.succeeded", {"result": call.result}, call.call)
             elif call.state == "failed":
                 self._note("tool.failed", {"error": {"message": call.error}}, call.call)
             elif (call.call, call.attempt) not in self._done:

@@ -97,6 +97,17 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     cost: float | None = None
 
 
+class Simulate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
+    """What answers the calls of a run in mode `simulate`: `stubs` by tool, then what an earlier run (`recording`) got
+
+    for the same tool and arguments; `otherwise` a person, or (`refuse`) nobody: then the model is told so.
+    """
+
+    stubs: dict[str, Any] = {}
+    recording: str | None = None
+    otherwise: Literal["person", "refuse"] = "person"
+
+
 class Definition(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a version fixes. Its content hash is over the canonical JSON of the fields that differ from their defaults:
 
@@ -286,17 +297,18 @@ class AppendRequest(msgspec.Struct, frozen=True, kw_only=True):
 class AdmittedCall(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A call and what may be done with it.
 
-    `state`: admitted (do it now), awaiting (a person decides), failed (told why), probe (it was started by a worker that
+    `state`: admitted (do it now), awaiting (a person decides), answered (simulated: `result`), failed (told why), probe (it was started by a worker that
     is gone: ask the tool's probe, append `tool.probed`, then open the run again).
     """
 
     call: str
     tool: str
     arguments: dict[str, Any] = {}
-    state: Literal["admitted", "awaiting", "failed", "probe"] = "admitted"
+    state: Literal["admitted", "awaiting", "answered", "failed", "probe"] = "admitted"
     key: str = ""
     attempt: int = 1
     error: str = ""
+    result: Any = None
     secrets: dict[str, str] = {}
 
 

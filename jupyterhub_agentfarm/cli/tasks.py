@@ -49,6 +49,9 @@ def _add_task(verb: Any) -> None:
     submit.add_argument("--key", help="asking again with the same key asks only once")
     submit.add_argument("--priority", type=int, default=0)
     submit.add_argument("--mode", choices=("live", "ask", "simulate"), help="ask: each effect needs approval")
+    submit.add_argument("--stub", action="append", default=[], metavar="TOOL=JSON", help="simulate: the tool's answer")
+    submit.add_argument("--recording", metavar="RUN", help="simulate: answer as in that run")
+    submit.add_argument("--otherwise", choices=("person", "refuse"), help="simulate: calls without an answer")
     submit.add_argument("--thread", help="go on in this conversation")
     submit.add_argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a {{NAME}} of the prompt")
     show_all = verb("list", list_tasks, "tasks, the newest first")
@@ -65,7 +68,7 @@ def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
     text = sys.stdin.read() if asked.input == "-" else asked.input
     task = farm.submit(
         asked.target, text, priority=asked.priority, key=asked.key, mode=asked.mode, thread=asked.thread,
-        variables=variables(asked.var) or None,
+        variables=variables(asked.var) or None, simulate=simulated(asked),
     )  # fmt: skip
     if not asked.wait:
         out.line(f"{task.id}  {task.data.get('status', '')}".rstrip(), task.data)
@@ -75,6 +78,17 @@ def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
         tell_steps(task.events(timeout=asked.timeout))
     task.wait(asked.timeout)
     return answer_of(task, out)
+
+
+def simulated(asked: argparse.Namespace) -> dict[str, Any] | None:
+    """Return what answers the calls of a simulated run, as the options say. Raises Invalid."""
+    named = variables(asked.stub, "--stub")
+    given = {
+        "stubs": {name: parsed(f"--stub {name}", text) for name, text in named.items()},
+        "recording": asked.recording,
+        "otherwise": asked.otherwise,
+    }
+    return {name: value for name, value in given.items() if value} or None
 
 
 def tell_steps(events: Iterable[Event]) -> None:
@@ -99,11 +113,11 @@ def answer_of(task: Task, out: Out) -> int:
     return 0 if status == "succeeded" else 1
 
 
-def variables(given: list[str]) -> dict[str, str]:
+def variables(given: list[str], option: str = "--var") -> dict[str, str]:
     """Read NAME=VALUE. Raises Invalid."""
     wrong = [one for one in given if "=" not in one]
     if wrong:
-        raise Invalid(f"--var {wrong[0]} has no value", hint="--var NAME=VALUE")
+        raise Invalid(f"{option} {wrong[0]} has no value", hint=f"{option} NAME=VALUE")
     return dict(one.split("=", 1) for one in given)
 
 

@@ -1,18 +1,26 @@
-"""Which of a reply's calls may start. Pure: no I/O, no clock; the same reply gets the same verdicts."""
+"""Which of a reply's calls may start. Pure: no I/O, no clock; the same reply gets the same verdicts.
+
+(In mode `simulate` by the count that `Answers` keeps: the second call of a kind gets the second recorded answer.)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agentfarm_sdk import conditions
-from agentfarm_sdk.protocol import AdmittedCall, Definition, NewEvent, ToolSpec, call_id, call_key, new_event
+from agentfarm_sdk.protocol import AdmittedCall, Definition, NewEvent, ToolSpec, call_id, call_key, canonical, new_event
 from agentfarm_sdk.schemas import Check, check
 
 from .asking import AskedCall
+
+if TYPE_CHECKING:
+    from .simulation import Answers
+
+SIMULATED = "this run is simulated: nothing is really done"
 
 
 @dataclass(frozen=True)
@@ -45,9 +53,9 @@ def message(step: int, content: str, calls: list[AskedCall]) -> dict[str, Any]:
 
 def admit(
     definition: Definition, compiled: Mapping[str, Check], said: Mapping[str, Any], *, mode: str, calls_before: int,
-    cancelled: bool, epoch: str, run: str, fence: int,
+    cancelled: bool, epoch: str, run: str, fence: int, answers: Answers | None = None,
 ) -> list[Verdict]:  # fmt: skip
-    """Return a verdict for each call of the message `said`, in call order."""
+    """Return a verdict for each call of the message `said`, in call order. `answers`: of a run in mode `simulate`."""
     verdicts = []
     for index, asked in enumerate(said.get("tool_calls") or []):
         call, name, text = asked["id"], asked["function"]["name"], asked["function"]["arguments"]
@@ -63,10 +71,12 @@ def admit(
             why = f"this run may make {limit} calls and has made them: answer with what you have"
         else:
             why = flaw or disagreement(compiled[name], arguments)
-            if not why and mode == "simulate" and spec.effect != "read":
-                why = "this run is simulated and there is no recorded answer for this call"
         if why or spec is None:
             verdicts.append(_refused(call, name, arguments, why))
+        elif answers is not None and (
+            simulated := _simulated(call, spec, arguments, answers, call_key(epoch, run, call))
+        ):
+            verdicts.append(simulated)
         elif (spec.approval != "never" or mode == "ask") and (asks := conditions.asks(spec, arguments, mode)):
             verdicts.append(_awaiting(call, spec, arguments, call_key(epoch, run, call), asks))
         else:
@@ -110,6 +120,19 @@ def parse(text: Any) -> tuple[dict[str, Any], str]:
     return value, ""
 
 
+def alike(arguments: Any) -> bytes:
+    """Return bytes that are the same for the same arguments, however they are written: in any order, 1 or 1.0."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return canonical(plain(arguments))
+
+
 def disagreement(validator: Check, arguments: Any) -> str:
     """Say where the arguments stand against the schema; "" where they agree."""
     found = validator(arguments)
@@ -119,6 +142,25 @@ def disagreement(validator: Check, arguments: Any) -> str:
 def _refused(call: str, tool: str, arguments: dict[str, Any], why: str) -> Verdict:
     event = new_event("tool.failed", {"error": {"type": "not-admitted", "message": why}}, call)
     return Verdict(AdmittedCall(call=call, tool=tool, arguments=arguments, state="failed", error=why), event)
+
+
+def _simulated(call: str, spec: ToolSpec, arguments: dict[str, Any], answers: Answers, key: str) -> Verdict | None:
+    """Answer a call instead of its tool; None for a read that nothing answers: it is really done."""
+    found = answers.take(spec.name, arguments)
+    told = AdmittedCall(call=call, tool=spec.name, arguments=arguments, key=key, state="answered")
+    if found is not None and "error" in found.body:
+        error = str(found.body["error"].get("message", "failed"))
+        event = new_event("tool.failed", {**found.body, "simulated": found.source}, call)
+        return Verdict(msgspec.structs.replace(told, state="failed", error=error), event)
+    if found is not None:
+        event = new_event("tool.succeeded", {**found.body, "simulated": found.source}, call)
+        return Verdict(msgspec.structs.replace(told, result=found.body["result"]), event)
+    if spec.effect == "read":
+        return None
+    if answers.given.otherwise == "refuse":
+        return _refused(call, spec.name, arguments, f"{SIMULATED}, and there is no answer for this call")
+    body = {"tool": spec.name, "effect": spec.effect, "key": key, "arguments": arguments, "why": SIMULATED}
+    return Verdict(msgspec.structs.replace(told, state="awaiting"), new_event("simulation.requested", body, call))
 
 
 def _awaiting(call: str, spec: ToolSpec, arguments: dict[str, Any], key: str, why: str) -> Verdict:

@@ -17,7 +17,6 @@ import msgspec
 from agentfarm_sdk import schemas
 from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.protocol import (
-    ENDED,
     LEASE_SECONDS,
     WORKER_KINDS,
     AdmittedCall,
@@ -29,7 +28,7 @@ from agentfarm_sdk.protocol import (
     HeartbeatRequest,
     NewEvent,
     Opened,
-    canonical,
+    Simulate,
     decode_events,
     new_event,
     roll,
@@ -41,15 +40,18 @@ from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid
 from ..records import Committed, Run
 from ..store import definitions, inbox, leases, ledger
 from ..store.db import Database, Tx
-from . import admission
+from . import admission, simulation
 from .asking import AskedCall
 from .budgets import size_of
+from .decisions import Word, events_of
+from .simulation import Answers, asked_for
 
 log = logging.getLogger(__name__)
 Secrets = Callable[[str, list[str]], Awaitable[dict[str, str]]]
 Push = Callable[[str, list[Event]], None]
 ARRIVAL_SECONDS = 10.0
 RENEW_TOKEN_AFTER = 300.0
+_TOLD = {"started": "admitted", "awaiting": "awaiting", "failed": "failed", "succeeded": "answered"}
 OUTCOMES = frozenset({"tool.succeeded", "tool.failed"})
 ASIDE = frozenset({"model.requested", "model.failed"})  # they move nothing in a fold
 
@@ -69,6 +71,7 @@ class LiveRun:
         self.digest, self.digested, self.size = "", 0, 0  # size: tokens of the messages, at most
         self.token_at = time.monotonic()
         self._arrival = asyncio.Event()
+        self.answers: Answers | None = None  # in mode `simulate`: instead of tools
 
     def apply(self, event: NewEvent | Event, by: str) -> None:
         """Fold an event in the order of its arrival."""
@@ -302,7 +305,7 @@ class LiveRuns:
         """Decide the calls of a message, and count them."""
         verdicts = admission.admit(
             live.definition, live.validators, said, mode=live.run.mode, calls_before=live.calls_made, cancelled=live.fold.cancel is not None,
-            epoch=live.run.epoch, run=live.run.run_id, fence=live.fence,
+            epoch=live.run.epoch, run=live.run.run_id, fence=live.fence, answers=live.answers,
         )  # fmt: skip
         live.calls_made += sum(1 for verdict in verdicts if verdict.told.state != "failed")
         return verdicts
@@ -315,12 +318,12 @@ class LiveRuns:
         told = []
         for asked in (live.fold.last_reply or {}).get("tool_calls") or []:
             call = live.fold.calls[asked["id"]]
-            state = {"started": "admitted", "awaiting": "awaiting", "failed": "failed"}.get(call.state)
+            state = _TOLD.get(call.state)
             if state:
                 told.append(
                     AdmittedCall(
                         call=call.call, tool=call.tool, arguments=admission.parse(call.arguments)[0], state=state,  # type: ignore[arg-type]
-                        key=call.key, attempt=max(1, call.attempts), error=call.outcome or "",
+                        key=call.key, attempt=max(1, call.attempts), error=call.outcome or "", result=call.outcome,
                     )
                 )  # fmt: skip
         return told
@@ -370,7 +373,7 @@ class LiveRuns:
         result: Any = None,
         force: bool = False,
     ) -> None:
-        """Decide an approval (approve, refuse) or a doubt (happened, not_happened, give_up); the run goes on.
+        """Take a person's word on what waits (decisions.py); the run goes on where it waits for nothing else.
 
         Raises NotFound; Conflict: it is decided, or the worker may still be doing it; Invalid: no such decision here.
         """
@@ -380,12 +383,8 @@ class LiveRuns:
             if item["decided_at"] is not None:
                 raise Conflict(f"this was decided by {item['decided_by']}: {item['decision']}", hint="reload the inbox")
             live = load(tx.connection, item["run_id"])
-            if item["kind"] == "budget":
-                events = _waived(live, item, decision, reason)
-            elif decision in ("approve", "refuse"):
-                events = _approval(live, item, decision, f"user:{by}", reason, arguments)
-            else:
-                events = _decision(live, item, decision, reason, result, force)
+            word = Word(decision, f"user:{by}", reason, arguments, result, force)
+            events = events_of(word, item, live.run, live.fold, live.validators)
             leases.go_on(tx, item["run_id"], f"user:{by}", events, "decided")
 
         await self.db.write(decided)
@@ -424,8 +423,20 @@ def load(connection: Any, run_id: str) -> LiveRun:
         events = ledger.read_events(connection, earlier, limit=seq)
         return Fold(history=history).apply_all(events).messages
 
-    fold = Fold(history=history).apply_all(ledger.read_events(connection, run_id))
-    return LiveRun(run, definitions.get(connection, run.definition_hash), fold)
+    events = ledger.read_events(connection, run_id)
+    live = LiveRun(run, definitions.get(connection, run.definition_hash), Fold(history=history).apply_all(events))
+    if run.mode == "simulate":
+        live.answers = _answers(connection, events[0], live.fold)
+    return live
+
+
+def _answers(connection: Any, created: Event, fold: Fold) -> Answers:
+    """Return what a simulated run was given to be answered with when it was made."""
+    given = msgspec.convert(created.data().get("simulate") or {}, Simulate)
+    events = ledger.read_events(connection, given.recording) if given.recording else []
+    return Answers(
+        given, simulation.recorded(events, Fold(history=lambda _run, _seq: []).apply_all(events)), asked_for(fold)
+    )
 
 
 def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:
@@ -501,80 +512,3 @@ def _append(tx: Tx, run_id: str, fence: int, n: int, events: list[NewEvent], als
     if not done.repeated and any(event.kind == "run.parked" for event in events):
         leases.go_on(tx, run_id, "service", [], "decided meanwhile")
     return done
-
-
-def _approval(
-    live: LiveRun, item: dict[str, Any], decision: str, by: str, reason: str, arguments: Any
-) -> list[NewEvent]:
-    """Return the events of one person's word on an approval. Pure. Raises Invalid, Conflict.
-
-    Where several must approve, people are counted who approved the same arguments: an edit is nobody else's yet.
-    """
-    name = item["call"]
-    if item["kind"] != "approval":
-        raise Invalid(f"a call in doubt cannot be decided by {decision!r}", hint="happened, not_happened or give_up")
-    if live.run.status in ENDED:
-        raise Conflict(f"the run has {live.run.status}")
-    if decision == "refuse":
-        return [new_event("approval.refused", {"reason": reason}, name)]
-    body: dict[str, Any] = {"reason": reason}
-    if arguments is not None:
-        flaw = admission.disagreement(live.validators[item["detail"]["tool"]], arguments)
-        if flaw:
-            raise Invalid(flaw, hint="mend the arguments")
-        body["arguments"] = arguments
-    needed = int(item["detail"].get("approvers", 1))
-    if needed <= 1:
-        return [new_event("approval.given", body, name)]
-    call = live.fold.calls[name]
-    wanted = canonical(admission.parse(call.arguments)[0] if arguments is None else arguments)
-    people = [voter for voter, given in call.votes if canonical(msgspec.json.decode(given or "{}")) == wanted]
-    if by in people:
-        raise Conflict("you have approved this", hint=f"{needed - len(people)} more must: other people than you")
-    people.append(by)
-    given = [new_event("approval.given", {**body, "approvers": people}, name)] if len(people) >= needed else []
-    return [new_event("approval.voted", body, name), *given]
-
-
-def _decision(
-    live: LiveRun, item: dict[str, Any], decision: str, reason: str, result: Any, force: bool
-) -> list[NewEvent]:
-    """Return the events of a decision about a call in doubt. Pure. Raises Invalid, Conflict."""
-    call, kind = item["call"], item["kind"]
-    if live.run.status in ENDED:
-        raise Conflict(f"the run has {live.run.status}")
-    if kind == "approval":
-        raise Invalid(f"an approval cannot be decided by {decision!r}", hint="approve or refuse")
-    if decision == "happened":
-        return [new_event("tool.resolved", {"decision": "happened", "result": result, "reason": reason}, call)]
-    if decision == "not_happened":
-        if not item["detail"].get("proof") and not (force and reason):
-            raise Conflict(
-                "the worker is only silent: it may still be doing it", hint="wait for proof, or force it with a reason"
-            )
-        return [new_event("tool.resolved", {"decision": "not_happened", "reason": reason, "forced": force}, call)]
-    if decision == "give_up":
-        error = {"type": "given-up", "message": reason or "given up while a call was in doubt"}
-        return [
-            new_event("tool.resolved", {"decision": "given_up", "reason": reason}, call),
-            new_event("run.failed", {"error": error}),
-        ]
-    raise Invalid(f"a call in doubt cannot be decided by {decision!r}", hint="happened, not_happened or give_up")
-
-
-def _waived(live: LiveRun, item: dict[str, Any], decision: str, reason: str) -> list[NewEvent]:
-    """Return the events of a decision about a budget: approved, it no longer holds for this run. Pure. Raises Invalid."""
-    if live.run.status in ENDED:
-        raise Conflict(f"the run has {live.run.status}")
-    body = {"budget": item["detail"]["budget"], "reason": reason}
-    if decision == "approve":
-        waits = live.run.waiting == "budget"
-        queued = [new_event("run.requeued", {"reason": "the budget was waived for this run", "proof": None})]
-        return [new_event("budget.allowed", body), *(queued if waits else [])]
-    if decision == "refuse":
-        error = {
-            "type": "budget",
-            "message": f"a budget is used up, and a person refused more: {reason or 'no reason given'}",
-        }
-        return [new_event("budget.refused", body), new_event("run.failed", {"error": error})]
-    raise Invalid(f"a budget cannot be decided by {decision!r}", hint="approve or refuse; or change the budget")

@@ -27,10 +27,10 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For an approval: approve (with other `arguments`, if need be) or refuse. For a call in doubt: happened (with its
 
     `result`), not_happened (call again; with `force` and a reason also where the worker is only silent), give_up.
-    Where several people must approve, those are counted who approve the same arguments; one refusal refuses.
+    For a call of a simulated run: answer (with its `result`), or refuse. Where several people must approve, those are counted who approve the same arguments; one refusal refuses.
     """
 
-    decision: Literal["approve", "refuse", "happened", "not_happened", "give_up", "given_up"]
+    decision: Literal["approve", "refuse", "happened", "not_happened", "give_up", "given_up", "answer"]
     reason: str = ""
     arguments: dict[str, Any] | None = None
     result: Any = None

@@ -23,6 +23,7 @@ from agentfarm_sdk.protocol import (
     Mode,
     NewEvent,
     Opened,
+    Simulate,
 )
 
 from .. import runtokens
@@ -31,7 +32,7 @@ from ..records import Run, new_id
 from ..store import blobs, leases, ledger, tasks
 from ..store.db import Tx
 from ..store.tables import FARM_RUN
-from . import drafts
+from . import drafts, modes
 from .asking import Asker, may
 from .feed import Sse, resume_from, wants_stream
 from .routes import KIB, Call, Empty, Route
@@ -77,7 +78,8 @@ class BoundRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     definition: Definition
     input: Any
     name: str = "notebook"
-    mode: Mode = "ask"
+    mode: Mode | None = None  # left out: ask
+    simulate: Simulate | None = None
     variables: dict[str, str] = {}
 
 
@@ -264,9 +266,10 @@ async def bind(call: Call) -> Bound:
     key = call.handler.request.headers.get("Idempotency-Key")
 
     def write(tx: Tx) -> Run:
+        mode, simulate = modes.settled(tx.connection, call.asker, body.mode, body.simulate, "ask", body.definition)
         asked = tasks.Submission(
             owner=owner_of(tx.connection, call.asker), submitted_by=call.asker.hub_name, target=NOTEBOOK + body.name, input=body.input,
-            mode=body.mode, key=f"run:{key}"[:255] if key else None, workspace="none", variables=body.variables,
+            mode=mode, simulate=simulate, key=f"run:{key}"[:255] if key else None, workspace="none", variables=body.variables,
         )  # fmt: skip
         choice = tasks.Choice(NOTEBOOK + body.name, body.definition, None, bound=True)
         task, new = tasks.submit(tx, call.parts.db.epoch, asked, choice)

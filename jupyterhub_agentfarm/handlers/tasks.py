@@ -9,12 +9,13 @@ import msgspec
 from msgspec.structs import asdict
 from sqlalchemy.engine import Connection
 
-from agentfarm_sdk.protocol import MAX_APPEND_BYTES, Mode
+from agentfarm_sdk.protocol import MAX_APPEND_BYTES, Mode, Simulate
 
 from ..errors import Conflict, Forbidden, Invalid, NotFound
 from ..records import Agent, Task
 from ..store import agents, queue, tasks, threads
 from ..store.db import Tx
+from . import modes
 from .asking import RANK, Asker, in_use, may, reach_agent, rights, visible
 from .routes import Call, Empty, Page, Route
 from .views import Listed, TaskView, ThreadView, page, task_view, thread_view
@@ -28,7 +29,7 @@ Text255 = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 class NewTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`target`: an agent, or `pool:<name>`. `version`: a number, or "draft"; left out: the published one.
 
-    `mode` left out: live, and ask for a draft. `deadline`: a time in ISO 8601, or seconds from now. `thread` is
+    `mode` left out: live, and ask for a draft. `simulate`: what answers the calls of a run in that mode. `deadline`: a time in ISO 8601, or seconds from now. `thread` is
     another word for `thread_id`.
     """
 
@@ -36,6 +37,7 @@ class NewTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     input: Any = None
     priority: Priority = 0
     mode: Mode | None = None
+    simulate: Simulate | None = None
     key: Text255 | None = None
     thread_id: str | None = None
     thread: str | None = None
@@ -96,11 +98,13 @@ def _submit(tx: Tx, call: Call, new: NewTask) -> tuple[Task, bool]:
     choice = _choice(tx.connection, call.asker, owner, new)
     if thread is not None:
         _check_thread(tx.connection, thread, choice)
-    mode = new.mode or ("ask" if new.version == "draft" else "live")
+    usual: Mode = "ask" if new.version == "draft" else "live"
+    definition = choice.definition if choice else None
+    mode, simulate = modes.settled(tx.connection, call.asker, new.mode, new.simulate, usual, definition)
     asked = tasks.Submission(
         owner=owner, submitted_by=call.asker.hub_name, target=new.target, input=new.input, priority=new.priority, mode=mode, key=new.key,
         thread_id=thread, workspace=new.workspace, deadline=_deadline(new.deadline, tx.now), requirements=new.requirements,
-        variables=new.variables,
+        variables=new.variables, simulate=simulate,
     )  # fmt: skip
     return tasks.submit(tx, call.parts.db.epoch, asked, choice)
 

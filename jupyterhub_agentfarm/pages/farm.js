@@ -158,6 +158,8 @@ const SAY = {
   'tool.doubted': body => ['In doubt', body.reason, 'wait'],
   'tool.resolved': body => ['Decided', `${body.decision} ${body.reason || ''}`],
   'approval.requested': body => [`${body.tool} waits for approval`, body.why || '', 'wait'],
+  'simulation.requested': body => [`${body.tool} waits for an answer`, body.why || '', 'wait'],
+  'simulation.answered': body => ['Answered', text(body.result ?? body.error?.message ?? '')],
   'approval.voted': body => ['One approves', body.arguments ? text(body.arguments) : ''],
   'approval.expired': body => ['Approval expired', body.reason, 'bad'],
   'approval.escalated': body => ['Shown to more people', body.to || 'operators'],
@@ -185,19 +187,28 @@ function drawInbox(items) {
     make('div', { class: 'row' },
       make('span', { class: 'grow', text: `${item.detail.tool || 'a call'} of ${item.agent}` }),
       badge(item.kind.replace('_', ' '), 'waiting')),
+    item.detail.why || item.worker ? make('p', { class: 'step-text', text: item.detail.why || item.worker }) : '',
     make('p', { class: 'step-text mono', text: text(item.detail.arguments ?? item.detail) }),
     ...(page.approver ? [decisions(item)] : []))));
 }
 
 function decisions(item) {
-  const words = item.kind === 'approval' ? [['approve', 'Approve'], ['refuse', 'Refuse']]
-    : [['happened', 'It happened'], ['not_happened', 'It did not: call again'], ['give_up', 'Give the run up']];
+  const words = {
+    simulation: [['answer', 'Answer'], ['refuse', 'Refuse']],
+    in_doubt: [['happened', 'It happened'], ['not_happened', 'It did not: call again'], ['give_up', 'Give the run up']]
+  }[item.kind] || [['approve', 'Approve'], ['refuse', 'Refuse']];
+  const told = item.kind === 'simulation' || item.kind === 'in_doubt';
+  const result = make('input', { placeholder: 'Result, as JSON or text', 'aria-label': 'Result' });
   const reason = make('input', { placeholder: 'Reason', 'aria-label': 'Reason' });
   const buttons = words.map(([decision, word]) => make('button', { type: 'button', class: 'plain', text: word, onclick: async () => {
-    await shown(() => ask('POST', `/inbox/${item.inbox_id}`, { decision, reason: reason.value }));
+    await shown(() => ask('POST', `/inbox/${item.inbox_id}`, { decision, reason: reason.value, ...(told && result.value ? { result: value(result.value) } : {}) }));
     await loadInbox();
   } }));
-  return make('div', { class: 'decide' }, reason, ...buttons);
+  return make('div', { class: 'decide' }, ...(told ? [result] : []), reason, ...buttons);
+}
+
+function value(text) {
+  try { return JSON.parse(text); } catch { return text; }
 }
 
 // -- doing -------------------------------------------------------------------------------------------------------

@@ -35,6 +35,12 @@ def put(tx: Tx, run_id: str, sha256: str, content: bytes) -> None:
         tx.execute(run_blobs.insert().values(run_id=run_id, sha256=sha256))
 
 
+def share(tx: Tx, run_id: str, other: str) -> None:
+    """Let another run have all blobs that a run has: it will be told what that one was told."""
+    theirs = sa.select(sa.literal(other), run_blobs.c.sha256).where(run_blobs.c.run_id == run_id)
+    tx.execute(run_blobs.insert().from_select(["run_id", "sha256"], theirs))
+
+
 def get(connection: Connection, run_id: str, sha256: str) -> bytes:
     """Return a blob of this run. Raises NotFound: also for a blob of another run."""
     content = connection.execute(

@@ -16,11 +16,16 @@ from ..records import Run, new_id
 from .db import Tx
 from .tables import inbox
 
-_ASKS = {"approval.requested": "approval", "tool.doubted": "in_doubt", "budget.reached": "budget"}
+_ASKS = {
+    "approval.requested": "approval",
+    "tool.doubted": "in_doubt",
+    "simulation.requested": "simulation",
+    "budget.reached": "budget",
+}
 _CLOSES = {
     "approval.given": "approval", "approval.refused": "approval", "approval.expired": "approval",
     "tool.resolved": "in_doubt", "tool.succeeded": "in_doubt", "tool.failed": "in_doubt",
-    "budget.allowed": "budget", "budget.refused": "budget", "budget.freed": "budget",
+    "simulation.answered": "simulation", "budget.allowed": "budget", "budget.refused": "budget", "budget.freed": "budget",
 }  # fmt: skip
 _ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 

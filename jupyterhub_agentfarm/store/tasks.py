@@ -11,11 +11,11 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, content_hash, new_event
+from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, Simulate, content_hash, new_event
 
 from ..errors import Conflict, NotFound
 from ..records import Run, Task, new_id
-from . import definitions, leases, ledger, threads
+from . import blobs, definitions, leases, ledger, threads
 from .db import Tx
 from .tables import tasks
 
@@ -45,6 +45,7 @@ class Submission:
     deadline: float | None = None
     requirements: Mapping[str, Any] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
+    simulate: Simulate | None = None  # what answers the calls of a run in mode `simulate`
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,11 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
         threads.admit(tx, asked.thread_id, asked.owner, choice.agent if choice else asked.target)
     task_id = new_id("task")
     events = first_events(tx, asked, choice, task_id) if choice else None  # may raise: before anything is written
-    requirements = {**asked.requirements, **({"variables": dict(asked.variables)} if asked.variables else {})}
+    requirements = {
+        **asked.requirements,
+        **({"variables": dict(asked.variables)} if asked.variables else {}),
+        **_simulate(asked),
+    }
     run_id = new_id("run") if choice else None
     tx.execute(
         _INSERT,
@@ -115,6 +120,8 @@ def assign(tx: Tx, epoch: str, task: Task, choice: Choice) -> Run:
 def _begin(
     tx: Tx, epoch: str, task_id: str, run_id: str, asked: Submission, choice: Choice, events: list[NewEvent]
 ) -> Run:
+    if asked.simulate and asked.simulate.recording:
+        blobs.share(tx, asked.simulate.recording, run_id)
     return ledger.create_run(
         tx, run_id=run_id, task_id=task_id, agent=choice.agent, owner=asked.owner, epoch=epoch, version=choice.version,
         definition_hash=definitions.put(tx, choice.definition, choice.hash), mode=asked.mode, thread_id=asked.thread_id, priority=asked.priority,
@@ -127,7 +134,7 @@ def first_events(tx: Tx, asked: Submission, choice: Choice, task_id: str, parent
     opening = threads.opening(choice.definition, asked.input, asked.variables, None)
     created = {
         "task": task_id, "agent": choice.agent, "version": choice.version, "definition": choice.hash,
-        "mode": asked.mode, "thread": asked.thread_id, "parent": parent, "owner": asked.owner, "bound": choice.bound,
+        "mode": asked.mode, "thread": asked.thread_id, "parent": parent, "owner": asked.owner, "bound": choice.bound, **_simulate(asked),
     }  # fmt: skip
     # In a thread the messages before it may still be on their way: they are added when it is claimed.
     return [new_event("run.created", created), *([] if asked.thread_id else opening)]
@@ -236,9 +243,11 @@ def _run_of(tx: Tx, task_id: str) -> Run:
 def _asked(task: Task) -> Submission:
     requirements = dict(task.requirements)
     variables = requirements.pop("variables", {})
+    given = requirements.pop("simulate", None)
     return Submission(
         owner=task.owner, submitted_by=task.submitted_by, target=task.target, input=task.input, priority=task.priority, mode=task.mode,
         key=task.key, thread_id=task.thread_id, workspace=task.workspace, deadline=task.deadline, requirements=requirements, variables=variables,
+        simulate=msgspec.convert(given, Simulate) if given else None,
     )  # fmt: skip
 
 
@@ -255,8 +264,13 @@ def _digest(asked: Submission) -> str:
             "deadline": asked.deadline,
             "requirements": dict(asked.requirements),
             "variables": dict(asked.variables),
+            **_simulate(asked),
         }
     )
+
+
+def _simulate(asked: Submission) -> dict[str, Any]:
+    return {"simulate": msgspec.to_builtins(asked.simulate)} if asked.simulate else {}
 
 
 def _json(value: Any) -> str:
