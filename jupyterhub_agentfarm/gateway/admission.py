@@ -73,7 +73,7 @@ def admit(
             why = flaw or disagreement(compiled[name], arguments)
         if why or spec is None:
             verdicts.append(_refused(call, name, arguments, why))
-        elif answers is not None and (
+        elif mode == "simulate" and (
             simulated := _simulated(call, spec, arguments, answers, call_key(epoch, run, call))
         ):
             verdicts.append(simulated)
@@ -144,9 +144,11 @@ def _refused(call: str, tool: str, arguments: dict[str, Any], why: str) -> Verdi
     return Verdict(AdmittedCall(call=call, tool=tool, arguments=arguments, state="failed", error=why), event)
 
 
-def _simulated(call: str, spec: ToolSpec, arguments: dict[str, Any], answers: Answers, key: str) -> Verdict | None:
+def _simulated(
+    call: str, spec: ToolSpec, arguments: dict[str, Any], answers: Answers | None, key: str
+) -> Verdict | None:
     """Answer a call instead of its tool; None for a read that nothing answers: it is really done."""
-    found = answers.take(spec.name, arguments)
+    found = answers.take(spec.name, arguments) if answers else None
     told = AdmittedCall(call=call, tool=spec.name, arguments=arguments, key=key, state="answered")
     if found is not None and "error" in found.body:
         error = str(found.body["error"].get("message", "failed"))
@@ -157,7 +159,7 @@ def _simulated(call: str, spec: ToolSpec, arguments: dict[str, Any], answers: An
         return Verdict(msgspec.structs.replace(told, result=found.body["result"]), event)
     if spec.effect == "read":
         return None
-    if answers.given.otherwise == "refuse":
+    if answers is None or answers.given.otherwise == "refuse":
         return _refused(call, spec.name, arguments, f"{SIMULATED}, and there is no answer for this call")
     body = {"tool": spec.name, "effect": spec.effect, "key": key, "arguments": arguments, "why": SIMULATED}
     return Verdict(msgspec.structs.replace(told, state="awaiting"), new_event("simulation.requested", body, call))
