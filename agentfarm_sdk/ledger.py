@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -36,9 +37,11 @@ from .settings import api_url
 
 SIGN_IN_SECONDS = 60.0  # how long a refused token is tried again: a renewed one may be on its way
 FRAME_BYTES = 65_536  # messages that together stay below this go in one frame
+LATE_SECONDS = 5.0  # for telling what came of calls when the run is another's by now
 PREVIEW = 8000  # characters of a large result that the model is shown
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts to connect
 
+log = logging.getLogger("agentfarm")
 Inbox = Callable[[list[Event]], None]
 
 
@@ -105,6 +108,7 @@ class FarmLedger:
         self._refused_since: float | None = None
         self._ended: AgentFarmError | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._late: set[asyncio.Task[Any]] = set()  # outcomes under way of a run that is another's by now
         self._http: Any = None
 
     # -- what the loop asks for ----------------------------------------------------------------------------------
@@ -128,7 +132,11 @@ class FarmLedger:
         waiting = self._ask("append", AppendRequest(fence=self.fence, n=self.n, events=raw))
 
         async def answered() -> AppendAnswer:
-            return msgspec.json.decode(await waiting, type=AppendAnswer)
+            try:
+                return msgspec.json.decode(await waiting, type=AppendAnswer)
+            except Fenced:
+                await self._tell_late(events)
+                raise
 
         return asyncio.ensure_future(answered())
 
@@ -164,6 +172,9 @@ class FarmLedger:
         return bytes((await self._call("GET", f"/tools/files/{sha256}")).content)
 
     async def close(self) -> None:
+        await asyncio.sleep(0)  # what was refused just now says so itself, late
+        if self._late:
+            await asyncio.wait(self._late, timeout=LATE_SECONDS)
         self._end(Transient("the ledger was closed"))
         for task in self._tasks:
             task.cancel()
@@ -339,6 +350,28 @@ class FarmLedger:
         return NewEvent(
             kind=event.kind, call=event.call, body=msgspec.Raw(msgspec.json.encode({**body, "result": named}))
         )
+
+    async def _tell_late(self, events: list[NewEvent]) -> None:
+        """Say what came of calls all the same: an outcome closes a doubt while nothing else stands."""
+        if (task := asyncio.current_task()) is None:
+            return
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        import httpx
+
+        for event in events:
+            if event.kind not in ("tool.succeeded", "tool.failed"):
+                continue
+            path = f"{self._url}/runs/{self.run}/calls/{event.call}/outcome"
+            content = msgspec.json.encode({"fence": self.fence, "event": event})
+            headers = {"Authorization": f"token {self._token}", "Agentfarm-Protocol": str(PROTOCOL)}
+            transport = httpx.AsyncHTTPTransport(uds=self._socket) if self._socket else None
+            try:
+                async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=LATE_SECONDS) as http:
+                    answer = await http.post(path, content=content, headers=headers)
+                log.warning("run %s: call %s was told late: %d", self.run, event.call, answer.status_code)
+            except httpx.TransportError as error:
+                log.warning("run %s: what came of call %s could not be told: %s", self.run, event.call, error)
 
     async def _call(self, method: str, path: str, content: bytes | None = None) -> Any:
         """Make an HTTP request that may be made twice, until the farm answers it."""

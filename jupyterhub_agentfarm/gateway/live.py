@@ -227,8 +227,7 @@ class LiveRuns:
         """
         self.drop(run_id)
         live = await self.get(run_id, fence)
-        if live.run.lease_until is None:
-            raise Fenced(f"run {run_id}: fence {fence} holds nothing any more", hint="stop: claim anew")
+        _held(live)
         lost = [c for c in live.fold.open_calls if c.state == "started" and c.effect == "once" and c.fence != fence]
         verdicts = [] if lost else [
             admission.started(
@@ -271,6 +270,7 @@ class LiveRuns:
         verdicts: list[admission.Verdict] = []
         new = request.n > live.n
         if new:
+            _held(live)
             if request.n != live.n + 1:
                 raise Hole(f"append {request.n} came after {live.n}", hint=f"append {live.n + 1} first", last_n=live.n)
             _check(live, events)
@@ -437,6 +437,15 @@ def _answers(connection: Any, created: Event, fold: Fold) -> Answers:
     return Answers(
         given, simulation.recorded(events, Fold(history=lambda _run, _seq: []).apply_all(events)), asked_for(fold)
     )
+
+
+def _held(live: LiveRun) -> None:
+    """Raise Fenced where nobody holds the run any more: it waits, queues or has ended."""
+    if live.run.lease_until is None:
+        raise Fenced(
+            f"run {live.run.run_id}: fence {live.fence} holds nothing any more",
+            hint="stop: it was taken from this worker",
+        )
 
 
 def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:

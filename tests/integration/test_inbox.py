@@ -13,7 +13,9 @@ import pytest
 import websockets
 from servicekit import Service, service
 
-from jupyterhub_agentfarm.errors import FleetError
+from agentfarm_sdk.ledger import FarmLedger
+from agentfarm_sdk.protocol import new_event
+from jupyterhub_agentfarm.errors import Fenced, FleetError
 from jupyterhub_agentfarm.store import leases
 from jupyterhub_agentfarm.store.tables import inbox, runs
 
@@ -358,6 +360,31 @@ async def test_a_probe_that_cannot_end_the_doubt_leaves_it_to_a_person(
         await farm.ok(first["token"], "POST", path, {"fence": first["fence"], "event": late})
         closed = await farm.ok("ann", "GET", f"/inbox/{item['inbox_id']}")
         assert closed["decision"] == "succeeded" and "calls" not in await opened(farm)
+
+
+@pytest.mark.parametrize("claimed", [False, True], ids=["waiting", "held by another"])
+async def test_a_worker_that_was_taken_for_dead_tells_what_came_of_its_call_and_that_closes_the_doubt(
+    farm: Service, claimed: bool
+) -> None:
+    await with_tool(farm, probe=claimed)
+    claim, call = await paying(farm)
+    zombie = FarmLedger(farm.url, claim["run"], claim["fence"], claim["token"])
+    await zombie.open()
+    await lost(farm, claim, None)
+    taken = await opened(farm) if claimed else None
+    late = await zombie.append([new_event("tool.succeeded", {"result": "paid"}, call["call"])])
+    with pytest.raises(Fenced):
+        await late
+    await zombie.close()
+    recorded = (await farm.ok("ann", "GET", f"/runs/{claim['run']}/events"))["items"]
+    told = [(event["by"], event["body"]["result"]) for event in recorded if event["kind"] == "tool.succeeded"]
+    assert told == [(f"worker:{claim['fence']}", "paid")]
+    assert (await farm.ok("ann", "GET", "/inbox"))["items"] == []
+    if taken:  # its probe comes too late to say anything else, and does no harm
+        await append(farm, taken, 1, "tool.probed", {"answer": "unknown"}, call["call"])
+    taken = taken or await opened(farm)
+    await ask_model(farm, taken, "well", n=1 if claimed else 0)
+    assert shown(farm) == "paid" and (await kinds(farm, claim["run"])).count("tool.started") == 1
 
 
 async def test_a_worker_says_of_a_call_only_what_it_may(farm: Service) -> None:
