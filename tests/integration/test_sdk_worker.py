@@ -266,3 +266,77 @@ async def test_a_structured_answer_that_does_not_fit_is_mended_in_the_same_run(f
     run = await begin(farm, kernel, ("mark", {"name": "a"}), "no", "no, again")
     assert (await kernel.says(lambda one: one.get("finished") == run))["outcome"] == "failed"
     assert "does not fit the schema" in (await events(farm, run))[-1]["body"]["error"]["message"]
+
+
+PROBED = """
+import pathlib
+from agentfarm_sdk import happened, not_happened, tool
+
+def was_it_marked(ctx, name: str):
+    lines = pathlib.Path("marks").read_text().splitlines()
+    return happened("found " + name) if name + " " + ctx.key in lines else not_happened()
+
+@tool(effect="once", timeout=30, probe=was_it_marked, approval='startswith(name, "big")')
+def mark(ctx, name: str) -> str:
+    with open("marks", "a") as file:
+        file.write(name + " " + ctx.key + chr(10))
+    while pathlib.Path("hold").exists() and not ctx.cancelled.wait(0.02):
+        pass
+    return "marked " + name
+"""
+
+
+async def probed(farm: Service) -> None:
+    """Give the agent a tool that asks a person about big names, and that has a probe."""
+    rules = {"probe": True, "approval": 'startswith(name, "big")'}
+    draft = {"prompt": "p", "tools": [{**DRAFT["tools"][0], **rules}]}  # type: ignore[dict-item]
+    await farm.ok("ann", "PATCH", "/agents/analyst", {"draft": draft, "files": {"mark.py": PROBED}})
+    await farm.ok("ann", "POST", "/agents/analyst/publish", {})
+
+
+async def test_a_run_that_waits_for_a_person_frees_its_kernel_and_goes_on_within_a_second_of_the_decision(
+    farm: Service, kernel: Kernel, tmp_path: Path
+) -> None:
+    await probed(farm)
+    run = await begin(farm, kernel, ("mark", {"name": "small"}), ("mark", {"name": "big"}), "Done.")
+    assert (await kernel.says(lambda one: one.get("finished")))["outcome"] == "parked"
+    kernel.told.clear()
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    waiting = asyncio.create_task(farm.claim(wait=20))
+    await farm.listens("analyst")
+    decided = time.monotonic()
+    await farm.ok("ann", "POST", f"/inbox/{item['inbox_id']}", {"decision": "approve"})
+    claim = await waiting
+    assert claim is not None and claim["run"] == run
+    kernel.tell(url=farm.url, run=run, fence=claim["fence"], token=claim["token"])
+    await kernel.says(lambda one: one.get("progress") == 30)
+    assert time.monotonic() - decided < 5, "within a second where nothing else runs"
+    assert (await kernel.says(lambda one: one.get("finished")))["outcome"] == "succeeded"
+    marks = (tmp_path / "workspace" / "marks").read_text().splitlines()
+    assert [line.split()[0] for line in marks] == ["small", "big"], "each once"
+
+
+async def test_the_next_worker_asks_the_tool_s_probe_what_became_of_a_killed_worker_s_effect(
+    farm: Service, kernel: Kernel, tmp_path: Path
+) -> None:
+    await probed(farm)
+    folder = tmp_path / "workspace"
+    (folder / "hold").touch()
+    run = await begin(farm, kernel, ("mark", {"name": "a"}), "Done.")
+    await kernel.says(lambda one: one.get("progress") == 30)
+    marked = await asyncio.to_thread(_until, (folder / "marks").exists)
+    assert marked
+    os.kill(kernel.process.pid, signal.SIGKILL)
+    await farm.ok("agent-analyst", "POST", f"/runs/{run}/heartbeat", {"fence": 1, "dead": "kernel exited with -9"})
+    successor = Kernel(folder)
+    try:
+        await successor.start()
+        claim = await farm.claim(wait=5)
+        assert claim is not None and claim["run"] == run
+        successor.tell(url=farm.url, run=run, fence=claim["fence"], token=claim["token"])
+        assert (await successor.says(lambda one: one.get("finished")))["outcome"] == "succeeded"
+    finally:
+        await successor.stop()
+    (said,) = [one["body"] for one in await events(farm, run) if one["kind"] == "tool.probed"]
+    assert said == {"answer": "happened", "result": "found a"}
+    assert len((folder / "marks").read_text().splitlines()) == 1
