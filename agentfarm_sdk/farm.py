@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -154,16 +154,31 @@ class Farm:
         deadline: float | None = None,
         variables: dict[str, str] | None = None,
         simulate: Json | None = None,
+        after: Sequence[Task | str] = (),
+        after_any_end: bool = False,
+        results: bool = False,
+        retry: int | Json | None = None,
+        concurrency_key: str | None = None,
+        concurrency: int | None = None,
         wait: bool = False,
     ) -> Task:
         """Ask an agent (`analyst`) or a pool (`pool:analysts`) for something; with `wait`, return when it has ended.
 
+        The same `key` submits the same task once; a task without one gets its own, so that a lost answer does no harm.
+        priority: -100 to 100; a point is worth a minute of waiting. deadline: seconds from now; then it is cancelled.
+        after: tasks that must have succeeded before it begins (`after_any_end`: or ended); `results`: it is told theirs.
+        retry: how many runs in all, or `{"attempts", "backoff", "on"}`; never after a call with effect `once`.
+        concurrency_key: at most `concurrency` (1) of the owner's runs with that key go on at once.
         simulate: what answers the calls instead of the tools, `{"stubs": {tool: result}, "recording": run, "otherwise":
-        "person" or "refuse"}`. The same `key` submits the same task once; a task without one gets its own, so that a lost answer does no harm.
+        "person" or "refuse"}`.
         """
         body = _given({
             "target": target, "input": input, "priority": priority or None, "key": key, "mode": mode, "thread": thread,
             "workspace": workspace, "deadline": deadline, "variables": variables, "simulate": simulate,
+            "after": [one.id if isinstance(one, Task) else one for one in after] or None,
+            "after_any_end": after_any_end or None, "results": results or None,
+            "retry": {"attempts": retry} if isinstance(retry, int) else retry, "concurrency_key": concurrency_key,
+            "concurrency": concurrency,
         })  # fmt: skip
         once = {"Idempotency-Key": key or uuid.uuid4().hex}
         task = Task(self, self.again("POST", "/tasks", body, once))
@@ -361,15 +376,20 @@ class Task:
             yield from self._farm.tokens(self.run_id, timeout)
 
     def wait(self, timeout: float | None = None) -> Task:
-        """Wait for the end. Raises TimeoutError."""
-        if self.data.get("status") not in ENDED:
-            for _ in self.events(timeout=timeout):
+        """Wait for the end, also over further runs of the task. Raises TimeoutError."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.data.get("status") not in ENDED:
+            before = self.run_id
+            left = None if deadline is None else max(0.01, deadline - time.monotonic())
+            for _ in self.events(timeout=left):
                 pass
             self.refresh()
-        deadline = time.monotonic() + 10.0  # the row of the task moves with its run; a stream may end a moment before
-        while self.data.get("status") not in ENDED and time.monotonic() < deadline:
-            time.sleep(0.05)
-            self.refresh()
+            if self.data.get("status") in ENDED:
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"task {self.id} has not ended after {timeout} s")
+            if self.run_id == before:  # the row of the task moves with its run; a stream may end a moment before
+                time.sleep(0.05)
         return self
 
     def result(self, timeout: float | None = None) -> Any:

@@ -30,7 +30,7 @@ RUN_TOKEN_SECONDS = 900.0
 Effect = Literal["read", "idempotent", "once"]
 Mode = Literal["live", "ask", "simulate"]
 Status = Literal["queued", "assigned", "running", "waiting", "cancelling", "succeeded", "failed", "cancelled"]
-Waiting = Literal["approval", "in_doubt", "paused", "budget", "timer", "child", "restored"]
+Waiting = Literal["approval", "in_doubt", "paused", "budget", "timer", "child", "after", "restored"]
 ENDED: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
 # Kinds are an open set: readers keep what they do not know.

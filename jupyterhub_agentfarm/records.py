@@ -80,6 +80,12 @@ class Task:
     error: dict[str, Any] | None
     created_at: float
     ended_at: float | None
+    options: dict[str, Any] = field(default_factory=dict)  # after, retry …, as they were asked for
+    concurrency_key: str | None = None
+    parent_run: str | None = None
+    parent_call: str | None = None
+    batch_id: str | None = None
+    place: int | None = None  # in the batch, from 1
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,7 @@ class Run:
     cancel: str | None
     created_at: float
     ended_at: float | None
+    linked: bool = False  # its end concerns others (store/links.py)
 
 
 @dataclass(frozen=True)

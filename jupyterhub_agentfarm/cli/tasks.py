@@ -47,7 +47,19 @@ def _add_task(verb: Any) -> None:
     submit.add_argument("--wait", action="store_true", help="show the steps, print the answer, fail if it fails")
     submit.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer than this")
     submit.add_argument("--key", help="asking again with the same key asks only once")
-    submit.add_argument("--priority", type=int, default=0)
+    submit.add_argument("--priority", type=int, default=0, help="-100 to 100; a point is worth a minute of waiting")
+    submit.add_argument("--deadline", type=float, metavar="SECONDS", help="cancel it when so many have passed")
+    submit.add_argument(
+        "--after", action="append", default=[], metavar="TASK", help="begin when that one has succeeded"
+    )
+    submit.add_argument("--after-any-end", action="store_true", help="… or has ended, however")
+    submit.add_argument("--results", action="store_true", help="tell it the results of those before it")
+    submit.add_argument("--retries", type=int, metavar="N", help="run it again, up to N times, where a run has failed")
+    submit.add_argument(
+        "--backoff", type=float, default=5.0, metavar="SECONDS", help="before the first; doubled each time"
+    )
+    submit.add_argument("--concurrency-key", metavar="KEY", help="one of your runs with this key at once")
+    submit.add_argument("--concurrency", type=int, metavar="N", help="… or so many")
     submit.add_argument("--mode", choices=("live", "ask", "simulate"), help="ask: each effect needs approval")
     submit.add_argument("--stub", action="append", default=[], metavar="TOOL=JSON", help="simulate: the tool's answer")
     submit.add_argument("--recording", metavar="RUN", help="simulate: answer as in that run")
@@ -69,6 +81,9 @@ def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
     task = farm.submit(
         asked.target, text, priority=asked.priority, key=asked.key, mode=asked.mode, thread=asked.thread,
         variables=variables(asked.var) or None, simulate=simulated(asked),
+                deadline=asked.deadline, after=asked.after, after_any_end=asked.after_any_end,
+        results=asked.results, concurrency_key=asked.concurrency_key, concurrency=asked.concurrency,
+        retry={"attempts": asked.retries + 1, "backoff": asked.backoff} if asked.retries else None,
     )  # fmt: skip
     if not asked.wait:
         out.line(f"{task.id}  {task.data.get('status', '')}".rstrip(), task.data)

@@ -22,15 +22,28 @@ from .views import Listed, TaskView, ThreadView, page, task_view, thread_view
 
 POOL = "pool:"
 MAX_TASKS = 1000
+MAX_AFTER = 1000
 Priority = Annotated[int, msgspec.Meta(ge=-100, le=100)]
 Text255 = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Another run where one has failed: `attempts` runs in all, `backoff` seconds before the second, doubled each time.
+
+    `on`: types of errors; left out: unavailable, model-failed, worker-died, unplaceable. Never after a call with effect once.
+    """
+
+    attempts: Annotated[int, msgspec.Meta(ge=2, le=20)] = 3
+    backoff: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
+    on: Annotated[list[Annotated[str, msgspec.Meta(min_length=1, max_length=64)]], msgspec.Meta(max_length=20)] = []
 
 
 class NewTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`target`: an agent, or `pool:<name>`. `version`: a number, or "draft"; left out: the published one.
 
     `mode` left out: live, and ask for a draft. `simulate`: what answers the calls of a run in that mode. `deadline`: a time in ISO 8601, or seconds from now. `thread` is
-    another word for `thread_id`.
+    another word for `thread_id`. `after`: tasks that must have succeeded before (`after_any_end`: or ended); with `results`
+    theirs stand behind the input. `concurrency`: so many of the owner's runs with the same `concurrency_key` at once.
     """
 
     target: str = ""
@@ -46,6 +59,12 @@ class NewTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     workspace: Literal["home", "none"] = "home"
     deadline: float | str | None = None
     requirements: dict[str, Any] = {}
+    after: Annotated[list[Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=MAX_AFTER)] = []
+    after_any_end: bool = False
+    results: bool = False
+    retry: Retry | None = None
+    concurrency_key: Text255 | None = None
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
 
 
 class NewTasks(NewTask, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -98,13 +117,20 @@ def _submit(tx: Tx, call: Call, new: NewTask) -> tuple[Task, bool]:
     choice = _choice(tx.connection, call.asker, owner, new)
     if thread is not None:
         _check_thread(tx.connection, thread, choice)
+    if new.retry is not None and thread is not None:
+        raise Invalid(
+            "a message of a thread is not tried again by itself", hint="leave retry out: later ones wait for it"
+        )
+    for one in new.after:
+        reach_task(tx.connection, call.asker, one, "view")
     usual: Mode = "ask" if new.version == "draft" else "live"
     definition = choice.definition if choice else None
     mode, simulate = modes.settled(tx.connection, call.asker, new.mode, new.simulate, usual, definition)
     asked = tasks.Submission(
         owner=owner, submitted_by=call.asker.hub_name, target=new.target, input=new.input, priority=new.priority, mode=mode, key=new.key,
-        thread_id=thread, workspace=new.workspace, deadline=_deadline(new.deadline, tx.now), requirements=new.requirements,
-        variables=new.variables, simulate=simulate,
+        thread_id=thread, workspace=new.workspace, deadline=_deadline(new.deadline, tx.now), deadline_asked=new.deadline,
+        requirements=new.requirements, variables=new.variables, after=new.after, after_any_end=new.after_any_end, results=new.results,
+        retry=asdict(new.retry) if new.retry else None, concurrency_key=new.concurrency_key, concurrency=new.concurrency, simulate=simulate,
     )  # fmt: skip
     return tasks.submit(tx, call.parts.db.epoch, asked, choice)
 

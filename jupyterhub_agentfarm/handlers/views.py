@@ -65,6 +65,12 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, Any] | None
     created_at: str
     ended_at: str | None
+    options: dict[str, Any] = {}  # after, after_any_end, results, retry, concurrency: where they were asked for
+    concurrency_key: str | None = None
+    parent_run: str | None = None  # of the run that delegated it, and by which call
+    parent_call: str | None = None
+    batch_id: str | None = None
+    place: int | None = None  # in the batch, from 1
     note: str = ""  # why it does not move yet, where something is known
 
 

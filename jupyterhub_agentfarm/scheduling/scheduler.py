@@ -21,7 +21,7 @@ from .lifecycle import ASSIGNED_SECONDS, Attempts, next_move
 from .priority import choose_member
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 1.0  # for what comes with time alone: deadlines, pauses
+LOOK_SECONDS = 1.0  # for what no commit tells: supervisors that come and go
 WAKES = frozenset({"run.created", "run.requeued", "run.resumed"})
 
 
@@ -47,7 +47,7 @@ class Scheduler:
         self.attempts: dict[str, Attempts] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
-        self._soonest: float | None = None  # when the next run that pauses may be claimed (the database's clock)
+        self._soonest: float | None = None  # when time alone has something to do next (the database's clock)
         db.on_commit(self._heard)
 
     def _heard(self, committed: list[Committed]) -> None:
@@ -72,7 +72,7 @@ class Scheduler:
                 except Transient as error:
                     log.warning("the scheduler waits: %s", error.detail)
                 try:
-                    await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
+                    await asyncio.wait_for(self._woken.wait(), self._pause())
                 except asyncio.TimeoutError:
                     pass
                 self._woken.clear()
@@ -81,25 +81,30 @@ class Scheduler:
                 one.cancel()
             await asyncio.gather(*self._starting.values(), return_exceptions=True)
 
+    def _pause(self) -> float:
+        """Return for how long there is nothing to do, unless woken (seconds)."""
+        if self._soonest is None:
+            return LOOK_SECONDS
+        return min(LOOK_SECONDS, max(0.0, self._soonest - self.db.now()))
+
     async def look(self) -> None:
         """Make the moves that are due now."""
         now = self.db.now()
-        unassigned, waiting, overdue, soonest = await self.db.read(
+        unassigned, waiting, (overdue, deadline), pause_ends = await self.db.read(
             lambda c: (
                 tasks.unassigned(c),
                 queue.waiting(c, now),
-                queue.overdue(c, now),
+                queue.deadlines(c, now),
                 queue.next_not_before(c, now),
             )
         )
-        for task in unassigned:
-            await self._assign(task)
+        self._soonest = min((at for at in (deadline, pause_ends) if at is not None), default=None)
         for task_id in overdue:
             await self._overdue(task_id)
-        if self._soonest is not None and self._soonest <= now:  # a run's pause is over
-            for one in waiting:
-                self.supervisors.wake(one.agent)
-        self._soonest = soonest
+        for task in unassigned:
+            await self._assign(task)
+        for one in waiting:  # also those that waited for a time, or for a concurrency key of another agent's run
+            self.supervisors.wake(one.agent)
         for one in waiting:
             await self._serve(one)
         for agent in set(self.attempts) - {one.agent for one in waiting}:

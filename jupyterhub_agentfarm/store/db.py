@@ -43,6 +43,7 @@ class Tx:
         self.sqlite = sqlite
         self.wrote = False  # set by the statements themselves; one who writes by the driver sets it first
         self.committed: list[Committed] = []
+        self.following: list[Any] | None = None  # ends that links.py has yet to follow; None: it is not at work
         self._connection = connection
         self._driver: Any = connection.connection.driver_connection
         self._heads = heads

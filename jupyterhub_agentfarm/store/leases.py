@@ -18,36 +18,11 @@ from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event, timestamp
 
 from ..errors import Conflict, Fenced
 from ..records import Run
-from . import definitions, inbox, ledger, threads
+from . import definitions, inbox, ledger, threads, turns
 from .db import Tx
-from .tables import CLAIMABLE as CLAIMABLE
 from .tables import runs, tasks
 
-
-def _next_run() -> sa.Select[Any]:
-    earlier = runs.alias()
-    busy = (
-        sa.select(earlier.c.run_no)
-        .where(
-            earlier.c.thread_id == runs.c.thread_id, earlier.c.run_no < runs.c.run_no, earlier.c.status.not_in(ENDED)
-        )
-        .exists()
-    )
-    return (
-        ledger.RUN.where(
-            runs.c.agent == sa.bindparam("agent"),
-            runs.c.status.in_([sa.literal_column(f"'{status}'") for status in CLAIMABLE]),  # the words of the index
-            runs.c.bound.is_(False),
-            sa.or_(runs.c.not_before.is_(None), runs.c.not_before <= sa.bindparam("now")),
-            sa.or_(runs.c.thread_id.is_(None), ~busy),
-        )
-        .order_by(runs.c.priority.desc(), runs.c.run_no)
-        .limit(1)
-    )
-
-
 # Made once: to make a statement costs more than to execute it.
-_NEXT = _next_run()
 _CLAIMED = ledger.RUN.where(
     runs.c.claim_id == sa.bindparam("claim_id"), runs.c.agent == sa.bindparam("agent"), runs.c.lease_until.is_not(None)
 )
@@ -56,12 +31,18 @@ _CLAIMED = ledger.RUN.where(
 def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float) -> Run | None:
     """Give the worker the next run of the agent, or None. The same `claim_id` gets the same lease again.
 
-    A run of a thread waits until the thread's earlier runs have ended; bound runs never enter the queue.
+    A run of a thread waits until the thread's earlier runs have ended, one with a concurrency key until it is free;
+    owners take turns, and each owner's runs go by priority and age. Bound runs never enter the queue.
     """
     if again := ledger.fetch_runs(tx.connection, _CLAIMED, claim_id=claim_id, agent=agent):
         return ledger.held(tx, again[0].run_id)
-    found = ledger.fetch_runs(tx.connection, _NEXT, agent=agent, now=tx.now)
-    return lease(tx, found[0], worker, claim_id, seconds) if found else None
+    row = tx.connection.execute(turns.NEXT, {"agent": agent, "now": tx.now}).one_or_none()
+    if row is None:
+        return None
+    run_id, owner, owners = row
+    if owners > 1:
+        turns.served(tx, agent, owner)
+    return lease(tx, ledger.held(tx, run_id), worker, claim_id, seconds)
 
 
 def lease(tx: Tx, run: Run, worker: str, claim_id: str, seconds: float) -> Run:

@@ -124,20 +124,27 @@ def held(tx: Tx, run_id: str) -> Run:
 def create_run(
     tx: Tx, *, run_id: str, task_id: str | None, agent: str, owner: str, epoch: str, definition_hash: str, version: int | None,
     mode: str, events: Sequence[NewEvent], thread_id: str | None = None, priority: int = 0, bound: bool = False, by: str = "service",
+    rank: float | None = None, not_before: float | None = None, linked: bool = False, concurrency_key: str | None = None, concurrency: int = 1,
 ) -> Run:  # fmt: skip
-    """Begin a run with its first events (run.created, messages); it stands in the queue of its agent."""
+    """Begin a run with its first events (run.created, messages); it stands in the queue of its agent.
+
+    `rank`: its place there (turns.rank; without one it came now). `not_before`: epoch seconds. `linked`: links.py is told of
+    its end. `concurrency`: so many runs of the owner with the same key at once.
+    """
     number = tx.execute(
         _CREATE,
         dict(
             run_id=run_id, task_id=task_id, agent=agent, owner=owner, thread_id=thread_id, version=version,
             definition_hash=definition_hash, mode=mode, epoch=epoch, bound=bound, priority=priority, status="queued",
-            head=GENESIS, created_at=tx.now,
+            head=GENESIS, created_at=tx.now, rank=tx.now if rank is None else rank, not_before=not_before, linked=linked,
+            concurrency_key=concurrency_key, concurrency=concurrency,
         )
     ).inserted_primary_key[0]  # type: ignore[index]  # fmt: skip
     run = Run(
         run_no=number, run_id=run_id, task_id=task_id or "", agent=agent, owner=owner, thread_id=thread_id, version=version,
         definition_hash=definition_hash, mode=mode, epoch=epoch, bound=bound, status="queued", waiting=None, fence=0, last_n=0,
         seq=0, head=GENESIS, worker=None, claim_id=None, lease_until=None, cancel=None, created_at=tx.now, ended_at=None,
+        linked=linked,
     )  # fmt: skip
     tx.advance(run)
     record(tx, run_id, by, events)
@@ -270,6 +277,10 @@ def _write(
         _move_task(tx, after, made)
     follow_inbox(tx, run, after, made)
     tx.committed.append(Committed(run.run_id, run.agent, run.owner, tuple(made)))
+    if after.linked and after.status in ENDED and run.status not in ENDED:
+        from . import links  # it records events itself, with what is here
+
+        links.follow(tx, after)
     return Appended(after.last_n, seq, head, tuple(made))
 
 
@@ -318,8 +329,20 @@ def _move_task(tx: Tx, run: Run, events: Iterable[Event]) -> None:
         return
     body = next((event.data() for event in events if event.kind in _ENDS), {})
     result = msgspec.json.encode(body.get("result")).decode() if run.status == "succeeded" else None
-    error = msgspec.json.encode(body["error"]).decode() if body.get("error") else None
+    failure = body.get("error")
+    if run.status == "cancelled":
+        failure = {"type": "cancelled", "message": str(body.get("reason") or "it was cancelled")}
+    error = msgspec.json.encode(failure).decode() if failure else None
     tx.execute(_END_TASK, {**values, "its_result": result, "its_error": error, "its_ended_at": run.ended_at})
+
+
+def link(tx: Tx, run: Run) -> Run:
+    """Have links.py told of the run's end."""
+    if not run.linked:
+        tx.execute(runs.update().where(runs.c.run_no == run.run_no).values(linked=True))
+        run = replace(run, linked=True)
+        tx.advance(run)
+    return run
 
 
 # -- verifying ---------------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.protocol import ENDED
 
-from .leases import CLAIMABLE
-from .tables import agents, grants, runs, tasks
+from . import turns
+from .tables import CLAIMABLE, agents, grants, runs, tasks
+
+MAX_OVERDUE = 200  # tasks looked at in one go
 
 
 @dataclass(frozen=True)
@@ -23,26 +25,17 @@ class Waiting:
 
 
 def waiting(connection: Connection, now: float) -> list[Waiting]:
-    """Return, by priority and age, the agents that have runs to be claimed now, one row each."""
-    rows = connection.execute(
-        sa.select(runs.c.agent, runs.c.run_id, runs.c.created_at, runs.c.not_before)
-        .where(
-            runs.c.status.in_(CLAIMABLE),
-            runs.c.bound.is_(False),
-            sa.or_(runs.c.not_before.is_(None), runs.c.not_before <= now),
-        )
-        .order_by(runs.c.priority.desc(), runs.c.run_no)
-    )
-    found: dict[str, Waiting] = {}
-    for agent, run_id, created, not_before in rows:
-        found.setdefault(agent, Waiting(agent, run_id, max(created, not_before or 0.0)))
-    return list(found.values())
+    """Return the agents that have runs to be claimed now, one row each, the longest waiting first."""
+    return [
+        Waiting(agent, run_id, max(created, not_before or 0.0))
+        for agent, run_id, created, not_before in connection.execute(turns.WAITING, {"now": now})
+    ]
 
 
 def next_not_before(connection: Connection, now: float) -> float | None:
     """Return when the next run that has to wait may be claimed again."""
     found = connection.execute(
-        sa.select(sa.func.min(runs.c.not_before)).where(runs.c.status.in_(CLAIMABLE), runs.c.not_before > now)
+        sa.select(sa.func.min(runs.c.not_before)).where(runs.c.not_before > now, runs.c.status.in_(CLAIMABLE))
     ).scalar()
     return None if found is None else float(found)
 
@@ -74,10 +67,14 @@ def members(connection: Connection, pool: str, owner: str) -> list[str]:
     )
 
 
-def overdue(connection: Connection, now: float) -> list[str]:
-    """Return the tasks whose deadline has passed before they ended."""
-    return list(
-        connection.execute(
-            sa.select(tasks.c.task_id).where(tasks.c.deadline < now, tasks.c.status.not_in([*ENDED, "cancelling"]))
-        ).scalars()
-    )
+def deadlines(connection: Connection, now: float) -> tuple[list[str], float | None]:
+    """Return the tasks whose deadline has passed before they ended, and when the next one passes (epoch seconds)."""
+    asked = sa.exists().where(runs.c.run_id == tasks.c.run_id, runs.c.cancel.is_not(None))  # it is being cancelled
+    rows = connection.execute(
+        sa.select(tasks.c.task_id, tasks.c.deadline)
+        .where(tasks.c.deadline.is_not(None), tasks.c.ended_at.is_(None), ~asked)
+        .order_by(tasks.c.deadline)
+        .limit(MAX_OVERDUE)
+    ).all()
+    passed = [task_id for task_id, deadline in rows if deadline <= now]
+    return passed, next((float(deadline) for _, deadline in rows if deadline > now), None)

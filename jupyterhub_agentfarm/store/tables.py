@@ -138,12 +138,53 @@ tasks = Table(
     Column("error", Text),
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
+    Column("rank", Double, nullable=False, server_default="0"),  # turns.rank: its place among those that wait
+    Column("options", Text, nullable=False, server_default="{}"),  # JSON: after, retry …, as they were asked for
+    Column("concurrency_key", String(255)),
+    Column("parent_run", String(64)),  # of a child
+    Column("parent_call", String(32)),
+    Column("batch_id", String(64)),
+    Column("place", Integer),  # in the batch, from 1
+    Column("batch_ended", Integer),  # as which one of the batch it ended, from 1
     UniqueConstraint("owner", "key"),
     CheckConstraint(_one_of("status", STATUSES[:-1]), name="status"),
     Index("ix_tasks_owner_created_at", "owner", "created_at"),
     Index("ix_tasks_agent_created_at", "agent", "created_at"),
     _where_set("tasks", "thread_id"),
-    _where_set("tasks", "deadline"),
+    Index(
+        "ix_tasks_deadline", "deadline", sqlite_where=text("deadline IS NOT NULL AND ended_at IS NULL"),
+        postgresql_where=text("deadline IS NOT NULL AND ended_at IS NULL"),
+    ),
+    Index("ix_tasks_batch", "batch_id", "place", unique=True),
+    Index("ix_tasks_batch_ended", "batch_id", "batch_ended", unique=True),
+    _where_set("tasks", "parent_run"),
+)  # fmt: skip
+
+task_links = Table(  # which tasks come after which
+    "task_links",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("after_task", String(64), primary_key=True),
+    Index("ix_task_links_after_task", "after_task"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("submitted_by", String(255), nullable=False),
+    Column("key", String(255)),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("owner", "key"),
+)
+
+turns = Table(  # where several owners wait for one agent: whose turn was last
+    "turns",
+    metadata,
+    Column("agent", String(80), primary_key=True),
+    Column("owner", String(255), primary_key=True),
+    Column("served", Big, nullable=False),  # counted up for each agent
 )
 
 runs = Table(
@@ -174,12 +215,18 @@ runs = Table(
     Column("cancel", Text),
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
+    Column("rank", Double, nullable=False, server_default="0"),
+    Column("linked", Boolean, nullable=False, server_default=text("false")),  # its end concerns others (links.py)
+    Column("concurrency_key", String(255)),
+    Column("concurrency", Integer, nullable=False, server_default="1"),  # so many with that key at once
+    Column("interrupted", Boolean, nullable=False, server_default=text("false")),  # a thread goes on from here
     CheckConstraint(_one_of("status", STATUSES), name="status"),
     Index("ix_runs_agent_status", "agent", "status"),
-    Index(  # claiming takes the first one, however many wait
+    Index(  # claiming takes the first one of an owner, however many wait
         "ix_runs_queue",
         "agent",
-        text("priority DESC"),
+        "owner",
+        "rank",
         "run_no",
         sqlite_where=text(_one_of("status", CLAIMABLE)),
         postgresql_where=text(_one_of("status", CLAIMABLE)),
@@ -187,8 +234,14 @@ runs = Table(
     Index("ix_runs_task_id", "task_id"),
     _where_set("runs", "thread_id"),
     _where_set("runs", "lease_until"),
+    _where_set("runs", "not_before"),
+    Index(
+        "ix_runs_concurrency", "owner", "concurrency_key",
+        sqlite_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL"),
+        postgresql_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL"),
+    ),
     Index("ix_runs_claim_id", "claim_id"),
-)
+)  # fmt: skip
 
 events = Table(
     "events",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -13,11 +13,11 @@ from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, Simulate, content_hash, new_event
 
-from ..errors import Conflict, NotFound
+from ..errors import Conflict, Invalid, NotFound
 from ..records import Run, Task, new_id
-from . import blobs, definitions, leases, ledger, threads
+from . import blobs, definitions, leases, ledger, links, threads, turns
 from .db import Tx
-from .tables import tasks
+from .tables import task_links, tasks
 
 _COLUMNS = tuple(one.name for one in fields(Task))
 _TASK = sa.select(*(tasks.c[name] for name in _COLUMNS))
@@ -26,7 +26,7 @@ _KEYED = _TASK.add_columns(tasks.c.key_digest).where(
     tasks.c.owner == sa.bindparam("owner"), tasks.c.key == sa.bindparam("key")
 )
 _INSERT = tasks.insert()
-_JSON = ("input", "requirements", "result", "error")
+_JSON = ("input", "requirements", "result", "error", "options")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,28 @@ class Submission:
     thread_id: str | None = None
     workspace: str = "home"
     deadline: float | None = None
+    deadline_asked: float | str | None = None  # as it was given: seconds from now are the same each time
     requirements: Mapping[str, Any] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     simulate: Simulate | None = None  # what answers the calls of a run in mode `simulate`
+    after: Sequence[str] = ()  # it waits until these tasks have succeeded
+    after_any_end: bool = False  # or have ended, however
+    results: bool = False  # theirs stand behind its input
+    retry: Mapping[str, Any] | None = None  # {"attempts", "backoff", "on"}
+    concurrency_key: str | None = None
+    concurrency: int = 1
+    parent: tuple[str, str] | None = None  # run and call that delegated it
+    batch_id: str | None = None
+    place: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return what is kept as it was asked for; only what differs from the defaults."""
+        asked = {
+            "after": list(self.after), "after_any_end": self.after_any_end, "results": self.results,
+            "retry": dict(self.retry or {}), "concurrency": self.concurrency if self.concurrency != 1 else 0,
+        }  # fmt: skip
+        return {name: value for name, value in asked.items() if value}
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,7 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
             return task, False
     if asked.thread_id is not None:
         threads.admit(tx, asked.thread_id, asked.owner, choice.agent if choice else asked.target)
+    _check_after(tx.connection, asked)
     task_id = new_id("task")
     events = first_events(tx, asked, choice, task_id) if choice else None  # may raise: before anything is written
     requirements = {
@@ -98,11 +118,19 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
             task_id=task_id, run_id=run_id, owner=asked.owner, submitted_by=asked.submitted_by, target=asked.target, agent=choice.agent if choice else None,
             thread_id=asked.thread_id, input=_json(asked.input), priority=asked.priority, mode=asked.mode, key=asked.key,
             key_digest=digest, workspace=asked.workspace, deadline=asked.deadline, requirements=_json(requirements),
-            status="queued", created_at=tx.now,
+            status="waiting" if asked.after else "queued", waiting="after" if asked.after else None, created_at=tx.now,
+            rank=turns.rank(tx.now, asked.priority), options=_json(asked.options), concurrency_key=asked.concurrency_key,
+            parent_run=asked.parent[0] if asked.parent else None, parent_call=asked.parent[1] if asked.parent else None,
+            batch_id=asked.batch_id, place=asked.place,
         )
     )  # fmt: skip
     if choice and run_id and events:
         _begin(tx, epoch, task_id, run_id, asked, choice, events)
+    if asked.after:
+        tx.execute(task_links.insert(), [{"task_id": task_id, "after_task": one} for one in dict.fromkeys(asked.after)])
+        for one in asked.after:
+            links.mark(tx, one)
+        links.settle(tx, task_id)  # they may have ended
     return show(tx.connection, task_id), True
 
 
@@ -111,33 +139,39 @@ def assign(tx: Tx, epoch: str, task: Task, choice: Choice) -> Run:
     if task.run_id or show(tx.connection, task.task_id).run_id:
         raise Conflict(f"task {task.task_id} has a run already")
     asked = _asked(task)
-    events = first_events(tx, asked, choice, task.task_id)
+    given = links.given(tx.connection, task.task_id, asked.input, task.options)
+    events = first_events(tx, replace(asked, input=given, after=(), results=False), choice, task.task_id)
     run_id = new_id("run")
     tx.execute(tasks.update().where(tasks.c.task_id == task.task_id).values(agent=choice.agent, run_id=run_id))
-    return _begin(tx, epoch, task.task_id, run_id, asked, choice, events)
+    return _begin(tx, epoch, task.task_id, run_id, asked, choice, events, task.created_at)
 
 
 def _begin(
-    tx: Tx, epoch: str, task_id: str, run_id: str, asked: Submission, choice: Choice, events: list[NewEvent]
-) -> Run:
+    tx: Tx, epoch: str, task_id: str, run_id: str, asked: Submission, choice: Choice, events: list[NewEvent], since: float = 0.0
+) -> Run:  # fmt: skip
     if asked.simulate and asked.simulate.recording:
         blobs.share(tx, asked.simulate.recording, run_id)
+    others = {"retry": asked.retry, "batch_id": asked.batch_id, "parent_run": asked.parent}
     return ledger.create_run(
         tx, run_id=run_id, task_id=task_id, agent=choice.agent, owner=asked.owner, epoch=epoch, version=choice.version,
         definition_hash=definitions.put(tx, choice.definition, choice.hash), mode=asked.mode, thread_id=asked.thread_id, priority=asked.priority,
-        bound=choice.bound, events=events,
+        bound=choice.bound, events=events, rank=turns.rank(since or tx.now, asked.priority), concurrency_key=asked.concurrency_key,
+        concurrency=asked.concurrency, linked=any(others.values()) or bool(since and links.followed(tx.connection, task_id)),
     )  # fmt: skip
 
 
-def first_events(tx: Tx, asked: Submission, choice: Choice, task_id: str, parent: str | None = None) -> list[NewEvent]:
+def first_events(tx: Tx, asked: Submission, choice: Choice, task_id: str) -> list[NewEvent]:
     """Return run.created and, outside a thread, the rendered prompt and the input. Raises Invalid: a variable has no value."""
     opening = threads.opening(choice.definition, asked.input, asked.variables, None)
     created = {
         "task": task_id, "agent": choice.agent, "version": choice.version, "definition": choice.hash,
-        "mode": asked.mode, "thread": asked.thread_id, "parent": parent, "owner": asked.owner, "bound": choice.bound, **_simulate(asked),
+        "mode": asked.mode, "thread": asked.thread_id, "parent": asked.parent[0] if asked.parent else None, "owner": asked.owner, "bound": choice.bound,
+        **_simulate(asked),
     }  # fmt: skip
-    # In a thread the messages before it may still be on their way: they are added when it is claimed.
-    return [new_event("run.created", created), *([] if asked.thread_id else opening)]
+    # In a thread the messages before it may still be on their way: they are added when it is claimed. So too the results of
+    # tasks before it, when those have ended.
+    waits = [new_event("run.parked", {"reason": "after", "after": list(asked.after)})] if asked.after else []
+    return [new_event("run.created", created), *([] if asked.thread_id or asked.results else opening), *waits]
 
 
 def cancel(tx: Tx, task_id: str, by: str, reason: str) -> Task:
@@ -149,8 +183,13 @@ def cancel(tx: Tx, task_id: str, by: str, reason: str) -> Task:
         leases.cancel(tx, task.run_id, by, reason)
     elif task.status not in ENDED:
         tx.execute(
-            tasks.update().where(tasks.c.task_id == task_id).values(status="cancelled", waiting=None, ended_at=tx.now)
+            tasks.update()
+            .where(tasks.c.task_id == task_id)
+            .values(
+                status="cancelled", waiting=None, ended_at=tx.now, error=_json({"type": "cancelled", "message": reason})
+            )
         )
+        links.over(tx, task_id)
     return show(tx.connection, task_id)
 
 
@@ -172,7 +211,11 @@ def resume(tx: Tx, task_id: str, by: str) -> Task:
             f"task {task_id} is not paused",
             hint=f"it is {run.status}" + (f", waiting for {run.waiting}" if run.waiting else ""),
         )
-    leases.go_on(tx, run.run_id, by, [new_event("run.resumed", {})], "resumed")
+    events = [new_event("run.resumed", {})]
+    if links.unreleased(tx.connection, run):
+        events.append(new_event("run.parked", {"reason": "after"}))
+    leases.go_on(tx, run.run_id, by, events, "resumed")
+    links.settle(tx, task_id)
     return show(tx.connection, task_id)
 
 
@@ -181,7 +224,10 @@ def rerun(tx: Tx, epoch: str, task_id: str, by: str, choice: Choice) -> Task:
     task = show(tx.connection, task_id)
     if task.status not in ENDED:
         raise Conflict(f"task {task_id} has not ended", hint="cancel it first")
-    return submit(tx, epoch, replace(_asked(task), submitted_by=by, key=None), choice)[0]
+    alone = replace(
+        _asked(task), submitted_by=by, key=None, after=(), results=False, parent=None, batch_id=None, place=None
+    )
+    return submit(tx, epoch, alone, choice)[0]
 
 
 def show(connection: Connection, task_id: str) -> Task:
@@ -213,22 +259,14 @@ def listed(
 def unassigned(connection: Connection, limit: int = 100) -> list[Task]:
     """Return pools' tasks that have no run yet, by priority and age."""
     statement = _TASK.where(tasks.c.run_id.is_(None), tasks.c.status == "queued").order_by(
-        tasks.c.priority.desc(), tasks.c.task_id
+        tasks.c.rank, tasks.c.task_id
     )
     return [_task(row) for row in connection.execute(statement.limit(limit))]
 
 
 def fail(tx: Tx, task: Task, error_type: str, message: str) -> None:
     """End a task that could not be carried out, with the reason; so too its run."""
-    error = {"type": error_type, "message": message}
-    if task.run_id:
-        ledger.record(tx, task.run_id, "service", [new_event("run.failed", {"error": error})])
-    else:
-        tx.execute(
-            tasks.update()
-            .where(tasks.c.task_id == task.task_id)
-            .values(status="failed", waiting=None, error=_json(error), ended_at=tx.now)
-        )
+    links.end_task(tx, task.task_id, task.run_id, {"type": error_type, "message": message})
 
 
 def _run_of(tx: Tx, task_id: str) -> Run:
@@ -244,24 +282,46 @@ def _asked(task: Task) -> Submission:
     requirements = dict(task.requirements)
     variables = requirements.pop("variables", {})
     given = requirements.pop("simulate", None)
+    options = dict(task.options)
+    parent = (task.parent_run, str(task.parent_call)) if task.parent_run else None
     return Submission(
         owner=task.owner, submitted_by=task.submitted_by, target=task.target, input=task.input, priority=task.priority, mode=task.mode,
         key=task.key, thread_id=task.thread_id, workspace=task.workspace, deadline=task.deadline, requirements=requirements, variables=variables,
+        concurrency_key=task.concurrency_key, parent=parent, batch_id=task.batch_id, place=task.place, **options,
         simulate=msgspec.convert(given, Simulate) if given else None,
     )  # fmt: skip
 
 
+def _check_after(connection: Connection, asked: Submission) -> None:
+    """Raises NotFound: one of the tasks that it is to come after is none of its owner's; Invalid: it cannot wait for them."""
+    if not asked.after:
+        if asked.results:
+            raise Invalid("there are no results to hand on", hint="name the tasks in after")
+        return
+    if asked.results and asked.thread_id:
+        raise Invalid("a message of a thread gets no results of other tasks", hint="leave thread or results out")
+    known = connection.execute(
+        sa.select(tasks.c.task_id).where(tasks.c.task_id.in_(list(asked.after)), tasks.c.owner == asked.owner)
+    )
+    if missing := set(asked.after) - set(known.scalars()):
+        raise NotFound(
+            f"there is no task {', '.join(sorted(missing))} to come after", hint="list them by: agentfarm task list"
+        )
+
+
 def _digest(asked: Submission) -> str:
     """Return what tells a task from another one under the same key: all that the asker chose."""
+    more = {**asked.options, **({"concurrency_key": asked.concurrency_key} if asked.concurrency_key else {})}
     return content_hash(
         {
+            **more,
             "target": asked.target,
             "input": asked.input,
             "priority": asked.priority,
             "mode": asked.mode,
             "thread": asked.thread_id,
             "workspace": asked.workspace,
-            "deadline": asked.deadline,
+            "deadline": asked.deadline if asked.deadline_asked is None else asked.deadline_asked,
             "requirements": dict(asked.requirements),
             "variables": dict(asked.variables),
             **_simulate(asked),

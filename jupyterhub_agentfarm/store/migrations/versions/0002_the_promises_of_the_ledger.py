@@ -27,6 +27,66 @@ def _inbox() -> None:
 
 def _tasks() -> None:
     """Dependencies, batches, children, retries, concurrency keys, ageing."""
+    big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    for column in (
+        sa.Column("rank", sa.Double(), server_default="0", nullable=False),
+        sa.Column("options", sa.Text(), server_default="{}", nullable=False),
+        sa.Column("concurrency_key", sa.String(length=255)),
+        sa.Column("parent_run", sa.String(length=64)),
+        sa.Column("parent_call", sa.String(length=32)),
+        sa.Column("batch_id", sa.String(length=64)),
+        sa.Column("place", sa.Integer()),
+        sa.Column("batch_ended", sa.Integer()),
+    ):
+        op.add_column("tasks", column)
+    for column in (
+        sa.Column("rank", sa.Double(), server_default="0", nullable=False),
+        sa.Column("linked", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("concurrency_key", sa.String(length=255)),
+        sa.Column("concurrency", sa.Integer(), server_default="1", nullable=False),
+        sa.Column("interrupted", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+    ):
+        op.add_column("runs", column)
+    for table in ("tasks", "runs"):
+        op.execute(f"UPDATE {table} SET rank = created_at - 60.0 * priority")
+    op.create_table(
+        "task_links",
+        sa.Column("task_id", sa.String(length=64), nullable=False),
+        sa.Column("after_task", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("task_id", "after_task", name=op.f("pk_task_links")),
+    )
+    op.create_table(
+        "batches",
+        sa.Column("batch_id", sa.String(length=64), nullable=False),
+        sa.Column("owner", sa.String(length=255), nullable=False),
+        sa.Column("submitted_by", sa.String(length=255), nullable=False),
+        sa.Column("key", sa.String(length=255)),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("batch_id", name=op.f("pk_batches")),
+        sa.UniqueConstraint("owner", "key", name=op.f("uq_batches_owner_key")),
+    )
+    op.create_table(
+        "turns",
+        sa.Column("agent", sa.String(length=80), nullable=False),
+        sa.Column("owner", sa.String(length=255), nullable=False),
+        sa.Column("served", big, nullable=False),
+        sa.PrimaryKeyConstraint("agent", "owner", name=op.f("pk_turns")),
+    )
+    _index("task_links", "after_task", "after_task")
+    _index("tasks", "batch", "batch_id", "place", unique=True)
+    _index("tasks", "batch_ended", "batch_id", "batch_ended", unique=True)
+    _index("tasks", "parent_run", "parent_run", where="parent_run IS NOT NULL")
+    _index("runs", "concurrency", "owner", "concurrency_key", where="concurrency_key IS NOT NULL AND ended_at IS NULL")
+    _index("runs", "not_before", "not_before", where="not_before IS NOT NULL")
+    op.drop_index("ix_tasks_deadline", "tasks")
+    _index("tasks", "deadline", "deadline", where="deadline IS NOT NULL AND ended_at IS NULL")
+    op.drop_index("ix_runs_queue", "runs")
+    _index("runs", "queue", "agent", "owner", "rank", "run_no", where="status IN ('queued', 'assigned')")
+
+
+def _index(table: str, name: str, *columns: str, where: str = "", unique: bool = False) -> None:
+    only = sa.text(where) if where else None
+    op.create_index(f"ix_{table}_{name}", table, list(columns), unique=unique, sqlite_where=only, postgresql_where=only)
 
 
 def _audit() -> None:

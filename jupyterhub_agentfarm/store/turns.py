@@ -1,0 +1,62 @@
+"""Whose turn it is: the order of the queue, in which nothing starves, and what may be claimed now.
+
+An owner's runs stand in the order of their rank, the moment of their submission set back by `AGE_SECONDS` for each point of
+priority. It does not depend on now: an index holds it, and what is submitted later than another's rank never overtakes it.
+Where several owners wait for one agent they take turns, whatever their priorities.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from .db import Tx
+from .tables import CLAIMABLE
+
+AGE_SECONDS = 60.0  # a point of priority is worth so much waiting; also in the migration that began with it
+
+
+def rank(created_at: float, priority: int) -> float:
+    """Return the place among those that wait; the smallest is next (epoch seconds). Pure."""
+    return created_at - AGE_SECONDS * priority
+
+
+# The words of the index's condition, as literals: with parameters SQLite would not use it.
+_CLAIMABLE = "status IN ({})".format(", ".join(f"'{status}'" for status in CLAIMABLE))
+# A thread's earlier runs have ended. A concurrency key is held from a run's first lease to its end.
+_FREE = f"""q.{_CLAIMABLE} AND NOT q.bound AND (q.not_before IS NULL OR q.not_before <= :now)
+  AND (q.thread_id IS NULL OR NOT EXISTS (SELECT 1 FROM runs e WHERE e.thread_id = q.thread_id AND e.run_no < q.run_no
+    AND e.status NOT IN ('succeeded', 'failed', 'cancelled')))
+  AND (q.concurrency_key IS NULL OR q.fence > 0 OR q.concurrency > (SELECT count(*) FROM runs h WHERE h.owner = q.owner
+    AND h.concurrency_key = q.concurrency_key AND h.concurrency_key IS NOT NULL AND h.ended_at IS NULL AND h.fence > 0))"""
+
+# The first free run of each owner, found by the index without looking at the rest; the owner whose turn is longest ago first.
+NEXT = sa.text(f"""WITH RECURSIVE owners(owner) AS (
+  SELECT min(owner) FROM runs WHERE agent = :agent AND {_CLAIMABLE}
+  UNION ALL SELECT (SELECT min(r.owner) FROM runs r WHERE r.agent = :agent AND r.{_CLAIMABLE} AND r.owner > owners.owner)
+  FROM owners WHERE owners.owner IS NOT NULL)
+SELECT runs.run_id, runs.owner, (SELECT count(owner) FROM owners) FROM owners
+JOIN runs ON runs.run_no = (SELECT q.run_no FROM runs q WHERE q.agent = :agent AND q.owner = owners.owner AND {_FREE}
+  ORDER BY q.rank, q.run_no LIMIT 1)
+LEFT JOIN turns ON turns.agent = :agent AND turns.owner = owners.owner
+WHERE owners.owner IS NOT NULL ORDER BY coalesce(turns.served, 0), runs.rank, runs.run_no LIMIT 1""")
+
+# A free run of each agent, and since when it waits.
+WAITING = sa.text(f"""WITH RECURSIVE agents(agent) AS (
+  SELECT min(agent) FROM runs WHERE {_CLAIMABLE}
+  UNION ALL SELECT (SELECT min(r.agent) FROM runs r WHERE r.{_CLAIMABLE} AND r.agent > agents.agent)
+  FROM agents WHERE agents.agent IS NOT NULL)
+SELECT runs.agent, runs.run_id, runs.created_at, runs.not_before FROM agents
+JOIN runs ON runs.run_no = (SELECT q.run_no FROM runs q WHERE q.agent = agents.agent AND {_FREE}
+  ORDER BY q.owner, q.rank, q.run_no LIMIT 1)
+WHERE agents.agent IS NOT NULL ORDER BY runs.rank, runs.run_no""")
+
+_SERVED = sa.text(
+    "INSERT INTO turns (agent, owner, served) VALUES (CAST(:agent AS varchar), CAST(:owner AS varchar), "
+    "(SELECT coalesce(max(t.served), 0) + 1 FROM turns t WHERE t.agent = CAST(:agent AS varchar))) "
+    "ON CONFLICT (agent, owner) DO UPDATE SET served = excluded.served"
+)
+
+
+def served(tx: Tx, agent: str, owner: str) -> None:
+    """Note that it was this owner's turn: the others who wait come first."""
+    tx.execute(_SERVED, {"agent": agent, "owner": owner})
