@@ -20,6 +20,7 @@ passwords = json.loads((state / "secrets" / "passwords.json").read_text())
 admins = list(passwords["admin"])
 public = f"http://farm.localhost:{ports['public']}"
 service = f"http://127.0.0.1:{ports['service']}"
+reached = os.environ.get("AGENTFARM_SERVICE_URL", service)  # by servers: another address where something stands between
 
 
 def secret(name: str) -> str:
@@ -76,7 +77,7 @@ c.JupyterHub.oauth_require_pkce = True  # a code that leaks from a redirect is w
 c.JupyterHub.concurrent_spawn_limit = 4  # a start costs two seconds of a core
 c.Spawner.start_timeout = 120  # old machines are slow, and many servers may start together
 c.Spawner.http_timeout = 60
-c.Spawner.environment = {"AGENTFARM_URL": service}  # how a server reaches the farm
+c.Spawner.environment = {"AGENTFARM_URL": reached}  # how a server reaches the farm
 
 # --- who signs in ------------------------------------------------------------------------------------------------
 

@@ -211,8 +211,8 @@ class Run:
         if self._farm is not None and self._bound is not None:
             address, bound = self._farm.address, self._bound
             ledger = FarmLedger(
-                address.url, self.run_id, bound["fence"], bound["token"], socket=address.socket, renews=True
-            )
+                address.url, self.run_id, bound["fence"], bound["token"], socket=address.socket, renews=True, lease=bound["lease"]
+            )  # fmt: skip
             return ledger, agent._model or GatewayModel(self.run_id, ledger.fence, ledger.request)
         return LocalLedger(self._local(), self.run_id), agent._model or model_from_environment()
 

@@ -21,8 +21,7 @@ import msgspec
 from .errors import AgentFarmError, Fenced, Hole, Transient, Unauthenticated, from_problem
 from .protocol import (
     BLOB_OVER,
-    EFFECT_SECONDS,
-    HEARTBEAT_SECONDS,
+    LEASE_SECONDS,
     MAX_UNANSWERED,
     PROTOCOL,
     AppendAnswer,
@@ -32,6 +31,8 @@ from .protocol import (
     HeartbeatRequest,
     NewEvent,
     Opened,
+    beat_seconds,
+    effect_seconds,
 )
 from .settings import api_url
 
@@ -97,8 +98,11 @@ class FarmLedger:
     `renews`: this kernel keeps the lease itself (a notebook's run); else the supervisor does and calls `renewed_at`.
     """
 
-    def __init__(self, url: str, run: str, fence: int, token: str, *, socket: str = "", renews: bool = False) -> None:
+    def __init__(
+        self, url: str, run: str, fence: int, token: str, *, socket: str = "", renews: bool = False, lease: float = LEASE_SECONDS
+    ) -> None:  # fmt: skip
         self.run, self.fence, self.n = run, fence, 0
+        self._beat, self._effect = beat_seconds(lease), effect_seconds(lease)
         self.on_inbox: Inbox | None = None
         self._url, self._socket, self._token, self._renews = api_url(url), socket, token, renews
         self._ids = itertools.count(1)
@@ -152,8 +156,8 @@ class FarmLedger:
             raise self._ended
 
     async def may_start(self) -> None:
-        """Wait until an effect may start: not later than EFFECT_SECONDS after the last renewal of the lease."""
-        while time.monotonic() > self._renewed + EFFECT_SECONDS:
+        """Wait until an effect may start: not too long after the last renewal of the lease."""
+        while time.monotonic() > self._renewed + self._effect:
             if self._ended is not None:
                 raise self._ended
             self._renewal.clear()
@@ -321,12 +325,10 @@ class FarmLedger:
 
     async def _keep_lease(self) -> None:
         while self._ended is None:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(self._beat)
             asked = time.monotonic()
             try:
-                raw = await asyncio.wait_for(
-                    self.request("heartbeat", HeartbeatRequest(fence=self.fence)), HEARTBEAT_SECONDS
-                )
+                raw = await asyncio.wait_for(self.request("heartbeat", HeartbeatRequest(fence=self.fence)), self._beat)
             except (Transient, asyncio.TimeoutError):
                 continue
             except AgentFarmError as error:

@@ -20,7 +20,7 @@ GENESIS = "0" * 64  # `prev` of a run's first event
 BLOB_OVER = 16_384  # a body above this many bytes is stored as a blob, and the event names it
 MAX_APPEND_BYTES = 4 * 1024 * 1024
 MAX_BLOB_BYTES = 64 * 1024 * 1024
-LEASE_SECONDS = 30.0
+LEASE_SECONDS = 30.0  # as the service gives it unless its operator says otherwise; the two below are for that lease
 HEARTBEAT_SECONDS = 10.0
 EFFECT_SECONDS = 25.0  # a worker starts no effect later than this after its last renewal
 MAX_UNANSWERED = 8  # appends a worker may have under way
@@ -41,6 +41,16 @@ WORKER_KINDS = frozenset({
 
 
 # --- tools, definitions -----------------------------------------------------------------------------------------
+
+
+def beat_seconds(lease: float) -> float:
+    """Return how often a lease of so many seconds is renewed."""
+    return min(HEARTBEAT_SECONDS, lease * HEARTBEAT_SECONDS / LEASE_SECONDS)
+
+
+def effect_seconds(lease: float) -> float:
+    """Return how long after a renewal an effect may still be started under a lease of so many seconds."""
+    return lease * EFFECT_SECONDS / LEASE_SECONDS
 
 
 class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -20,7 +20,7 @@ from .errors import AgentFarmError, Fenced
 from .ledger import FarmLedger
 from .loop import Loop
 from .model import GatewayModel
-from .protocol import new_event
+from .protocol import LEASE_SECONDS, new_event
 
 FD = "AGENTFARM_FD"
 _worker: Worker | None = None
@@ -118,7 +118,10 @@ class Worker:
     async def _work(self, message: dict[str, Any]) -> None:
         run = str(message["run"])
         self.current = run
-        self._ledger = ledger = FarmLedger(str(message["url"]), run, int(message["fence"]), str(message["token"]))
+        lease = float(message.get("lease", LEASE_SECONDS))
+        self._ledger = ledger = FarmLedger(
+            str(message["url"]), run, int(message["fence"]), str(message["token"]), lease=lease
+        )
         ledger.renewed_at(self._renewed)
         model = GatewayModel(run, ledger.fence, ledger.request)
         self.driving = Loop(

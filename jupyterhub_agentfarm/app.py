@@ -66,7 +66,9 @@ class AgentFarm(Application):
     name = "agentfarm-service"
     description = "The service of the farm: API, pages, scheduler, model gateway."
 
-    config_file = Unicode("agentfarm_config.py", help="Configuration file, read where it exists.").tag(config=True)
+    config_file = Unicode(
+        "", help="Configuration file, read where it exists; empty: AGENTFARM_CONFIG, else agentfarm_config.py."
+    ).tag(config=True)
     port = Integer(0, help="Port on 127.0.0.1; 0: AGENTFARM_SERVICE_PORT.").tag(config=True)
     state = Unicode("", help="State directory; empty: AGENTFARM_STATE, else .farm.").tag(config=True)
     db_url = Unicode("", help="Ledger; empty: DB_CONNECTION_STRING, else farm.sqlite in the state directory.").tag(
@@ -94,7 +96,7 @@ class AgentFarm(Application):
     def initialize(self, argv: list[str] | None = None) -> None:
         """Read command line and configuration. Raises StartError."""
         self.parse_command_line(argv)
-        path = Path(self.config_file)
+        path = Path(self.config_file or os.environ.get("AGENTFARM_CONFIG") or "agentfarm_config.py")
         if path.exists():
             self.raise_config_file_errors = True
             try:

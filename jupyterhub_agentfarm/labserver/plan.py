@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from agentfarm_sdk.protocol import CANCEL_GRACE_SECONDS, HEARTBEAT_SECONDS, Claim, Event, HeartbeatAnswer
+from agentfarm_sdk.protocol import CANCEL_GRACE_SECONDS, Claim, Event, HeartbeatAnswer, beat_seconds
 
 BEGIN_SECONDS = 60.0  # within which a claimed run must get a kernel, and a kernel say that it began
 CLAIM_WAIT_SECONDS = 20.0  # how long the service may hold a claim open
@@ -174,7 +174,7 @@ class Plan:
         if claim is not None and not known:
             self.holds[claim.run] = Hold(
                 claim=claim, kernel=None, renewed=now, deadline=now + BEGIN_SECONDS,
-                next_beat=now if repeated else now + HEARTBEAT_SECONDS, sure=not repeated,
+                next_beat=now if repeated else now + beat_seconds(claim.lease), sure=not repeated,
             )  # fmt: skip
         return self.tick(now)
 
@@ -221,7 +221,7 @@ class Plan:
         hold = self._hold(run, fence)
         if hold is None:
             return self.tick(now)
-        hold.beating, hold.sure, hold.renewed, hold.next_beat = False, True, sent, sent + HEARTBEAT_SECONDS
+        hold.beating, hold.sure, hold.renewed, hold.next_beat = False, True, sent, sent + beat_seconds(answer.lease)
         if answer.token:
             hold.claim = msgspec.structs.replace(hold.claim, token=answer.token, lease=answer.lease)
         done: list[Instruction] = []

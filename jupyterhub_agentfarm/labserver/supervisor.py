@@ -132,9 +132,8 @@ class Supervisor:
                     self._spawn(self.kernels.show(name, run))
                 case Hand(name, claim):
                     self._log.info("run %s, fence %d goes to worker kernel %s", claim.run, claim.fence, name)
-                    self.kernels.tell(
-                        name, {"url": self.url, "run": claim.run, "fence": claim.fence, "token": claim.token}
-                    )
+                    handed = {"run": claim.run, "fence": claim.fence, "token": claim.token, "lease": claim.lease}
+                    self.kernels.tell(name, {"url": self.url, **handed})
                 case Tell(name, message):
                     self.kernels.tell(name, message)
                 case AskForRun():

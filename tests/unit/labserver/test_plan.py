@@ -120,6 +120,14 @@ def test_a_death_is_reported_after_the_service_is_back_and_until_it_is_heard(pla
     assert report in plan.tick(5.2)
 
 
+def test_a_shorter_lease_is_renewed_as_often_and_lets_effects_begin_as_much_sooner() -> None:
+    from agentfarm_sdk.protocol import EFFECT_SECONDS, LEASE_SECONDS, beat_seconds, effect_seconds
+
+    assert (beat_seconds(LEASE_SECONDS), effect_seconds(LEASE_SECONDS)) == (HEARTBEAT_SECONDS, EFFECT_SECONDS)
+    for lease in (1.0, 4.0, 30.0, 120.0):
+        assert 2 * beat_seconds(lease) < effect_seconds(lease) < lease
+
+
 def test_the_lease_is_renewed_every_ten_seconds_and_the_worker_told_since_when(plan: Plan) -> None:
     name = begin(plan, claim())
     plan.said(name, {"progress": 600.0}, 0.0)
