@@ -44,7 +44,7 @@ def counter(short_directory: Path) -> Iterator[Counter]:
 def model(short_directory: Path) -> Iterator[str]:
     """The address of a model server that does what the task says."""
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("scripted.py"))],
+        [sys.executable, "-m", "jupyterhub_agentfarm.chaos.model"],
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=end_with_us,

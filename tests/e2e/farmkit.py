@@ -56,7 +56,7 @@ class Counter:
         self.file, self.directory = directory / "effects.jsonl", directory
         self.file.touch()
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("counter.py")), str(self.file)],
+            [sys.executable, "-m", "jupyterhub_agentfarm.chaos.world", str(self.file)],
             stdout=subprocess.PIPE,
             text=True,
             preexec_fn=end_with_us,

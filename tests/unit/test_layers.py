@@ -32,6 +32,7 @@ LADDERS: dict[str, list[str]] = {
     "server extension": ["labserver", "records runtokens", "errors", "sdk.protocol", "sdk.errors"],
     "command line": [
         "cli",
+        "chaos",
         "launcher",
         "demo gateway.embedded store fleet.client fleet.helper sdk",
         "sdk.tools sdk.farm",

@@ -1,9 +1,10 @@
 """An outside world that counts: each effect that reaches it is on disk before it answers. Run as a process of its own.
 
-    python counter.py FILE      prints its port; POST /effect/<name>?hold=<file>  GET /counts
+    python -m jupyterhub_agentfarm.chaos.world FILE      prints its port; POST /effect/<name>  GET /counts
 
-A line of FILE is one request: name, Idempotency-Key, whether that key was new. With `hold`, the answer waits until
-that file exists, so that a test can kill somebody while the effect has happened and nobody knows yet.
+A line of FILE is one request: name, Idempotency-Key, whether that key was new. Between the effect and the answer lies
+`?delay=<seconds>`, or with `?hold=<file>` the time until that file exists, in which somebody can be killed: the effect has
+happened and nobody knows yet.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Effects(BaseHTTPRequestHandler):
                 file.write(json.dumps(SEEN[-1]) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-        hold = parse_qs(where.query).get("hold", [""])[0]
+        asked = parse_qs(where.query)
+        time.sleep(min(60.0, float(asked.get("delay", ["0"])[0])))
+        hold = asked.get("hold", [""])[0]
         until = time.monotonic() + 120
         while hold and not Path(hold).exists() and time.monotonic() < until:
             time.sleep(0.02)
@@ -54,7 +57,7 @@ class Effects(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # who asked was killed: what the tests do
+            pass  # who asked was killed
 
     def log_message(self, format: str, *args: object) -> None:
         pass

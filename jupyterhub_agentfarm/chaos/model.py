@@ -1,24 +1,38 @@
 """A model server that does what the task says, in OpenAI's form. Run as a process of its own; prints its port.
 
-The task is JSON: {"tool": name, "arguments": {…}}. The model asks for that call, and then answers with its result.
-It keeps nothing: the same messages get the same reply, whoever was killed in between.
+    python -m jupyterhub_agentfarm.chaos.model [PORT]
+
+The task is JSON: {"steps": [[{"tool": name, "arguments": {…}}, …], …]}, or one call by itself. The model asks for the calls
+of one step after the other, and then answers with the last result. It keeps nothing: the same messages get the same reply,
+whoever was killed in between.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 def reply(messages: list[dict[str, Any]]) -> dict[str, Any]:
     place = max(index for index, message in enumerate(messages) if message["role"] == "user")
-    results = [message["content"] for message in messages[place:] if message["role"] == "tool"]
-    if results:
-        return {"role": "assistant", "content": f"done: {results[-1]}"}
+    later = messages[place:]
     asked = json.loads(messages[place]["content"])
-    call = {"name": asked["tool"], "arguments": json.dumps(asked["arguments"])}
-    return {"role": "assistant", "content": None, "tool_calls": [{"id": "x", "type": "function", "function": call}]}
+    steps = asked.get("steps", [[asked]])
+    done = sum(1 for message in later if message.get("tool_calls"))
+    if done >= len(steps):
+        results = [message["content"] for message in later if message["role"] == "tool"]
+        return {"role": "assistant", "content": f"done: {results[-1] if results else ''}"}
+    calls = [
+        {
+            "id": f"x{done}-{number}",
+            "type": "function",
+            "function": {"name": one["tool"], "arguments": json.dumps(one["arguments"])},
+        }
+        for number, one in enumerate(steps[done])
+    ]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
 
 
 class Model(BaseHTTPRequestHandler):
@@ -48,14 +62,14 @@ class Model(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # who asked was killed: what the tests do
+            pass  # who asked was killed
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0), Model)
     server.daemon_threads = True
     print(server.server_address[1], flush=True)
     server.serve_forever()

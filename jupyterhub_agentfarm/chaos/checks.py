@@ -1,0 +1,73 @@
+"""What must hold after whatever was done to a farm: told from the record and from what reached the world. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from agentfarm_sdk.protocol import ENDED, Waiting
+
+Event = Mapping[str, Any]
+
+
+def unfinished(task: Mapping[str, Any]) -> list[str]:
+    """Every run ends, or waits for a named reason."""
+    if task["status"] in ENDED or (task["status"] == "waiting" and task["waiting"] in get_args(Waiting)):
+        return []
+    return [f"{task['task_id']}: is {task['status']} ({task['waiting']}) and waits for nobody"]
+
+
+def of_record(run: str, events: Sequence[Event]) -> list[str]:
+    """Nothing finished is started again; a `once` call starts again only where a person said that it did not happen."""
+    found, done = list[str](), set[str]()
+    may_start: dict[str, bool] = defaultdict(lambda: True)
+    for event in events:
+        call, kind, body = str(event.get("call")), event["kind"], event["body"] or {}
+        if kind == "tool.started":
+            if call in done:
+                found.append(f"{run}: event {event['seq']} starts the finished call {call} again")
+            if body.get("effect") == "once" and not may_start[call]:
+                found.append(f"{run}: event {event['seq']} starts the once call {call} a second time")
+            may_start[call] = False
+        elif kind == "tool.resolved":
+            may_start[call] = body.get("decision") == "not_happened"
+        if kind in {"tool.succeeded", "tool.failed"}:
+            done.add(call)
+    return found
+
+
+def of_world(
+    requests: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[Event]], calls: Mapping[str, str]
+) -> list[str]:
+    """Compare what reached the world with what the record allowed.
+
+    Args:
+        requests: {name, key} of every request.  runs: events by run.  calls: the run of every name.
+    """
+    found = []
+    reached, keys = Counter(str(one["name"]) for one in requests), defaultdict(set)
+    for one in requests:
+        keys[str(one["name"])].add(one["key"])
+    for name, times in sorted(reached.items()):
+        if name not in calls:
+            found.append(f"{name}: reached the world, and no run asked for it")
+            continue
+        run = calls[name]
+        started = [e for e in runs.get(run, ()) if e["kind"] == "tool.started" and e["body"]["key"] in keys[name]]
+        allowed = len(started)
+        if len(keys[name]) != 1:
+            found.append(f"{name} of {run}: came under {len(keys[name])} keys")
+        if times > allowed:
+            found.append(f"{name} of {run}: reached the world {times} times, the record knows of {allowed}")
+        if started and started[0]["body"]["effect"] == "once" and times > 1 + _denied(runs[run], started[0]["call"]):
+            found.append(f"{name} of {run}: a once effect happened {times} times")
+    return found
+
+
+def _denied(events: Sequence[Event], call: Any) -> int:
+    """Return how often a person said of a call that it did not happen."""
+    return sum(
+        event["kind"] == "tool.resolved" and event["call"] == call and event["body"].get("decision") == "not_happened"
+        for event in events
+    )

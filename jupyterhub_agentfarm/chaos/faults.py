@@ -1,0 +1,179 @@
+"""What is done to a farm: each fault strikes, lasts, and is healed. The farm must live with it by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from random import Random
+
+import psutil
+
+from .scratch import Scratch, alive
+
+HOUR = 3600.0
+Strike = Callable[[Scratch, Random], Callable[[], None]]  # returns what heals it
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`leases` and `seconds`: how long it lasts. `only`: the database that it needs."""
+
+    name: str
+    strike: Strike
+    seconds: float = 0.5
+    leases: float = 0.0
+    only: str = ""
+
+
+def nothing() -> None:
+    """What heals by itself."""
+
+
+def kill(*processes: psutil.Process) -> None:
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.send_signal(signal.SIGKILL)
+
+
+def one_of(choose: Callable[[Scratch], list[psutil.Process]]) -> Strike:
+    """Kill -9 one of several."""
+
+    def strike(farm: Scratch, random: Random) -> Callable[[], None]:
+        found = choose(farm)
+        if found:
+            kill(random.choice(sorted(found, key=lambda one: one.pid)))
+        return nothing
+
+    return strike
+
+
+def part(name: str) -> Strike:
+    """Kill -9 a process of the launcher's."""
+
+    def strike(farm: Scratch, random: Random) -> Callable[[], None]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            kill(farm.process(name))
+        return nothing
+
+    return strike
+
+
+def keepers(farm: Scratch) -> list[psutil.Process]:
+    return [parent for server in farm.servers() if (parent := server.parent()) is not None and parent.pid > 1]
+
+
+def model(farm: Scratch, random: Random) -> Callable[[], None]:
+    farm.model.kill()
+    farm.model.wait(10)
+    return farm.model_again
+
+
+def database(farm: Scratch, random: Random) -> Callable[[], None]:
+    assert farm.postgres
+    kill(*farm.postgres.processes())
+    time.sleep(0.5)  # the kernel lets go of its memory
+    return farm.postgres.start
+
+
+def everything(farm: Scratch, random: Random) -> Callable[[], None]:
+    """Kill -9 the launcher and all its processes; agents' servers live."""
+    parts = [psutil.Process(pid) for pid in farm.ready.get("pids", {}).values() if psutil.pid_exists(pid)]
+    assert farm.launcher
+    farm.launcher.kill()
+    kill(*parts)
+    farm.launcher.wait(10)
+    return farm.launch
+
+
+def cut(farm: Scratch, random: Random) -> Callable[[], None]:
+    farm.wire.cut()
+    return farm.wire.open
+
+
+def silence(farm: Scratch, random: Random) -> Callable[[], None]:
+    farm.wire.silence()
+    return farm.wire.open
+
+
+def limited(farm: Scratch, size: int) -> Callable[[], None]:
+    """Let the writer of the database make no file longer than so many bytes; return what lifts that."""
+    who = farm.postgres.processes() if farm.postgres else [farm.process("service")]
+    before = resource.RLIM_INFINITY
+    for one in who:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.rlimit(psutil.RLIMIT_FSIZE, (size, before))
+
+    def lift() -> None:
+        for one in who:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.rlimit(psutil.RLIMIT_FSIZE, (before, before))
+
+    return lift
+
+
+def disk_full(farm: Scratch, random: Random) -> Callable[[], None]:
+    """Let what is there be overwritten, and nothing grow."""
+    log = farm.directory / "farm.sqlite-wal"
+    return limited(farm, max(4096, log.stat().st_size + random.randrange(0, 65536) if log.exists() else 4096))
+
+
+def read_only(farm: Scratch, random: Random) -> Callable[[], None]:
+    if farm.postgres is None:
+        return limited(farm, 0)
+    server = farm.postgres
+    server.tell("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+    return lambda: server.tell("ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
+
+
+def clock(seconds: float) -> Strike:
+    """Move the wall clock of every process of the farm, and back again later: two jumps."""
+
+    def strike(farm: Scratch, random: Random) -> Callable[[], None]:
+        farm.offset.write_text(str(seconds))
+        return lambda: farm.offset.unlink(missing_ok=True)
+
+    return strike
+
+
+def zombie(farm: Scratch, random: Random) -> Callable[[], None]:
+    """Stop a server with its kernels for longer than the lease: it wakes as one who does not know that time has passed."""
+    found = sorted(farm.servers(), key=lambda one: one.pid)
+    if not found:
+        return nothing
+    server = random.choice(found)
+    stopped = [server, *server.children(recursive=True)]
+    _each(stopped, psutil.Process.suspend)
+    return lambda: _each(stopped, psutil.Process.resume)
+
+
+def _each(processes: Iterable[psutil.Process], do: Callable[[psutil.Process], None]) -> None:
+    for one in processes:
+        if alive(one):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                do(one)
+
+
+FAULTS = [
+    Fault("kernel", one_of(Scratch.kernels)),
+    Fault("server", one_of(Scratch.servers)),
+    Fault("keeper", one_of(keepers)),
+    Fault("service", part("service")),
+    Fault("hub", part("hub")),
+    Fault("proxy", part("proxy")),
+    Fault("daemon", part("daemon")),
+    Fault("model", model, seconds=1.0),
+    Fault("database", database, seconds=1.0, only="postgresql"),
+    Fault("network-cut", cut, seconds=2.0),
+    Fault("network-silent", silence, leases=1.5),
+    Fault("disk-full", disk_full, seconds=2.0, only="sqlite"),
+    Fault("read-only", read_only, seconds=2.0),
+    Fault("clock-forward", clock(HOUR), seconds=1.0),
+    Fault("clock-back", clock(-HOUR), seconds=1.0),
+    Fault("zombie", zombie, seconds=2.0, leases=2.5),
+    Fault("everything", everything, seconds=0.5),
+]
+BY_NAME = {fault.name: fault for fault in FAULTS}

@@ -1,0 +1,83 @@
+"""A PostgreSQL server for a trial or a test: in a folder and on a unix socket of its own, run by an unprivileged user."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+
+import psutil
+
+
+def programs() -> Path | None:
+    """Return the folder that holds initdb and pg_ctl, the newest one first; None where there is no PostgreSQL."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True)
+    on_path = shutil.which("initdb")
+    candidates = [*found, *([Path(on_path).parent] if on_path else [])]
+    return next(
+        (folder for folder in candidates if (folder / "pg_ctl").exists() and (folder / "initdb").exists()), None
+    )
+
+
+class Postgres:
+    """A server that trusts whoever reaches its socket."""
+
+    def __init__(self, programs: Path) -> None:
+        self.programs = programs
+        self.folder = Path(tempfile.mkdtemp(prefix="afpg-", dir="/tmp"))  # short: a socket's path has at most 107 bytes
+        self.user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+        if os.getuid() == 0:
+            try:
+                entry = pwd.getpwnam("postgres")
+            except KeyError:
+                entry, self.user = pwd.getpwnam("nobody"), "nobody"
+            os.chown(self.folder, entry.pw_uid, entry.pw_gid)
+        self._run(
+            "initdb", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-U", "farm", "-D", str(self.folder / "data")
+        )
+        self.start()
+
+    def _run(self, program: str, *args: str) -> None:
+        """Raises CalledProcessError, with what the program said."""
+        subprocess.run(
+            [str(self.programs / program), *args], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, timeout=60, check=True, user=self.user if os.getuid() == 0 else None,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder}"
+        self._run(
+            "pg_ctl", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-o", options, "-w", "start"
+        )
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", mode, "-w", "stop")
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the server's processes, the first one first."""
+        first = psutil.Process(int((self.folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0]))
+        return [first, *first.children(recursive=True)]
+
+    def url(self, database: str) -> str:
+        return f"postgresql://farm@/{database}?host={self.folder}"
+
+    def create(self) -> str:
+        """Return the URL of a new, empty database."""
+        name = f"t{uuid.uuid4().hex[:12]}"
+        self._run("createdb", "-h", str(self.folder), "-U", "farm", name)
+        return self.url(name)
+
+    def tell(self, *statements: str) -> None:
+        """Carry out statements, each by itself."""
+        arguments = [part for one in statements for part in ("-c", one)]
+        self._run("psql", "-h", str(self.folder), "-U", "farm", "-d", "postgres", *arguments)
+
+    def remove(self) -> None:
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
