@@ -81,7 +81,7 @@ class Reaper:
         """Look once."""
         try:
             wall, expired, due = await self.db.read(
-                lambda c: (now := self.db.now(), leases.expired(c, now), inbox.due(c, now))
+                lambda c: (now := self.db.now(), leases.expired(c, now, self.lease + JUMP), inbox.due(c, now))
             )
         except Transient:
             self.steady.tick(time.monotonic(), time.time(), healthy=False)

@@ -69,9 +69,9 @@ def renew(tx: Tx, run_id: str, fence: int, seconds: float) -> float:
     return until
 
 
-def expired(connection: Connection, now: float) -> list[Run]:
-    """Return the runs whose lease has run out."""
-    return ledger.select_runs(connection, runs.c.lease_until < now)
+def expired(connection: Connection, now: float, longest: float) -> list[Run]:
+    """Return the runs whose lease has run out, or ends later than one given now could: the clock has jumped since."""
+    return ledger.select_runs(connection, sa.or_(runs.c.lease_until < now, runs.c.lease_until > now + longest))
 
 
 def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> ledger.Appended:

@@ -186,8 +186,10 @@ async def test_the_more_important_run_is_claimed_first_and_then_the_older(db: Da
 async def test_a_lease_that_ran_out_is_listed_and_one_renewed_is_not(db: Database) -> None:
     run = await running(db)
     until = await db.write(lambda tx: leases.renew(tx, run.run_id, run.fence, 60.0))
-    assert await db.read(lambda c: leases.expired(c, until - 1)) == []
-    assert [one.run_id for one in await db.read(lambda c: leases.expired(c, until + 1))] == [run.run_id]
+    assert await db.read(lambda c: leases.expired(c, until - 1, 61.0)) == []
+    assert [one.run_id for one in await db.read(lambda c: leases.expired(c, until + 1, 61.0))] == [run.run_id]
+    jumped = await db.read(lambda c: leases.expired(c, until - 3600, 61.0))
+    assert [one.run_id for one in jumped] == [run.run_id], "given by a clock that was an hour ahead"
     with pytest.raises(Fenced):
         await db.write(lambda tx: leases.renew(tx, run.run_id, run.fence + 1, 60.0))
 

@@ -1,0 +1,108 @@
+"""What a trial judges by: each promise that is broken is said, and a record that keeps all of them passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentfarm_sdk.errors import Invalid
+from jupyterhub_agentfarm.chaos import checks
+from jupyterhub_agentfarm.chaos.faults import FAULTS
+from jupyterhub_agentfarm.chaos.model import reply
+from jupyterhub_agentfarm.chaos.scratch import prepared
+from jupyterhub_agentfarm.chaos.trial import chosen
+
+
+def event(seq: int, kind: str, call: str = "c0-0", **body: Any) -> dict[str, Any]:
+    return {"seq": seq, "kind": kind, "call": call, "body": body}
+
+
+def started(seq: int, effect: str = "once", key: str = "k") -> dict[str, Any]:
+    return event(seq, "tool.started", effect=effect, key=key)
+
+
+def request(name: str = "charge-1", key: str = "k") -> dict[str, Any]:
+    return {"name": name, "key": key, "new": True}
+
+
+WHOLE = [started(1), event(2, "tool.succeeded")]
+
+
+def test_a_record_that_keeps_every_promise_passes() -> None:
+    assert checks.of_record("run", WHOLE) == []
+    assert checks.of_world([request()], {"run": WHOLE}, {"charge-1": "run"}) == []
+    assert checks.unfinished({"task_id": "t", "status": "succeeded", "waiting": None}) == []
+    assert checks.unfinished({"task_id": "t", "status": "waiting", "waiting": "in_doubt"}) == []
+
+
+def test_a_person_who_says_that_it_did_not_happen_lets_it_start_again() -> None:
+    denied = [started(1), event(2, "tool.resolved", decision="not_happened"), started(3), event(4, "tool.succeeded")]
+    assert checks.of_record("run", denied) == []
+    assert checks.of_world([request(), request()], {"run": denied}, {"charge-1": "run"}) == []
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ([*WHOLE, started(3, "read")], "starts the finished call"),
+        ([started(1), started(2)], "a second time"),
+        ([started(1), event(2, "tool.resolved", decision="happened"), started(3)], "a second time"),
+    ],
+)
+def test_what_is_started_again_is_said(events: list[dict[str, Any]], said: str) -> None:
+    (fault,) = checks.of_record("run", events)
+    assert said in fault
+
+
+@pytest.mark.parametrize(
+    ("requests", "events", "said"),
+    [
+        ([request(), request()], [started(1), started(2)], "a once effect happened 2 times"),
+        ([request(), request()], [started(1, "read")], "the record knows of 1"),
+        ([request(), request(key="other")], [started(1, "idempotent"), started(2, "idempotent")], "under 2 keys"),
+        ([request("nobody")], [started(1)], "no run asked for it"),
+    ],
+)
+def test_what_reached_the_world_beyond_the_record_is_said(
+    requests: list[dict[str, Any]], events: list[dict[str, Any]], said: str
+) -> None:
+    found = checks.of_world(requests, {"run": events}, {"charge-1": "run"})
+    assert any(said in one for one in found), found
+
+
+@pytest.mark.parametrize(("status", "waiting"), [("running", None), ("queued", None), ("waiting", None)])
+def test_a_task_that_neither_ends_nor_waits_for_somebody_is_said(status: str, waiting: str | None) -> None:
+    assert checks.unfinished({"task_id": "t", "status": status, "waiting": waiting})
+
+
+def test_somebodys_farm_is_not_taken_and_a_scratch_farm_is_taken_again(tmp_path: Path) -> None:
+    (tmp_path / "farm.sqlite").touch()
+    with pytest.raises(Invalid, match="not a scratch farm"):
+        prepared(tmp_path, force=False)
+    assert prepared(tmp_path, force=True) == tmp_path
+    made = prepared(tmp_path / "new", force=False)
+    (made / "farm.sqlite").touch()
+    assert prepared(made, force=False) == made
+
+
+def test_each_database_gets_the_faults_that_it_knows() -> None:
+    names = {fault.name for fault in FAULTS}
+    for database in ("sqlite", "postgresql"):
+        assert {fault.name for fault in chosen("", database)} == {
+            fault.name for fault in FAULTS if fault.only in ("", database)
+        }
+    assert {fault.name for fault in [*chosen("", "sqlite"), *chosen("", "postgresql")]} == names
+    with pytest.raises(KeyError):
+        chosen("earthquake", "sqlite")
+
+
+def test_the_model_asks_step_by_step_and_forgets_nothing_when_it_is_killed() -> None:
+    call = {"tool": "look", "arguments": {"where": "x"}}
+    messages: list[dict[str, Any]] = [{"role": "user", "content": '{"steps": [[%s, %s], [%s]]}' % ((str(call).replace("'", '"'),) * 3)}]  # fmt: skip
+    for expected in (2, 1):
+        said = reply(messages)
+        assert len(said["tool_calls"]) == expected
+        messages += [said, *({"role": "tool", "content": "did"} for _ in range(expected))]
+    assert reply(messages)["content"] == "done: did"
