@@ -65,8 +65,9 @@ class Trial:
 
     def run(self, duration: float) -> Verdict:
         """Strike for so many seconds, let everything come to rest, judge. Raises TimeoutError: the farm does not heal."""
-        began = time.monotonic()
         plan = self._plan()
+        until(lambda: self._pump() and self.farm.requests(), HEAL_SECONDS, "the first call has reached the world")
+        began = time.monotonic()
         while time.monotonic() - began < duration or not self.struck:
             self._strike(next(plan))
         self._rest()

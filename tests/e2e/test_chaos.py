@@ -33,7 +33,7 @@ def test_every_promise_holds_whatever_is_done_to_a_farm(database: str, tmp_path:
     faults = ",".join(name for name in BY_NAME if SECONDS or name in SHORT[database])
     command = [
         sys.executable, "-m", "jupyterhub_agentfarm.cli", "chaos", "--json", "--seed", "11", "--database", database,
-        "--faults", faults, "--duration", str(SECONDS or 12), "--lease", "3",
+        "--faults", faults, "--duration", str(SECONDS or 15), "--lease", "3",
     ]  # fmt: skip
     done = subprocess.run(
         command, env=clean_env(), cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS + 600, check=False

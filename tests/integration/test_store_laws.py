@@ -299,7 +299,7 @@ def test_whatever_happens_a_run_keeps_its_promises(database_url: str) -> None:
         run_state_machine_as_test(
             Life,
             settings=settings(
-                max_examples=60,
+                max_examples=60 if database_url.startswith("sqlite") else 15,
                 stateful_step_count=40,
                 deadline=None,
                 derandomize=True,
