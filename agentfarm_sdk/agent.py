@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import copy
 import html
 import threading
 import uuid
@@ -178,6 +179,31 @@ class Run:
 
         specs = {spec.name: spec for spec in today.definition.tools}
         return in_own_thread(replay(events, prompt, specs, again))
+
+    def fork(
+        self, step: int, *, prompt: str | None = None, input: str | None = None, timeout: float | None = None
+    ) -> Run:
+        """Begin a new run with this one's messages before reply number `step` (from 0), and drive it here.
+
+        `prompt` stands in place of the old one, `input` is asked next; effects ask a person first (mode ask).
+        Raises Invalid: there is no such step, or no gateway that could fold what another run said.
+        """
+        agent = copy.copy(self._agent)
+        agent.mode = "ask"
+        if prompt is not None:
+            agent.definition = msgspec.structs.replace(agent.definition, prompt=prompt)
+        if self._farm is None:
+            run = self._local().fork(self.run_id, agent.definition, step, prompt, input, name=agent.name)
+            return Run(agent, run, file=self._file)._drive(timeout)
+        if agent._model is not None:
+            raise Invalid(
+                "a fork of a farm's run needs the farm's model", hint="make the agent without a model of its own"
+            )
+        fork = {"run": self.run_id, "step": step, "prompt": prompt is not None}
+        body = {"name": agent.name, "definition": msgspec.to_builtins(agent.definition), "input": input, "mode": "ask",
+                "variables": {}, "fork": fork}  # fmt: skip
+        bound = self._farm.again("POST", "/runs", body, {"Idempotency-Key": uuid.uuid4().hex})
+        return Run(agent, bound["run"], farm=self._farm, bound=bound)._drive(timeout)
 
     # -- what a person does --------------------------------------------------------------------------------------
 

@@ -265,6 +265,18 @@ class Farm:
         content: bytes = self.request("GET", f"/runs/{_id(run_id)}/bundle")
         return content
 
+    def fork(self, run_id: str, step: int, **wish: Any) -> Task:
+        """Begin a new run with the messages of this one before reply number `step` (from 0).
+
+        `prompt` stands in place of the run's own, `input` is asked next; `version` (a number or "draft") is the
+        definition instead of the run's own; `mode` is ask unless named.
+        """
+        return Task(self, self.request("POST", f"/runs/{_id(run_id)}/fork", {"step": step, **_given(wish)}))
+
+    def effects(self, run_id: str) -> list[Json]:
+        """Return the calls of a run that did something in the world, or may have."""
+        return list(self.request("GET", f"/runs/{_id(run_id)}/effects")["items"])
+
     # -- agents --------------------------------------------------------------------------------------------------
 
     def agents(self, limit: int | None = None) -> Iterator[Json]:
@@ -400,6 +412,10 @@ class Task:
         if self.data["status"] == "cancelled":
             raise Cancelled(f"task {self.id} was cancelled")
         raise run_error(self.data.get("error"))
+
+    def rerun(self, *, confirm: bool = False) -> Task:
+        """Submit the same input anew. Raises Conflict: the old run had effects; `confirm` says that they are known."""
+        return Task(self._farm, self._farm.request("POST", f"/tasks/{_id(self.id)}/rerun", {"confirm": confirm}))
 
     def cancel(self, reason: str = "") -> Task:
         self.data = self._farm.request("POST", f"/tasks/{_id(self.id)}/cancel", {"reason": reason}) or self.data

@@ -47,7 +47,7 @@ class Fold:
     """The state of a run after the events applied so far.
 
     `history(run, seq)` returns the messages of an earlier run of the thread; needed only where a
-    `thread.continued` event is met.
+    `thread.continued` or `run.forked` event is met.
     """
 
     history: Callable[[str, int], list[dict[str, Any]]] | None = None
@@ -161,6 +161,14 @@ class Fold:
     def _continued(self, event: Event, body: dict[str, Any]) -> None:
         if self.history is not None:
             self.messages.extend(self.history(str(body["run"]), int(body["seq"])))
+
+    def _forked(self, event: Event, body: dict[str, Any]) -> None:
+        if body.get("copied"):  # in a local file: the events themselves follow
+            return
+        self._continued(event, body)
+        if isinstance(prompt := body.get("prompt"), str):
+            rest = [one for one in self.messages if one["role"] != "system"]
+            self.messages = [*([{"role": "system", "content": prompt}] if prompt else []), *rest]
 
     def _replied(self, event: Event, body: dict[str, Any]) -> None:
         message = body.get("message") or {"role": "assistant", "content": "(erased)"}
@@ -313,6 +321,7 @@ _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "run.failed": Fold._failed,
     "message.added": Fold._message,
     "thread.continued": Fold._continued,
+    "run.forked": Fold._forked,
     "model.replied": Fold._replied,
     "model.reported": Fold._replied,
     "context.compacted": Fold._compacted,

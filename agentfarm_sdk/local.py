@@ -47,6 +47,11 @@ from .protocol import (
     timestamp,
 )
 
+COPIED = frozenset({
+    "message.added", "model.replied", "model.reported", "tool.succeeded", "tool.failed", "tool.doubted", "tool.resolved", "tool.probed",
+    "approval.requested", "approval.refused", "approval.expired", "context.compacted",
+})  # fmt: skip  # what a fork takes over: all that makes messages
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, fence INTEGER NOT NULL, seq INTEGER NOT NULL, head TEXT NOT NULL,
@@ -93,20 +98,51 @@ class LocalFile:
         """Begin a run; return its id."""
         if mode == "simulate":
             raise Invalid("mode simulate needs a farm", hint="use live or ask, or give stubs as the agent's tools")
-        run = f"run-{uuid.uuid4().hex[:20]}"
-        created = {"task": None, "agent": name, "version": None, "definition": content_hash(definition), "mode": mode,
-                   "thread": None, "parent": None, "owner": _person(), "bound": True}  # fmt: skip
-        events = [new_event("run.created", created)]
+        events = []
         if prompt := render(definition.prompt, {**definition.variables, **(variables or {})}):
             events.append(new_event("message.added", {"role": "system", "content": prompt}))
         events.append(new_event("message.added", {"role": "user", "content": input}))
+        return self._begin(definition, events, mode, name)
+
+    def _begin(self, definition: Definition, events: list[NewEvent], mode: Mode, name: str) -> str:
+        run = f"run-{uuid.uuid4().hex[:20]}"
+        created = {"task": None, "agent": name, "version": None, "definition": content_hash(definition), "mode": mode,
+                   "thread": None, "parent": None, "owner": _person(), "bound": True}  # fmt: skip
         with self.writing():
             self.db.execute(
                 "INSERT INTO runs VALUES (?, 0, 0, ?, ?, ?, ?)",
                 (run, GENESIS, msgspec.json.encode(definition), mode, time.time()),
             )
-            self.write(run, [("service", event) for event in events])
+            self.write(run, [("service", event) for event in [new_event("run.created", created), *events]])
         return run
+
+    def fork(self, run: str, definition: Definition, step: int, prompt: str | None, input: str | None, *,
+             name: str = "local") -> str:  # fmt: skip
+        """Begin a run in mode ask with copies of what `run` recorded before reply number `step`; return its id.
+
+        Raises Invalid: there is no such step, or a call before it has no outcome.
+        """
+        fold, copies = Fold(), []
+        for event in self.events(run):
+            if event.kind in ("model.replied", "model.reported") and fold.steps == step:
+                break
+            fold.apply(event)
+            if event.kind in COPIED:
+                copies.append(event)
+        if not 0 <= step <= fold.steps or fold.open_calls:
+            raise Invalid(f"run {run} cannot be forked at step {step}", hint=f"a step from 0 to {fold.steps}")
+        if input is not None and step == 0:
+            copies = [one for one in copies if one.data().get("role") == "system"]
+        if prompt is not None:
+            copies = [one for one in copies if one.data().get("role") != "system"]
+        body = {"run": run, "seq": fold.seq, "head": "", "step": step, "prompt": prompt, "copied": True}
+        events = [new_event("run.forked", body)]
+        if prompt:
+            events.append(new_event("message.added", {"role": "system", "content": prompt}))
+        events += [NewEvent(kind=one.kind, call=one.call, body=one.body) for one in copies]
+        if input is not None:
+            events.append(new_event("message.added", {"role": "user", "content": input}))
+        return self._begin(definition, events, "ask", name)
 
     def write(self, run: str, events: list[tuple[str, NewEvent]]) -> list[Event]:
         """Chain events, each with who says it, inside the transaction that the caller opened."""

@@ -13,11 +13,17 @@ from typing import Any
 
 import msgspec
 
+from . import schemas
 from .errors import Divergence
+from .farm import Farm
 from .fold import Call, Fold
-from .protocol import Event, ToolSpec
+from .protocol import Definition, Event, ToolSpec
+from .tools.context import Context
+from .tools.registry import builtin
 
 Again = Callable[[Call, Sequence[Mapping[str, Any]]], Awaitable[Any]]
+KEPT = object()  # what `again` returns for a call that cannot be made here
+COMPUTES = frozenset({"calculator"})  # built-in tools that need nothing but their arguments
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,8 @@ async def replay(events: Sequence[Event], prompt: str, tools: Mapping[str, ToolS
         Divergence: with what was recorded and what is now, in `recorded` and `today`.
     """
     fold, repeated, kept = Fold(), 0, 0
-    system = next(
-        (e.data().get("content") for e in events if e.kind == "message.added" and e.data().get("role") == "system"), ""
-    )
-    if system != prompt:
+    system = _prompt(events)
+    if system is not None and system != prompt:
         raise _differs("the prompt is another one", system, prompt)
     for event in events:
         fold.apply(event)
@@ -50,14 +54,58 @@ async def replay(events: Sequence[Event], prompt: str, tools: Mapping[str, ToolS
                 if (name := asked["function"]["name"]) not in tools and _was_made(events, asked["id"]):
                     raise _differs(f"the tool {name} is gone", name, sorted(tools))
         elif event.kind == "tool.succeeded" and call is not None:
-            if tools[call.tool].effect != "read":
+            spec = tools[call.tool]
+            if flaw := schemas.check(spec.schema or {})(msgspec.json.decode(call.arguments or "{}")):
+                raise _differs(f"call {call.call} of {call.tool}: {flaw}", call.arguments, spec.schema)
+            then, now = event.data().get("result"), KEPT
+            if spec.effect == "read":
+                now = await again(call, event.data().get("values") or [])
+            if now is KEPT:
                 kept += 1
                 continue
-            then, now = event.data().get("result"), await again(call, event.data().get("values") or [])
             if not _same(then, now):
                 raise _differs(f"call {call.call} of {call.tool} gives another result", then, now)
             repeated += 1
     return Replayed(fold.steps, repeated, kept, fold.result)
+
+
+async def replay_run(farm: Farm, run_id: str, version: int | str | None = None) -> Replayed:
+    """Hold a run of the farm against a version of its agent ("draft", a number; None: the published one).
+
+    Raises:
+        Divergence: the first thing that differs. NotFound: no such run or version.
+    """
+    run = farm.request("GET", f"/runs/{run_id}")
+    agent = farm.agent(run["agent"])
+    raw = agent["draft"]
+    if version != "draft":
+        number = agent["published"] if version is None else version
+        raw = farm.request("GET", f"/agents/{run['agent']}/versions/{number}")["definition"]
+    definition = msgspec.convert(raw, Definition)
+    events = list(farm.events(run_id))
+    prompt = (_prompt(events) or "") if "{{" in definition.prompt else definition.prompt
+
+    async def again(call: Call, values: Sequence[Mapping[str, Any]]) -> Any:
+        spec = definition.tool(call.tool)
+        if spec is None or spec.source != "builtin" or spec.name not in COMPUTES:
+            return KEPT
+        ctx = Context(run=run_id, call=call.call, key=call.key, recorded=values)
+        return await builtin(spec.name).invoke(ctx, msgspec.json.decode(call.arguments or "{}"))
+
+    return await replay(events, prompt, {spec.name: spec for spec in definition.tools}, again)
+
+
+def _prompt(events: Sequence[Event]) -> str | None:
+    """Return the prompt that a run was begun with; None where it went on with the messages of another run."""
+    for event in events:
+        if event.kind == "thread.continued":
+            return None
+        if event.kind == "run.forked":
+            prompt = event.data().get("prompt")
+            return prompt if isinstance(prompt, str) else None
+        if event.kind == "message.added" and event.data().get("role") == "system":
+            return str(event.data().get("content", ""))
+    return ""
 
 
 def _same(then: Any, now: Any) -> bool:

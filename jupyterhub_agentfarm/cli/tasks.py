@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import difflib
 import json
 import sys
 from collections.abc import Iterable
@@ -11,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from agentfarm_sdk.errors import Invalid
+from agentfarm_sdk import replay
+from agentfarm_sdk.errors import Conflict, Divergence, Invalid
 from agentfarm_sdk.farm import Farm, Task
 from agentfarm_sdk.protocol import Event
 
@@ -33,6 +36,7 @@ def add(nouns: Any) -> None:
     events.add_argument("run")
     events.add_argument("--follow", action="store_true", help="go on until the run has ended")
     events.add_argument("--after", type=int, default=0, metavar="SEQ", help="only those after this number")
+    _add_again(verb)
     bundle = verb(
         "bundle", bundle_run, "save all that proves a run, in one file; check it by: agentfarm audit verify FILE"
     )
@@ -71,9 +75,29 @@ def _add_task(verb: Any) -> None:
     show_all.add_argument("--agent", help="only those of this agent")
     show_all.add_argument("--limit", type=int, default=50)
     verb("show", show_task, "one task").add_argument("task")
+    rerun = verb("rerun", rerun_task, "submit the same input anew; lists what the old run did in the world")
+    rerun.add_argument("task")
+    rerun.add_argument("--yes", action="store_true", help="its effects are known, and may happen again")
     cancel = verb("cancel", cancel_task, "stop a task")
     cancel.add_argument("task")
     cancel.add_argument("--reason", default="")
+
+
+def _add_again(verb: Any) -> None:
+    fork = verb("fork", fork_run, "begin a new run with the messages of this one up to a step")
+    fork.add_argument("run")
+    fork.add_argument("--step", type=int, required=True, metavar="N", help="before which reply of the model, from 0")
+    fork.add_argument("--prompt", metavar="TEXT", help="in place of the run's own")
+    fork.add_argument("--input", metavar="TEXT", help="what is asked next")
+    fork.add_argument("--version", metavar="N", help='a version of the agent, or "draft", in place of the run\'s own')
+    fork.add_argument(
+        "--mode", choices=("live", "ask", "simulate"), help="ask unless named: each effect needs approval"
+    )
+    fork.add_argument("--wait", action="store_true", help="show the steps, print the answer, fail if it fails")
+    again = verb("replay", replay_run, "hold its record against the agent of today; show the first difference")
+    again.add_argument("run")
+    again.add_argument("--version", metavar="N", help='a version, or "draft"; the published one if left out')
+    verb("effects", run_effects, "what it did in the world, or may have").add_argument("run")
 
 
 def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
@@ -184,3 +208,63 @@ def bundle_run(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     except OSError as error:
         raise Invalid(f"{file} cannot be written: {error.strerror}", hint="name another file by -o") from error
     out.line(f"{file}  {len(content)} bytes", {"file": str(file), "bytes": len(content)})
+
+
+EFFECTS = ("call", "tool", "state", "arguments", "key")
+
+
+def fork_run(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
+    task = farm.fork(
+        asked.run, asked.step, prompt=asked.prompt, input=asked.input, mode=asked.mode, version=_version(asked.version)
+    )
+    if not asked.wait:
+        out.line(f"{task.id}  {task.run_id or ''}".rstrip(), task.data)
+        return 0
+    if not out.as_json:
+        tell_steps(task.events())
+    task.wait()
+    return answer_of(task, out)
+
+
+def replay_run(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
+    try:
+        found = asyncio.run(replay.replay_run(farm, asked.run, _version(asked.version)))
+    except Divergence as error:
+        then, now = (
+            json.dumps(error.extra[side], indent=2, ensure_ascii=False).splitlines() for side in ("recorded", "today")
+        )
+        if out.as_json:
+            out.value(error.problem())
+        else:
+            print(error.detail.partition(": recorded")[0])
+            print("\n".join(difflib.unified_diff(then, now, "recorded", "today", lineterm="")))
+        return 1
+    told = f"the same: {found.steps} steps, {found.again} calls made again, {found.kept} taken as recorded"
+    out.line(told, msgspec.to_builtins(found))
+    return 0
+
+
+def run_effects(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    out.rows(farm.effects(asked.run), EFFECTS, "none: a second run would do nothing twice")
+
+
+def rerun_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
+    try:
+        task = Task(farm, {"task_id": asked.task}).rerun(confirm=asked.yes)
+    except Conflict as error:
+        if "effects" not in error.extra or out.as_json:
+            raise
+        print(error.detail.partition(":")[0] + ":", file=sys.stderr)
+        out.rows(error.extra["effects"], EFFECTS)
+        print("run it again all the same: agentfarm task rerun --yes", file=sys.stderr)
+        return 2
+    out.line(f"{task.id}  {task.data.get('status', '')}".rstrip(), task.data)
+    return 0
+
+
+def _version(given: str | None) -> int | str | None:
+    if given is None or given == "draft":
+        return given
+    if not given.isdigit():
+        raise Invalid(f"{given!r} is no version", hint='a number, or "draft"')
+    return int(given)

@@ -29,7 +29,7 @@ from agentfarm_sdk.protocol import (
 from .. import runtokens
 from ..errors import Fenced, Forbidden, Invalid, NotFound
 from ..records import Run, new_id
-from ..store import blobs, leases, ledger, tasks
+from ..store import blobs, forks, leases, ledger, tasks, threads
 from ..store.db import Tx
 from ..store.tables import FARM_RUN
 from . import drafts, modes
@@ -72,6 +72,14 @@ class Seq(msgspec.Struct, frozen=True):
     head: str
 
 
+class ForkOf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Begin with the messages of a run before reply number `step`; then the prompt of `definition` and `input`, where given."""
+
+    run: str
+    step: int
+    prompt: bool = False  # the definition's prompt stands in place of the run's own
+
+
 class BoundRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A run driven by the kernel that asks: it never enters the queue."""
 
@@ -81,6 +89,7 @@ class BoundRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: Mode | None = None  # left out: ask
     simulate: Simulate | None = None
     variables: dict[str, str] = {}
+    fork: ForkOf | None = None
 
 
 class Bound(msgspec.Struct, frozen=True):
@@ -266,10 +275,11 @@ async def bind(call: Call) -> Bound:
     key = call.handler.request.headers.get("Idempotency-Key")
 
     def write(tx: Tx) -> Run:
+        begins = _begins(tx.connection, call.asker, body)
         mode, simulate = modes.settled(tx.connection, call.asker, body.mode, body.simulate, "ask", body.definition)
         asked = tasks.Submission(
             owner=owner_of(tx.connection, call.asker), submitted_by=call.asker.hub_name, target=NOTEBOOK + body.name, input=body.input,
-            mode=mode, simulate=simulate, key=f"run:{key}"[:255] if key else None, workspace="none", variables=body.variables,
+            mode=mode, simulate=simulate, key=f"run:{key}"[:255] if key else None, workspace="none", variables=body.variables, begins=begins,
         )  # fmt: skip
         choice = tasks.Choice(NOTEBOOK + body.name, body.definition, None, bound=True)
         task, new = tasks.submit(tx, call.parts.db.epoch, asked, choice)
@@ -280,6 +290,16 @@ async def bind(call: Call) -> Bound:
     run = await call.write(write)
     token = runtokens.mint(call.parts.key, epoch=run.epoch, run=run.run_id, fence=run.fence, now=call.parts.db.now())
     return Bound(run.run_id, run.task_id, run.fence, token, call.parts.lease, run.epoch)
+
+
+def _begins(connection: Connection, asker: Asker, body: BoundRun) -> tuple[NewEvent, ...]:
+    if body.fork is None:
+        return ()
+    run = reach_run(connection, asker, body.fork.run)
+    found = forks.origin(connection, run.run_id, body.fork.step, again=body.input is not None)
+    values = {**body.definition.variables, **body.variables}
+    prompt = threads.render(body.definition.prompt, values) if body.fork.prompt else None
+    return tuple(forks.opening(found, prompt, body.input))
 
 
 ROUTES = [

@@ -13,7 +13,7 @@ from agentfarm_sdk.protocol import MAX_APPEND_BYTES, Mode, Simulate
 
 from ..errors import Conflict, Forbidden, Invalid, NotFound
 from ..records import Agent, Task
-from ..store import agents, queue, tasks, threads
+from ..store import agents, forks, queue, tasks, threads
 from ..store.db import Tx
 from . import modes
 from .asking import RANK, Asker, in_use, may, reach_agent, rights, visible
@@ -114,7 +114,7 @@ def _submit(tx: Tx, call: Call, new: NewTask) -> tuple[Task, bool]:
         )
     owner = owner_of(tx.connection, call.asker)
     thread = new.thread_id or new.thread
-    choice = _choice(tx.connection, call.asker, owner, new)
+    choice = choose(tx.connection, call.asker, owner, new)
     if thread is not None:
         _check_thread(tx.connection, thread, choice)
     if new.retry is not None and thread is not None:
@@ -140,7 +140,7 @@ def owner_of(connection: Connection, asker: Asker) -> str:
     return agents.show(connection, asker.name).owner if asker.kind == "agent" else asker.name
 
 
-def _choice(connection: Connection, asker: Asker, owner: str, new: NewTask) -> tasks.Choice | None:
+def choose(connection: Connection, asker: Asker, owner: str, new: NewTask) -> tasks.Choice | None:
     """Return the agent and version that take the task; None for a pool's, which the scheduler gives to a member."""
     if new.target.startswith(POOL):
         pool = new.target.removeprefix(POOL)
@@ -252,15 +252,27 @@ async def resume(call: Call) -> TaskView:
     return await call.commit(write)  # type: ignore[no-any-return]
 
 
+class Again(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`confirm`: the effects of the old run are known, and may happen a second time."""
+
+    confirm: bool = False
+
+
 async def rerun(call: Call) -> TaskView:
     """Submit the same input anew, to the published version of today."""
 
     def write(tx: Tx) -> TaskView:
         task = reach_task(tx.connection, call.asker, call.path["task"], "chat")
+        if task.run_id and not call.body.confirm and (done := forks.effects(tx.connection, task.run_id)):
+            raise Conflict(
+                f"run {task.run_id} has had effects that a second run may have again: {', '.join(one.tool for one in done)}",
+                hint='look at them (effects); then send {"confirm": true}',
+                effects=msgspec.to_builtins(done),
+            )
         if not task.agent:
             raise Conflict(f"task {task.task_id} never had an agent", hint="submit it anew")
         owner = owner_of(tx.connection, call.asker)
-        choice = _choice(tx.connection, call.asker, owner, NewTask(target=task.agent))
+        choice = choose(tx.connection, call.asker, owner, NewTask(target=task.agent))
         assert choice is not None
         return task_view(tasks.rerun(tx, call.parts.db.epoch, task.task_id, call.asker.hub_name, choice))
 
@@ -309,7 +321,7 @@ ROUTES = [
     Route("POST", "/tasks/{task}/cancel", cancel, "Stop it", body=Reason, answer=TaskView),
     Route("POST", "/tasks/{task}/pause", pause, "Let it wait", body=Reason, answer=TaskView),
     Route("POST", "/tasks/{task}/resume", resume, "Let it go on", body=Empty, answer=TaskView),
-    Route("POST", "/tasks/{task}/rerun", rerun, "Submit its input anew", body=Empty, answer=TaskView, status=201),
+    Route("POST", "/tasks/{task}/rerun", rerun, "Submit its input anew", body=Again, answer=TaskView, status=201),
     Route("POST", "/threads", new_thread, "Begin a conversation", body=NewThread, answer=ThreadView, status=201),
     Route("GET", "/threads", list_threads, "List conversations, newest first", query=Page, answer=Listed[ThreadView]),
     Route("GET", "/threads/{thread}", show_thread, "Show a conversation", answer=ThreadView),

@@ -15,7 +15,7 @@ from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, Simulate, conten
 
 from ..errors import Conflict, Invalid, NotFound
 from ..records import Run, Task, new_id
-from . import blobs, definitions, leases, ledger, links, threads, turns
+from . import blobs, definitions, forks, leases, ledger, links, threads, turns
 from .db import Tx
 from .tables import task_links, tasks
 
@@ -46,6 +46,7 @@ class Submission:
     deadline_asked: float | str | None = None  # as it was given: seconds from now are the same each time
     requirements: Mapping[str, Any] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
+    begins: tuple[NewEvent, ...] = ()  # a fork's events, in place of prompt and input
     simulate: Simulate | None = None  # what answers the calls of a run in mode `simulate`
     after: Sequence[str] = ()  # it waits until these tasks have succeeded
     after_any_end: bool = False  # or have ended, however
@@ -162,7 +163,7 @@ def _begin(
 
 def first_events(tx: Tx, asked: Submission, choice: Choice, task_id: str) -> list[NewEvent]:
     """Return run.created and, outside a thread, the rendered prompt and the input. Raises Invalid: a variable has no value."""
-    opening = threads.opening(choice.definition, asked.input, asked.variables, None)
+    opening = asked.begins or threads.opening(choice.definition, asked.input, asked.variables, None)
     created = {
         "task": task_id, "agent": choice.agent, "version": choice.version, "definition": choice.hash,
         "mode": asked.mode, "thread": asked.thread_id, "parent": asked.parent[0] if asked.parent else None, "owner": asked.owner, "bound": choice.bound,
@@ -225,7 +226,15 @@ def rerun(tx: Tx, epoch: str, task_id: str, by: str, choice: Choice) -> Task:
     if task.status not in ENDED:
         raise Conflict(f"task {task_id} has not ended", hint="cancel it first")
     alone = replace(
-        _asked(task), submitted_by=by, key=None, after=(), results=False, parent=None, batch_id=None, place=None
+        _asked(task),
+        submitted_by=by,
+        key=None,
+        after=(),
+        results=False,
+        parent=None,
+        batch_id=None,
+        place=None,
+        begins=forks.begins(tx.connection, task.run_id),
     )
     return submit(tx, epoch, alone, choice)[0]
 

@@ -205,3 +205,8 @@ assert threading.active_count() == 1, threading.enumerate()
         [sys.executable, "-c", probe], capture_output=True, text=True, timeout=90, cwd=ROOT, check=False
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_no_two_files_of_tests_have_the_same_name() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}  # pytest could collect only one of them
