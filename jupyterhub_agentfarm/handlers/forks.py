@@ -28,7 +28,7 @@ class NewFork(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     `mode` left out: ask. A simulated fork gets what the run itself recorded, unless `simulate` says otherwise.
     """
 
-    step: Annotated[int, msgspec.Meta(ge=0)]
+    step: Annotated[int, msgspec.Meta(ge=0)] = 0
     prompt: str | None = None
     input: Any = None
     mode: Mode | None = None
