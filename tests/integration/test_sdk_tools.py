@@ -146,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/slow":
             self.stop.wait(30)
         body = b"x" * (3 * http.MAX_BYTES) if path == "/large" else b"Gr\xc3\xbc\xc3\x9fe"
-        self.send_response(200)
+        self.send_response({"/missing": 404, "/broken": 500}.get(path.rpartition("/")[0], 200))
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -203,6 +203,21 @@ async def test_a_listed_address_is_asked_with_the_calls_key(site: Site) -> None:
     assert (seen["method"], seen["path"], seen["body"]) == ("POST", "/v1/a?b=c", "ü".encode())
     assert seen["headers"]["Idempotency-Key"] == "key-1" and seen["headers"]["X-More"] == "1"
     assert seen["headers"]["Host"] == f"127.0.0.1:{site.port}"
+
+
+async def test_a_request_of_which_nobody_knows_is_looked_for_under_its_key(site: Site) -> None:
+    def probe(path: str, allow: str) -> Any:
+        config = {"allow": [allow], "probe": f"{site.url}{path}"}
+        return http_request.ask_probe(Context(key="key-1", config=config), {"url": f"{site.url}/v1", "method": "POST"})
+
+    found = await probe("/v1/{key}", f"{site.url}/v1")
+    assert (found.answer, found.result["text"]) == ("happened", "Grüße")
+    (seen,) = site.seen
+    assert (seen["method"], seen["path"], seen["body"]) == ("GET", "/v1/key-1", b"")
+    assert (await probe("/missing/{key}", site.url)).answer == "not_happened"
+    assert (await probe("/broken/{key}", site.url)).answer == "unknown"
+    with pytest.raises(ToolFailed, match="not on this agent's list"):
+        await probe("/v2/{key}", f"{site.url}/v1")
 
 
 async def test_what_is_not_listed_is_not_asked(site: Site) -> None:

@@ -94,12 +94,12 @@ def sensible(draw: st.DrawFn) -> list[Raw]:
 
 chaos_kinds = st.sampled_from([
     "tool.started", "tool.succeeded", "tool.failed", "tool.doubted", "tool.resolved", "approval.requested", "approval.given",
-    "approval.refused", "approval.expired", "run.leased", "run.requeued", "run.parked", "run.paused", "run.resumed",
+    "approval.refused", "approval.expired", "approval.voted", "simulation.requested", "simulation.answered", "tool.probed", "run.leased", "run.requeued", "run.parked", "run.paused", "run.resumed",
     "run.cancel_requested", "run.cancelled", "run.succeeded", "run.failed", "context.compacted", "body.erased",
 ])  # fmt: skip
 chaos_bodies = st.sampled_from([
-    {"fence": 3, "decision": "happened"}, {"fence": 4, "decision": "not_happened", "keep": 2},
-    {"fence": 5, "arguments": {"x": 1}, "keep": 9}, {"fence": 6, "decision": "given_up", "keep": -1}, {"fence": 7},
+    {"fence": 3, "decision": "happened"}, {"fence": 8, "answer": "happened", "result": 1}, {"fence": 9, "answer": "not_happened", "proof": "x"}, {"fence": 4, "decision": "not_happened", "keep": 2},
+    {"fence": 2, "error": {"message": "no"}}, {"fence": 5, "arguments": {"x": 1}, "keep": 9}, {"fence": 6, "decision": "given_up", "keep": -1}, {"fence": 7},
 ])  # fmt: skip
 
 

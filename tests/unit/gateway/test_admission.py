@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentfarm_sdk.protocol import Definition, Limits, ToolSpec, call_key
+from agentfarm_sdk.protocol import Definition, Limits, Simulate, ToolSpec, call_key
 from jupyterhub_agentfarm.gateway.admission import Verdict, admit, disagreement, message, parse, validators
 from jupyterhub_agentfarm.gateway.asking import AskedCall
+from jupyterhub_agentfarm.gateway.simulation import Answers
 
 SCHEMA = {
     "type": "object",
@@ -155,3 +156,24 @@ def test_a_condition_decides_of_the_arguments_and_one_that_is_not_understood_ask
         asked = msgspec.json.decode(verdict.event.body)
         assert verdict.event.kind == "approval.requested" and why in asked["why"]
         assert asked["arguments"] == {"n": 1} and (asked["approvers"], asked["approval_expires"]) == (2, 60.0)
+
+
+@given(
+    st.sampled_from(["read", "idempotent", "once"]), st.sampled_from(["never", "always", "n > 5", "m"]), st.sampled_from(["live", "ask", "simulate"]),
+    st.none() | st.builds(Answers, st.builds(Simulate, stubs=st.sampled_from([{}, {"t": 1}]), otherwise=st.sampled_from(["person", "refuse"]))),
+    st.integers(0, 9),
+)  # fmt: skip
+def test_no_effect_starts_that_its_rule_or_the_run_s_mode_holds_back(
+    effect: Any, approval: str, mode: str, answers: Answers | None, n: int
+) -> None:
+    definition = Definition(tools=[ToolSpec(name="t", schema=SCHEMA, effect=effect, approval=approval)])
+    (verdict,) = admit(
+        definition, validators(definition), message(0, "", [AskedCall("t", f'{{"n": {n}}}')]), mode=mode, calls_before=0,
+        cancelled=False, epoch="e", run="r", fence=1, answers=answers if mode == "simulate" else None,
+    )  # fmt: skip
+    asks = approval in ("always", "m") or (approval == "n > 5" and n > 5)
+    if effect != "read" and mode == "simulate":
+        assert verdict.told.state in ("awaiting", "answered", "failed") and verdict.event.kind != "tool.started"
+    elif (asks or (mode == "ask" and effect != "read")) and verdict.told.state != "answered":
+        assert verdict.event.kind == "approval.requested"
+    assert (verdict.event.kind == "tool.started") == (verdict.told.state == "admitted")

@@ -89,6 +89,13 @@ def test_a_built_in_tool_is_its_name_alone_and_its_approval_may_be_tightened() -
         ({"tools": [{"name": "t", "source": "pkg==1#m:f", "schema": {"type": "objekt"}}]}, "objekt"),
         ({"tools": [{"name": "t", "source": "pkg==1#m:f", "schema": SCHEMA, "schema_hash": "00"}]}, "schema_hash"),
         ({"tools": [{"name": "calculator", "timeout": 0}]}, "$.tools[0].timeout"),
+        ({"tools": [{"name": "calculator", "approval": "amount > 1"}]}, "$.tools[0].approval"),
+        ({"tools": [{"name": "calculator", "config": {"probe": "https://a/{key}"}}]}, "$.tools[0].config.probe"),
+        ({"tools": [{"name": "http_request", "config": {"probe": "https://a/"}}]}, "$.tools[0].config.probe"),
+        (
+            {"tools": [{"name": "t", "source": "pkg==1#m:f", "schema": SCHEMA, "effect": "read", "probe": True}]},
+            "has a probe",
+        ),
         ({"tools": "calculator"}, "expected a list"),
         ({"tool_choice": "perhaps"}, "perhaps"),
         ({"tool_choice": ["required"]}, "no tool"),
@@ -101,6 +108,16 @@ def test_what_could_only_fail_later_is_refused_at_the_door(draft: dict[str, Any]
     with pytest.raises(Invalid) as caught:
         settle(draft)
     assert words in caught.value.detail and caught.value.hint
+
+
+def test_http_request_is_probed_where_its_config_names_an_address_for_it_and_travels_so() -> None:
+    probe = "https://api.example.com/orders/{key}"
+    settled = drafts.settle(
+        {"tools": [{"name": "http_request", "config": {"probe": probe}}]}, {}, BUILTINS, lambda _: False
+    )
+    assert settled.definition.tools[0].probe and not settle({"tools": ["http_request"]}).tools[0].probe
+    file = drafts.load(drafts.dump("a", None, settled.definition, {}, BUILTINS))
+    assert drafts.settle(file.definition, file.files, BUILTINS, lambda _: False) == settled
 
 
 @pytest.mark.parametrize("name", ["", "A", "1a", "a_b", "a--b", "a-", "-a", "a" * 26, "ä", "a\n"])
