@@ -186,6 +186,13 @@ def _with_probe(tx: Tx, run: Run) -> frozenset[str]:
     return frozenset(tool.name for tool in definition.tools if tool.probe)
 
 
+def not_probed(tx: Tx, run_id: str, why: str) -> list[NewEvent]:
+    """Return the doubts about the calls of a run that wait for a probe which nobody can ask."""
+    calls = _fold(tx, ledger.held(tx, run_id)).open_calls
+    lost = [call for call in calls if call.state == "started" and call.effect == "once"]
+    return [doubt(call, f"nobody can ask the tool's probe: {why}", call.proof) for call in lost]
+
+
 def doubt(call: Call, reason: str, proof: str | None) -> NewEvent:
     """Say that nobody knows whether a call took effect."""
     body = {

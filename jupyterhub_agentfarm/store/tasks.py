@@ -274,8 +274,14 @@ def unassigned(connection: Connection, limit: int = 100) -> list[Task]:
 
 
 def fail(tx: Tx, task: Task, error_type: str, message: str) -> None:
-    """End a task that could not be carried out, with the reason; so too its run."""
-    links.end_task(tx, task.task_id, task.run_id, {"type": error_type, "message": message})
+    """End a task that could not be carried out, with the reason; so too its run.
+
+    Where a call of it may have taken effect and nobody can ask the tool's probe now, the run waits for a person instead.
+    """
+    if task.run_id and (left := leases.not_probed(tx, task.run_id, message)):
+        ledger.record(tx, task.run_id, "service", left)
+    else:
+        links.end_task(tx, task.task_id, task.run_id, {"type": error_type, "message": message})
 
 
 def _run_of(tx: Tx, task_id: str) -> Run:

@@ -16,7 +16,7 @@ from servicekit import Service, service
 from agentfarm_sdk.ledger import FarmLedger
 from agentfarm_sdk.protocol import new_event
 from jupyterhub_agentfarm.errors import Fenced, FleetError
-from jupyterhub_agentfarm.store import leases
+from jupyterhub_agentfarm.store import leases, tasks
 from jupyterhub_agentfarm.store.tables import inbox, runs
 
 PAY = {
@@ -320,6 +320,18 @@ async def test_a_probe_that_found_the_effect_gives_the_call_its_result(farm: Ser
     assert "calls" not in await farm.ok(taken["token"], "POST", f"/runs/{taken['run']}/open", {})
     await ask_model(farm, taken, "Paid.", n=1)
     assert shown(farm) == '{"id":7}' and (await kinds(farm, taken["run"])).count("tool.started") == 1
+
+
+async def test_a_call_whose_probe_nobody_can_ask_is_left_to_a_person(farm: Service) -> None:
+    await with_tool(farm, probe=True)
+    claim, _ = await paying(farm)
+    await lost(farm, claim, "kernel exited with -9")
+    run = await farm.ok("ann", "GET", f"/runs/{claim['run']}")
+    await farm.db.write(lambda tx: tasks.fail(tx, tasks.show(tx.connection, run["task_id"]), "unplaceable", "no room"))
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    assert "no room" in item["detail"]["reason"] and item["worker"] == "proven dead: kernel exited with -9"
+    task = await farm.ok("ann", "GET", f"/tasks/{run['task_id']}")
+    assert (task["status"], task["waiting"]) == ("waiting", "in_doubt")
 
 
 async def test_a_probe_that_found_nothing_lets_a_call_be_made_again_when_its_worker_is_proven_dead(
