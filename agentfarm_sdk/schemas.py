@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import jsonschema_rs
 
 BACKTRACKS = 10_000  # steps that a pattern may take; what needs more does not match
+UNFOLDED = 20_000  # parts that a schema may have, each `$ref` replaced by what it names
 Check = Callable[[Any], str]  # a value -> where and why it does not fit; "" where it does
 
 
@@ -21,7 +23,51 @@ def flaw(schema: Any) -> str:
         _validator(schema)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
         return _first_line(error)
-    return ""
+    return _bomb(schema)
+
+
+def _bomb(schema: Any) -> str:
+    """Say why a schema could take for ever, or "". What a `$ref` names is counted each time, what leads back to itself once."""
+    sizes: dict[str, int] = {}
+    strange: list[str] = []
+
+    def size(part: Any) -> int:
+        if isinstance(part, list):
+            return 1 + sum(map(size, part))
+        if not isinstance(part, dict):
+            return 1
+        total = 1 + sum(map(size, part.values()))
+        ref = part.get("$ref")
+        if isinstance(ref, str):
+            if ref not in sizes:
+                sizes[ref] = 1  # under way
+                sizes[ref] = size(_named(schema, ref)) if ref.startswith("#/") else 1
+                strange.extend([] if ref == "#" or ref.startswith("#/") else [ref])
+            total += sizes[ref]
+        strange.extend(name for name in ("$dynamicRef", "$recursiveRef") if isinstance(part.get(name), str))
+        return total
+
+    try:
+        parts = size(schema)
+    except RecursionError:
+        return "it is nested too deeply"
+    if strange:
+        return f"it refers to {strange[0]!r}: only to #/$defs/… of the same schema"
+    return f"it unfolds into {parts} parts: at most {UNFOLDED}" if parts > UNFOLDED else ""
+
+
+def _named(schema: Any, pointer: str) -> Any:
+    """Return the part that a JSON pointer names; None where there is none."""
+    part = schema
+    for step in unquote(pointer).removeprefix("#/").split("/"):
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(part, dict):
+            part = part.get(step)
+        elif isinstance(part, list) and step.isdecimal() and int(step) < len(part):
+            part = part[int(step)]
+        else:
+            return None
+    return part
 
 
 def check(schema: dict[str, Any]) -> Check:
