@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mimetypes
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -74,6 +75,7 @@ class Farm:
         *,
         params: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
+        content: bytes | None = None,
     ) -> Any:
         """Make one request and return its JSON (None for 204; bytes for what is no JSON).
 
@@ -81,7 +83,9 @@ class Farm:
             AgentFarmError: the problem that the farm answers, as its class in errors.py. Transient: it is not reachable.
         """
         try:
-            response = self._http.request(method, path, json=body, params=_given(params), headers=headers)
+            response = self._http.request(
+                method, path, json=body, params=_given(params), headers=headers, content=content
+            )
         except httpx.TimeoutException as error:
             raise Transient("the farm did not answer in time", hint="agentfarm status", retry_after=2.0) from error
         except httpx.TransportError as error:
@@ -144,7 +148,7 @@ class Farm:
     def submit(
         self,
         target: str,
-        input: str,
+        input: Any,
         *,
         priority: int = 0,
         key: str | None = None,
@@ -164,6 +168,8 @@ class Farm:
     ) -> Task:
         """Ask an agent (`analyst`) or a pool (`pool:analysts`) for something; with `wait`, return when it has ended.
 
+        `input`: text, data, or parts: `["What is this?", farm.attach("photo.png")]` for a model that takes images or files.
+
         The same `key` submits the same task once; a task without one gets its own, so that a lost answer does no harm.
         priority: -100 to 100; a point is worth a minute of waiting. deadline: seconds from now; then it is cancelled.
         after: tasks that must have succeeded before it begins (`after_any_end`: or ended); `results`: it is told theirs.
@@ -173,7 +179,7 @@ class Farm:
         "person" or "refuse"}`.
         """
         body = _given({
-            "target": target, "input": input, "priority": priority or None, "key": key, "mode": mode, "thread": thread,
+            "target": target, "input": _parts(input), "priority": priority or None, "key": key, "mode": mode, "thread": thread,
             "workspace": workspace, "deadline": deadline, "variables": variables, "simulate": simulate,
             "after": [one.id if isinstance(one, Task) else one for one in after] or None,
             "after_any_end": after_any_end or None, "results": results or None,
@@ -185,6 +191,21 @@ class Farm:
         if wait:
             task.wait()
         return task
+
+    def attach(self, file: Path | str, media_type: str = "") -> Json:
+        """Upload an image or a file; return the part of an input that stands for it. Raises Invalid: what it is is not known."""
+        path = Path(file)
+        kind = media_type or mimetypes.guess_type(path.name)[0] or ""
+        if not kind:
+            raise Invalid(f"nobody knows what {path.name} is", hint='attach(file, media_type="application/pdf")')
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise Invalid(f"{path} cannot be read: {error.strerror}", hint="name a file that is there") from error
+        kept = {"Content-Type": "application/octet-stream"}
+        answer = self.request("POST", "/blobs", headers=kept, content=content)
+        what = "image" if kind.startswith("image/") else "file"
+        return {"type": what, "blob": answer["sha256"], "media_type": kind, "name": path.name}
 
     def again(self, method: str, path: str, body: Any, headers: dict[str, str], attempts: int = 4) -> Any:
         """Make a request that does no harm when made twice, again after a cut."""
@@ -472,6 +493,15 @@ def _answer(response: httpx.Response) -> Any:
         problem = {"type": "unavailable" if transient else "error", "status": response.status_code}
         problem["detail"] = f"the farm answered {response.status_code} {response.reason_phrase}".rstrip()
     raise from_problem(problem)
+
+
+def _parts(given: Any) -> Any:
+    """Let text stand for itself among the parts of an input."""
+    if not (
+        isinstance(given, list) and any(isinstance(one, dict) and one.get("type") in ("image", "file") for one in given)
+    ):
+        return given
+    return [{"type": "text", "text": one} if isinstance(one, str) else one for one in given]
 
 
 def _given(values: dict[str, Any] | None) -> dict[str, Any]:

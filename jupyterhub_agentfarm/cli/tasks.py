@@ -69,6 +69,9 @@ def _add_task(verb: Any) -> None:
     submit.add_argument("--recording", metavar="RUN", help="simulate: answer as in that run")
     submit.add_argument("--otherwise", choices=("person", "refuse"), help="simulate: calls without an answer")
     submit.add_argument("--thread", help="go on in this conversation")
+    submit.add_argument(
+        "--attach", action="append", default=[], metavar="FILE", help="an image or a file, for a model that takes them"
+    )
     submit.add_argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a {{NAME}} of the prompt")
     show_all = verb("list", list_tasks, "tasks, the newest first")
     show_all.add_argument("--status", help="only those with this status")
@@ -102,10 +105,11 @@ def _add_again(verb: Any) -> None:
 
 def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
     text = sys.stdin.read() if asked.input == "-" else asked.input
+    given = [text, *(farm.attach(file) for file in asked.attach)] if asked.attach else text
     task = farm.submit(
-        asked.target, text, priority=asked.priority, key=asked.key, mode=asked.mode, thread=asked.thread,
+        asked.target, given, priority=asked.priority, key=asked.key, mode=asked.mode, thread=asked.thread,
         variables=variables(asked.var) or None, simulate=simulated(asked),
-                deadline=asked.deadline, after=asked.after, after_any_end=asked.after_any_end,
+        deadline=asked.deadline, after=asked.after, after_any_end=asked.after_any_end,
         results=asked.results, concurrency_key=asked.concurrency_key, concurrency=asked.concurrency,
         retry={"attempts": asked.retries + 1, "backoff": asked.backoff} if asked.retries else None,
     )  # fmt: skip

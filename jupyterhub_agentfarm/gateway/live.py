@@ -69,6 +69,9 @@ class LiveRun:
         self.calls_made = sum(1 for call in fold.calls.values() if call.attempts)
         self.writing = 0  # writes of ours that are under way
         self.digest, self.digested, self.size = "", 0, 0  # size: tokens of the messages, at most
+        self.shown: dict[
+            int, dict[str, Any]
+        ] = {}  # messages with images and files, as the model is shown them, by place
         self.token_at = time.monotonic()
         self._arrival = asyncio.Event()
         self.answers: Answers | None = None  # in mode `simulate`: instead of tools
@@ -76,7 +79,7 @@ class LiveRun:
     def apply(self, event: NewEvent | Event, by: str) -> None:
         """Fold an event in the order of its arrival."""
         if event.kind == "context.compacted":
-            self.digest, self.digested, self.size = "", 0, 0
+            self.digest, self.digested, self.size, self.shown = "", 0, 0, {}
         at = event.at if isinstance(event, Event) else timestamp(time.time())
         self.fold.apply(
             Event(
@@ -108,18 +111,30 @@ class LiveRun:
                 f"append {self.n + 1} did not arrive", hint=f"append {self.n + 1} first", last_n=self.n
             ) from None
 
+    def unseen_parts(self) -> dict[int, dict[str, Any]]:
+        """Return the messages with images and files that no request has shown yet, by their place."""
+        new = enumerate(self.fold.messages[self.digested :], self.digested)
+        return {place: one for place, one in new if isinstance(one.get("content"), list) and place not in self.shown}
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the messages as the model is shown them; those of the fold itself where none holds an image or a file."""
+        if not self.shown:
+            return self.fold.messages
+        return [self.shown.get(place, one) for place, one in enumerate(self.fold.messages)]
+
     def roll_digest(self) -> str:
-        """Return the rolling digest of the folded messages; each is hashed once."""
+        """Return the rolling digest of the messages as the model is shown them; each is hashed once."""
         messages = self.fold.messages
         while self.digested < len(messages):
-            raw = msgspec.json.encode(messages[self.digested])
-            self.digest, self.size = roll(self.digest, raw), self.size + size_of(messages[self.digested], raw)
+            message = self.shown.get(self.digested, messages[self.digested])
+            raw = msgspec.json.encode(message)
+            self.digest, self.size = roll(self.digest, raw), self.size + size_of(message, raw)
             self.digested += 1
         return self.digest
 
-    def sized(self, messages: list[dict[str, Any]]) -> int:
-        """Return how many tokens the messages have at most: those of the fold were counted with their digest."""
-        if messages is self.fold.messages:
+    def sized(self, messages: list[dict[str, Any]], own: bool) -> int:
+        """Return how many tokens the messages have at most. own: the run's, which were counted with their digest."""
+        if own:
             return self.size
         return sum(size_of(one, msgspec.json.encode(one)) for one in messages)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from agentfarm_sdk import parts
 from agentfarm_sdk.protocol import AdmittedCall, Event, ModelAnswer, ModelRequest, NewEvent, new_event, roll
 
 from ..errors import (
@@ -21,6 +22,7 @@ from ..errors import (
     Conflict,
     Fenced,
     Hole,
+    Invalid,
     LimitReached,
     ModelFailed,
     NotFound,
@@ -28,8 +30,8 @@ from ..errors import (
     Transient,
     UserError,
 )
+from ..store import blobs, ledger, usage
 from ..store import budgets as reservations
-from ..store import ledger, usage
 from ..store.budgets import Hold
 from ..store.db import Tx
 from . import admission
@@ -122,7 +124,9 @@ class Models:
         route, model = self.upstreams.route(definition.model.name)
         choice = request.tool_choice or definition.choice_at(live.fold.steps)
         if request.messages is None:
-            messages, digest = live.fold.messages, live.roll_digest()
+            while found := live.unseen_parts():
+                await self._show(live, found)
+            digest, messages = live.roll_digest(), live.messages()
         else:
             messages, digest = request.messages, _digest(request.messages)
         if repairing(messages):
@@ -185,6 +189,19 @@ class Models:
                     leaving.add_done_callback(self._leaving.discard)
                 raise
 
+    async def _show(self, live: LiveRun, found: dict[int, dict[str, Any]]) -> None:
+        """Make what the model is shown of images and files. Raises Invalid: it takes none."""
+        named = {digest for one in found.values() for digest in parts.blobs_of(one["content"])}
+        needed = frozenset().union(*(parts.needed(one["content"]) for one in found.values()))
+        if needed:
+            route, model = self.upstreams.route(live.definition.model.name)
+            if missing := needed - await route.upstream.inputs(model):
+                raise Invalid(
+                    f"the model {model} takes no {' and no '.join(sorted(missing))}", hint="see: agentfarm model list"
+                )
+        kept = await self.lives.db.read(lambda c: blobs.read(c, named))
+        live.shown |= {place: parts.shown(one, kept) for place, one in found.items()}
+
     # -- budgets -------------------------------------------------------------------------------------------------
 
     async def _reserved(self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask) -> Taken | None:
@@ -196,7 +213,7 @@ class Models:
         tools = len(msgspec.json.encode(ask.tools)) if ask.tools else 0
         wish = Wish(
             agent=run.agent, owner=run.owner, run=run.run_id, model=ask.model, tokens_out=_most_output(ask, route),
-            tokens_in=live.sized(ask.messages) + tools // BYTES_A_TOKEN, price=await route.upstream.price(ask.model, ask.provider),
+            tokens_in=live.sized(ask.messages, request.messages is None) + tools // BYTES_A_TOKEN, price=await route.upstream.price(ask.model, ask.provider),
         )  # fmt: skip
         found = await self.budgets.reserve(wish, live.fold.allowed, lambda: _may_ask(self.lives.current(live)))
         if isinstance(found, Reached):

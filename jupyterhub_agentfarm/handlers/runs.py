@@ -32,7 +32,7 @@ from ..records import Run, new_id
 from ..store import blobs, forks, leases, ledger, tasks, threads
 from ..store.db import Tx
 from ..store.tables import FARM_RUN
-from . import drafts, modes
+from . import attachments, drafts, modes
 from .asking import Asker, may
 from .feed import Sse, resume_from, wants_stream
 from .routes import KIB, Call, Empty, Route
@@ -273,12 +273,13 @@ async def bind(call: Call) -> Bound:
     if not body.name or len(body.name) > 60 or not body.name.isprintable():
         raise Invalid(f"{body.name!r} cannot name a notebook's agent", hint="at most 60 printable characters")
     key = call.handler.request.headers.get("Idempotency-Key")
+    given = await attachments.taken(call, body.input, body.definition)
 
     def write(tx: Tx) -> Run:
         begins = _begins(tx.connection, call.asker, body)
         mode, simulate = modes.settled(tx.connection, call.asker, body.mode, body.simulate, "ask", body.definition)
         asked = tasks.Submission(
-            owner=owner_of(tx.connection, call.asker), submitted_by=call.asker.hub_name, target=NOTEBOOK + body.name, input=body.input,
+            owner=owner_of(tx.connection, call.asker), submitted_by=call.asker.hub_name, target=NOTEBOOK + body.name, input=given,
             mode=mode, simulate=simulate, key=f"run:{key}"[:255] if key else None, workspace="none", variables=body.variables, begins=begins,
         )  # fmt: skip
         choice = tasks.Choice(NOTEBOOK + body.name, body.definition, None, bound=True)

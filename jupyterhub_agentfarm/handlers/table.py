@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from tornado.web import Application
 
-from . import agents, audit, budgets, forks, inbox, model, operations, pages, runs, tasks, tools, versions, worker
+from . import (
+    agents,
+    attachments,
+    audit,
+    budgets,
+    forks,
+    inbox,
+    model,
+    operations,
+    pages,
+    runs,
+    tasks,
+    tools,
+    versions,
+    worker,
+)
 from .base import url_specs
 from .routes import Parts, Route
 
 ROUTES: list[Route] = [
-    *agents.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
+    *agents.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
     *inbox.ROUTES, *budgets.ROUTES, *audit.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"

@@ -15,7 +15,7 @@ from ..errors import Conflict, Forbidden, Invalid, NotFound
 from ..records import Agent, Task
 from ..store import agents, forks, queue, tasks, threads
 from ..store.db import Tx
-from . import modes
+from . import attachments, modes
 from .asking import RANK, Asker, in_use, may, reach_agent, rights, visible
 from .routes import Call, Empty, Page, Route
 from .views import Listed, TaskView, ThreadView, page, task_view, thread_view
@@ -97,6 +97,8 @@ async def submit(call: Call) -> TaskView | Listed[TaskView]:
     if body.tasks and (body.target or body.input is not None):
         raise Invalid("one task, or many under tasks: not both", hint='{"tasks": [{"target", "input"}, …]}')
 
+    body = await _with_parts(call, body)
+
     def write(tx: Tx) -> TaskView | Listed[TaskView]:
         if body.tasks:
             return Listed([task_view(_submit(tx, call, one)[0]) for one in body.tasks])
@@ -105,6 +107,20 @@ async def submit(call: Call) -> TaskView | Listed[TaskView]:
         return task_view(task)
 
     return await call.commit(write)  # type: ignore[no-any-return]
+
+
+async def _with_parts(call: Call, body: NewTasks) -> NewTasks:
+    """Keep the images and files that come with the inputs."""
+
+    async def kept(new: Any) -> Any:
+        if not isinstance(new.input, list):
+            return new
+        definition = await attachments.definition_of(call, new.target, new.version, new.input)
+        return msgspec.structs.replace(new, input=await attachments.taken(call, new.input, definition))
+
+    many = [await kept(one) for one in body.tasks]
+    whole: NewTasks = await kept(body)
+    return msgspec.structs.replace(whole, tasks=many) if many else whole
 
 
 def _submit(tx: Tx, call: Call, new: NewTask) -> tuple[Task, bool]:

@@ -18,7 +18,7 @@ GET agents/*/versions|agents/*/versions/*|agents/*/diff|agents/*/export
 GET,POST agents/*/shares
 POST agents/import|agents/*/publish|agents/*/restore|agents/*/start|agents/*/stop|agents/*/connect
 GET threads/*|tasks/*|inbox/*
-POST tasks/*/cancel|tasks/*/pause|tasks/*/resume|tasks/*/rerun
+POST blobs|tasks/*/cancel|tasks/*/pause|tasks/*/resume|tasks/*/rerun
 GET runs|runs/*|runs/*/events|runs/*/tokens|runs/*/verify|runs/*/bundle|runs/*/replay
 POST runs/*/fork|runs/*/replay
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -11,7 +12,7 @@ from agentfarm_sdk.protocol import MAX_BLOB_BYTES
 
 from ..errors import Invalid, NotFound, TooLarge
 from .db import Tx
-from .tables import blobs, run_blobs
+from .tables import blobs, run_blobs, uploads
 
 
 def put(tx: Tx, run_id: str, sha256: str, content: bytes) -> None:
@@ -20,24 +21,56 @@ def put(tx: Tx, run_id: str, sha256: str, content: bytes) -> None:
     Raises:
         TooLarge: over MAX_BLOB_BYTES.  Invalid: the bytes have another hash.
     """
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise Invalid("the bytes do not have the hash that they are named by", hint="send them again")
+    _keep(tx, sha256, content)
+    link(tx, run_id, [sha256])
+
+
+def _keep(tx: Tx, sha256: str, content: bytes) -> None:
     if len(content) > MAX_BLOB_BYTES:
         raise TooLarge(
             f"this blob has {len(content)} bytes",
             hint=f"at most {MAX_BLOB_BYTES} bytes; write a file and name it instead",
         )
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise Invalid("the bytes do not have the hash that they are named by", hint="send them again")
     if not tx.connection.execute(sa.select(blobs.c.sha256).where(blobs.c.sha256 == sha256)).scalar():
         tx.execute(blobs.insert().values(sha256=sha256, size=len(content), content=content, created_at=tx.now))
-    if not tx.connection.execute(
-        sa.select(run_blobs.c.run_id).where(run_blobs.c.run_id == run_id, run_blobs.c.sha256 == sha256)
-    ).scalar():
-        tx.execute(run_blobs.insert().values(run_id=run_id, sha256=sha256))
+
+
+def link(tx: Tx, run_id: str, hashes: Iterable[str]) -> None:
+    """Say that a run holds these blobs; again is harmless."""
+    for sha256 in set(hashes):
+        r = run_blobs.c
+        if not tx.connection.execute(sa.select(r.run_id).where(r.run_id == run_id, r.sha256 == sha256)).scalar():
+            tx.execute(run_blobs.insert().values(run_id=run_id, sha256=sha256))
+
+
+def upload(tx: Tx, owner: str, sha256: str, content: bytes) -> None:
+    """Keep a blob for tasks of an owner. Raises TooLarge."""
+    _keep(tx, sha256, content)
+    if sha256 not in uploaded(tx.connection, owner, [sha256]):
+        tx.execute(uploads.insert().values(owner=owner, sha256=sha256, created_at=tx.now))
+
+
+def uploaded(connection: Connection, owner: str, hashes: Iterable[str]) -> dict[str, int]:
+    """Return the sizes of those that the owner has uploaded."""
+    joined = sa.select(blobs.c.sha256, blobs.c.size).join(uploads, uploads.c.sha256 == blobs.c.sha256)
+    rows = connection.execute(joined.where(uploads.c.owner == owner, blobs.c.sha256.in_(list(hashes))))
+    return {str(sha256): int(size) for sha256, size in rows}
+
+
+def read(connection: Connection, hashes: Iterable[str]) -> dict[str, bytes]:
+    """Return blobs by their hashes, for the gateway, which finds them named in the ledger; those that are gone are left out."""
+    rows = connection.execute(sa.select(blobs.c.sha256, blobs.c.content).where(blobs.c.sha256.in_(list(hashes))))
+    return {str(sha256): bytes(content) for sha256, content in rows}
 
 
 def share(tx: Tx, run_id: str, other: str) -> None:
     """Let another run have all blobs that a run has: it will be told what that one was told."""
-    theirs = sa.select(sa.literal(other), run_blobs.c.sha256).where(run_blobs.c.run_id == run_id)
+    its = sa.select(run_blobs.c.sha256).where(run_blobs.c.run_id == other)
+    theirs = sa.select(sa.literal(other), run_blobs.c.sha256).where(
+        run_blobs.c.run_id == run_id, run_blobs.c.sha256.not_in(its)
+    )
     tx.execute(run_blobs.insert().from_select(["run_id", "sha256"], theirs))
 
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.fold import Fold, as_text
+from agentfarm_sdk.parts import are_parts, blobs_of
 from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event
 
 from ..records import Run, new_id
@@ -92,14 +93,15 @@ def given(connection: Connection, task_id: str, asked: Any, options: Mapping[str
     """Return the input as the model is told it: where the task asked for them, with the results of those before it."""
     if not options.get("results"):
         return asked
-    told = [as_text(asked)]
+    told = [] if are_parts(asked) else [as_text(asked)]
     for one in _before(connection, task_id):
         if one["status"] == "succeeded":
             said = as_text(msgspec.json.decode(one["result"]))
         else:
             said = "it has " + str(one["status"])
         told.append(f"Result of {one['task_id']}:\n{said}")
-    return "\n\n".join(told)
+    text = "\n\n".join(told)
+    return [*asked, {"type": "text", "text": text}] if are_parts(asked) else text
 
 
 def _before(connection: Connection, task_id: str) -> list[dict[str, Any]]:
@@ -186,6 +188,9 @@ def _retried(tx: Tx, run: Run) -> bool:
         not_before=tx.now + pause if pause else None, linked=True, concurrency_key=task["concurrency_key"],
         concurrency=int(msgspec.json.decode(task["options"]).get("concurrency", 1)), events=[new_event("run.created", {**created, "earlier": earlier}), *_opening(events)],
     )  # fmt: skip
+    blobs.link(
+        tx, again, [one for e in events if e.kind == "message.added" for one in blobs_of(e.data().get("content"))]
+    )
     if recording := (created.get("simulate") or {}).get("recording"):
         blobs.share(tx, recording, again)
     return True

@@ -292,6 +292,14 @@ run_blobs = Table(
     Column("sha256", String(64), primary_key=True),
 )
 
+uploads = Table(  # images and files for tasks: whose they are
+    "uploads",
+    metadata,
+    Column("owner", String(255), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("created_at", Double, nullable=False),
+)
+
 inbox = Table(
     "inbox",
     metadata,

@@ -11,6 +11,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from agentfarm_sdk.parts import blobs_of
 from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, Simulate, content_hash, new_event
 
 from ..errors import Conflict, Invalid, NotFound
@@ -150,6 +151,7 @@ def assign(tx: Tx, epoch: str, task: Task, choice: Choice) -> Run:
 def _begin(
     tx: Tx, epoch: str, task_id: str, run_id: str, asked: Submission, choice: Choice, events: list[NewEvent], since: float = 0.0
 ) -> Run:  # fmt: skip
+    blobs.link(tx, run_id, blobs_of(asked.input))
     if asked.simulate and asked.simulate.recording:
         blobs.share(tx, asked.simulate.recording, run_id)
     others = {"retry": asked.retry, "batch_id": asked.batch_id, "parent_run": asked.parent}

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.fold import as_text
+from agentfarm_sdk.parts import are_parts
 from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, new_event, timestamp
 
 from ..errors import Conflict, Invalid, NotFound
@@ -89,7 +90,8 @@ def opening(definition: Definition, given: Any, variables: Mapping[str, str], pr
     elif definition.prompt:
         text = render(definition.prompt, {**definition.variables, **variables})
         events.append(new_event("message.added", {"role": "system", "content": text}))
-    events.append(new_event("message.added", {"role": "user", "content": as_text(given)}))
+    content = given if are_parts(given) else as_text(given)
+    events.append(new_event("message.added", {"role": "user", "content": content}))
     return events
 
 

@@ -134,6 +134,7 @@ class Scripted:
     name: str = "scripted"
     max_in_flight: int = 8
     asked: list[Ask] = field(default_factory=list)
+    takes: frozenset[str] = frozenset({"text"})
 
     async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
         self.asked.append(ask)
@@ -152,7 +153,7 @@ class Scripted:
         return 0.0
 
     async def inputs(self, model: str) -> frozenset[str]:
-        return frozenset({"text"})
+        return self.takes
 
     async def price(self, model: str, provider: str | None) -> tuple[float, float] | None:
         return None

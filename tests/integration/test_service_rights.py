@@ -43,6 +43,7 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "DELETE /secrets/{name}": PEOPLE,
     "POST /tasks": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
     "GET /tasks": USERS,
+    "POST /blobs": USERS,
     "GET /tasks/{task}": SEES,
     "POST /tasks/{task}/cancel": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
     "POST /tasks/{task}/pause": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),

@@ -22,7 +22,7 @@ LEAVES = [
     "errors",
     "sdk.fold sdk.conditions sdk.audit",
     "sdk.protocol",
-    "sdk.errors sdk.schemas",
+    "sdk.errors sdk.schemas sdk.parts",
 ]
 LADDERS: dict[str, list[str]] = {
     "service": ["app", "handlers scheduling monitoring", "gateway ticks", "store hub fleet.client sdk.tools", *LEAVES],
@@ -48,7 +48,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.ledger sdk.model sdk.farm",
         "sdk.fold sdk.conditions sdk.audit",
         "sdk.settings sdk.protocol sdk.quirks",
-        "sdk.errors sdk.schemas",
+        "sdk.errors sdk.schemas sdk.parts",
     ],
 }
 # The packages' own __init__ files: the SDK's hands out the public names, the farm's hold nothing.

@@ -28,6 +28,7 @@ from .catalog import Entry, Price
 log = logging.getLogger(__name__)
 CATALOG_SECONDS, CATALOG_AGAIN = 3600.0, 60.0  # how long a list holds; when it is asked for again after a failure
 
+MEDIA_CHARACTERS = 4000  # about a thousand tokens
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 # What a request can do without, where a server names it in a refusal. tool_choice: it is left to the model then.
 OPTIONAL = ("parallel_tool_calls", "tool_choice", "response_format", "strict", "seed", "stream_options")
@@ -348,7 +349,15 @@ def lacking(error: UpstreamError, body: dict[str, Any]) -> str | None:
 
 
 def _characters(ask: Ask) -> int:
-    return sum(len(str(message.get("content") or "")) for message in ask.messages)
+    """Return how much text is asked with; an image or a file counts as MEDIA_CHARACTERS."""
+    found = 0
+    for message in ask.messages:
+        content = message.get("content") or ""
+        if isinstance(content, list):
+            found += sum(len(one.get("text", "")) if one.get("type") == "text" else MEDIA_CHARACTERS for one in content)
+        else:
+            found += len(str(content))
+    return found
 
 
 def retry_after(header: str, now: float) -> float | None:

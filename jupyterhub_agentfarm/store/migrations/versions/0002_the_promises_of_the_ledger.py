@@ -128,6 +128,13 @@ def _budgets() -> None:
         sa.PrimaryKeyConstraint("scope", "name", "unit", "period", name=op.f("pk_budgets")),
     )
     op.create_table(
+        "uploads",
+        sa.Column("owner", sa.String(length=255), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("owner", "sha256", name=op.f("pk_uploads")),
+    )
+    op.create_table(
         "reservations",
         sa.Column("hold_id", sa.String(length=64), nullable=False),
         sa.Column("run_id", sa.String(length=64), nullable=False),
