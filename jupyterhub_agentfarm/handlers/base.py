@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from jupyterhub.services.auth import HubOAuthenticated
+from sqlalchemy.exc import DataError
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
@@ -34,6 +35,11 @@ def as_problem(error: BaseException) -> AgentFarmError:
     """Turn whatever was raised into an error of ours; a bug says nothing of what it held."""
     if isinstance(error, AgentFarmError):
         return error
+    if isinstance(error, DataError | OverflowError):  # each database has its own limits, and says so when it is asked
+        return Invalid(
+            "a value is outside of what the ledger's database can hold",
+            hint="numbers of versions and rows have 31 bits, others 63; texts have no NUL",
+        )
     if isinstance(error, msgspec.ValidationError):
         return Invalid(str(error), hint="see /openapi.json for what this route takes")
     if isinstance(error, HTTPError):
@@ -194,7 +200,7 @@ class ApiHandler(HubOAuthenticated, RequestHandler):  # type: ignore[misc]
         if self._headers_written:  # in the middle of a stream: the asker comes again
             self.request.connection.stream.close()  # type: ignore[union-attr]
             return
-        allow = self._headers.get("Allow")
+        allow = self._headers.get("Allow") or (", ".join(self.routes) if problem.status == 405 else "")
         self.clear()
         if allow:
             self.set_header("Allow", allow)

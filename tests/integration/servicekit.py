@@ -35,6 +35,7 @@ TOKENS: dict[str, tuple[str, list[str]]] = {  # token -> user, scopes; as jupyte
     "ann-server": ("ann", [ACCESS]),
     "bob": ("bob", PERSON),
     "viewer": ("vic", PERSON),
+    "manager": ("mia", PERSON),
     "chatter": ("cho", PERSON),
     "operator": ("root", [*PERSON, OPERATOR]),
     "agent-analyst": ("agent-analyst", [ACCESS, "custom:agentfarm:act!user=agent-analyst"]),

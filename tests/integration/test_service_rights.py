@@ -94,22 +94,71 @@ BODIES: dict[str, Any] = {
     "POST /threads": {"agent": "analyst"},
     "POST /runs": {"definition": {"prompt": "p"}, "input": "x"},
     "POST /runs/{run}/heartbeat": {"fence": 99},
+    "POST /runs/{run}/events": {
+        "fence": 99,
+        "n": 1,
+        "events": [{"kind": "value.recorded", "body": {"name": "x", "value": 1}}],
+    },
+    "POST /runs/{run}/calls/{call}/outcome": {"fence": 1, "event": {"kind": "tool.succeeded", "body": {"result": 1}}},
     "POST /claims": {"worker": "w", "claim_id": "c"},
     "POST /inbox/{item}": {"decision": "happened"},
     "PUT /secrets": {"name": "-", "value": "past the door"},
     "PUT /budgets": {"scope": "agent", "name": "analyst", "unit": "tokens", "period": "day", "amount": 1e9},
 }
 
+# A manager may what the owner may, but for ending the agent; a person's server may what the person may, but for deciding,
+# secrets and administration; a run token opens its own run to its worker, and nothing else.
+MANAGER = {"DELETE /agents/{name}": NO}
+SERVER = dict.fromkeys(("PUT /secrets", "GET /secrets", "DELETE /secrets/{name}", "POST /inbox/{item}"), NO)
+OWN_RUN = (
+    "GET /runs/{run}", "GET /runs/{run}/events", "GET /runs/{run}/tokens", "GET /runs/{run}/verify", "GET /runs/{run}/bundle",
+    "GET /runs/{run}/blobs/{sha256}", "PUT /runs/{run}/blobs/{sha256}", "POST /runs/{run}/events", "POST /runs/{run}/open",
+    "POST /runs/{run}/calls/{call}/outcome", "POST /runs/{run}/heartbeat", "POST /model/v1/chat/completions",
+)  # fmt: skip
+ANY_RUN = ("GET /tools/files/{sha256}", "GET /worker", "GET /model/v1/models", "GET /health", "GET /openapi.json")
+DERIVED = ("manager", "ann-server", "run", "foreign run")
+
+
+def expected(route: str, asker: str) -> Any:
+    if asker in ASKERS:
+        return RIGHTS[route][ASKERS.index(asker)]
+    owners = RIGHTS[route][ASKERS.index("ann")]
+    if asker in ("manager", "ann-server"):
+        return (MANAGER if asker == "manager" else SERVER).get(route, owners)
+    if route in ANY_RUN:
+        return IN
+    if route not in OWN_RUN:
+        return NO
+    return IN if asker == "run" else HIDE if route.startswith("GET") else NO
+
+
+def body_of(route: str, run: str) -> Any:
+    if route == "POST /model/v1/chat/completions":
+        return {"agentfarm": {"run": run, "fence": 1, "request": "q", "n": 0}}
+    return BODIES.get(route, {})
+
+
+async def token_of(farm: Service, asker: str, own: str) -> str:
+    if asker == "nobody":
+        return ""
+    if asker == "foreign run":
+        await farm.ok("bob", "POST", "/tasks", {"target": "other", "input": "b"})
+        claim = await farm.claim("other")
+        assert claim
+        return str(claim["token"])
+    return own if asker == "run" else asker
+
 
 def test_every_route_stands_in_the_table_of_rights() -> None:
     assert {f"{route.method} {route.path}" for route in ROUTES} == set(RIGHTS)
+    assert {*OWN_RUN, *ANY_RUN, *MANAGER, *SERVER} <= set(RIGHTS)
 
 
 async def things(farm: Service) -> dict[str, str]:
     """Make one of everything, ann's, shared with a viewer and a chatter."""
     await farm.agent(tools=[{"name": "calculator", "approval": "always"}])
     await farm.agent("other", owner="bob")
-    for person, rights in (("vic", "view"), ("cho", "chat")):
+    for person, rights in (("vic", "view"), ("cho", "chat"), ("mia", "manage")):
         await farm.ok("ann", "POST", "/agents/analyst/shares", {"person": person, "rights": rights})
     thread = await farm.ok("ann", "POST", "/threads", {"agent": "analyst"})
     task = await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "a"})
@@ -121,33 +170,32 @@ async def things(farm: Service) -> dict[str, str]:
     (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
     return {
         "name": "analyst", "number": "1", "task": task["task_id"], "thread": thread["thread_id"], "run": claim["run"], "call": "c0-0",
-        "item": item["inbox_id"], "sha256": "0" * 64,
+        "item": item["inbox_id"], "sha256": "0" * 64, "token": claim["token"],
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("asker", ASKERS)
+@pytest.mark.parametrize("asker", [*ASKERS, *DERIVED])
 async def test_every_route_lets_in_whom_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asker: str) -> None:
-    column = ASKERS.index(asker)
     wrong = []
     async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch) as farm:
         names = await things(farm)
-        async with farm.client("" if asker == "nobody" else asker) as client:
+        async with farm.client(await token_of(farm, asker, names.pop("token"))) as client:
             # what ends or changes things for those behind comes last
             for route in sorted(RIGHTS, key=lambda one: ("DELETE" in one, "cancel" in one, "POST" in one)):
                 method, _, path = route.partition(" ")
-                expected = RIGHTS[route][column]
+                due = expected(route, asker)
                 own = {**names, "name": "KEY"} if path.startswith("/secrets") else names
                 url = path.format(**own)
                 async with client.stream(
-                    method, url, json=BODIES.get(route, {}) if method != "GET" else None
+                    method, url, json=body_of(route, names["run"]) if method != "GET" else None
                 ) as answer:
                     got = answer.status_code
                     said = "" if got == 200 else (await answer.aread()).decode()
-                fine = got not in (401, 403) and "there is no agent" not in said if expected == IN else got == expected
-                if expected == IN and got == 404:  # a thing that is not there, and not one that is hidden
+                fine = got not in (401, 403) and "there is no agent" not in said if due == IN else got == due
+                if due == IN and got == 404:  # a thing that is not there, and not one that is hidden
                     fine = any(word in said for word in ("tool file", "no secret", "no blob"))
                 if got >= 500 or not fine:
-                    wrong.append(f"{route} by {asker}: {got} {said}, expected {expected}")
+                    wrong.append(f"{route} by {asker}: {got} {said}, expected {due}")
     assert not wrong, "\n".join(wrong)
 
 
