@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import copy
 import html
@@ -150,6 +151,11 @@ class Run:
         if fold.status == "cancelled":
             raise Cancelled(f"run {self.run_id} was cancelled: {fold.cancel or 'no reason given'}")
         waiting = ", ".join(f"{call.call} ({call.tool})" for call in fold.open_calls)
+        if fold.open_for == "question":
+            asked = "; ".join(str(call.rest.get("question")) for call in self.waiting)
+            raise Conflict(
+                f"the run waits for an answer: {asked}", hint="run.decide(call, 'answer', result=…); run.resume()"
+            )
         if any(call.state == "doubted" for call in fold.open_calls):
             hint = "run.decide(call, 'happened', result=…), 'not_happened' or 'give_up'; then run.resume()"
             raise InDoubt(f"nobody knows whether these calls took effect: {waiting}", hint=hint)
@@ -160,7 +166,8 @@ class Run:
     @property
     def waiting(self) -> list[Call]:
         """The calls that wait for a person."""
-        return [call for call in self.fold().open_calls if call.state in ("awaiting", "doubted")]
+        calls = self.fold().open_calls
+        return [call for call in calls if call.state in ("awaiting", "doubted") or call.rests_for == "question"]
 
     def verify(self) -> Json:
         """Check the chain: `{ok, events, head}`, or the first bad event and why."""
@@ -210,7 +217,7 @@ class Run:
     def decide(
         self, call: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None
     ) -> Run:
-        """Decide a waiting call: approve, refuse; happened, not_happened, give_up. In a farm that is the inbox's."""
+        """Decide a waiting call: approve, refuse; happened, not_happened, give_up; answer. In a farm that is the inbox's."""
         self._local().decide(self.run_id, call, decision, reason=reason, arguments=arguments, result=result)
         return self
 
@@ -268,27 +275,43 @@ class _Driven:
         self._run = run
         self._loop: asyncio.AbstractEventLoop | None = None
         self._driving: Loop | None = None
+        self._resting: asyncio.Event | None = None  # set: stop resting
 
     async def run(self, timeout: float | None) -> None:
+        """Drive; a run outside a farm that rests until a time goes on here when it has come."""
         self._loop = asyncio.get_running_loop()
-        ledger, model = self._run._parts()
-        agent = self._run._agent
-        self._driving = Loop(ledger, model, own=agent.tools, workspace=agent._workspace, parks=self._run._farm is None)
-        late = (
-            None
-            if timeout is None
-            else self._loop.call_later(timeout, self._driving.cancel, f"not done in {timeout:g} s")
-        )
+        late = None if timeout is None else self._loop.call_later(timeout, self._stop, f"not done in {timeout:g} s")
         try:
-            await self._driving.run()
+            while (pause := await self._drive()) is not None:
+                self._resting = asyncio.Event()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._resting.wait(), pause)
+                self._resting = None
         finally:
             if late is not None:
                 late.cancel()
+
+    async def _drive(self) -> float | None:
+        """Lead the run to its next rest; return the seconds until it goes on by itself, None where it does not."""
+        ledger, model = self._run._parts()
+        agent = self._run._agent
+        self._driving = Loop(ledger, model, own=agent.tools, workspace=agent._workspace, parks=self._run._farm is None)
+        try:
+            parked = await self._driving.run() == "parked"
+            return ledger.pause() if parked and isinstance(ledger, LocalLedger) else None
+        finally:
             await ledger.close()
 
     def cancel(self) -> None:
-        if self._loop is not None and self._driving is not None:
-            self._loop.call_soon_threadsafe(self._driving.cancel, "interrupted")
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop, "interrupted")
+
+    def _stop(self, reason: str) -> None:
+        if self._resting is not None:  # nobody drives it: the wish is written, and the next drive ends it
+            self._run._local().cancel(self._run.run_id, reason)
+            self._resting.set()
+        elif self._driving is not None:
+            self._driving.cancel(reason)
 
 
 def in_own_thread(work: Coroutine[Any, Any, T], interrupted: Callable[[], None] | None = None) -> T:

@@ -332,6 +332,15 @@ class Farm:
         answer: Json = _answer(response)
         return answer
 
+    def memory(self, name: str, query: str = "") -> Iterator[Json]:
+        """Return what an agent remembers, `{key, value, run_id, changed_at}`: all, or what has all words of a query."""
+        return self.items(f"/agents/{_id(name)}/memory", _given({"query": query or None}))
+
+    def forget(self, name: str, key: str) -> Json:
+        """Let an agent forget a key."""
+        answer: Json = self.request("DELETE", f"/agents/{_id(name)}/memory", params={"key": key})
+        return answer
+
     # -- what waits for a person, and the state of things --------------------------------------------------------
 
     def inbox(self, limit: int | None = None, **filters: Any) -> Iterator[Json]:
@@ -340,7 +349,7 @@ class Farm:
     def resolve(
         self, item: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None, force: bool = False
     ) -> Json:  # fmt: skip
-        """Decide what waits: approve, refuse; happened, not_happened, give_up; answer, for a call of a simulated run.
+        """Decide what waits: approve, refuse; happened, not_happened, give_up; answer, for a question.
 
         `force`, with a reason: not_happened also where the worker is only silent.
         """

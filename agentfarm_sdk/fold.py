@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from .protocol import ENDED, Event
+from .protocol import ENDED, Event, moment
 
-CallState = Literal["asked", "awaiting", "approved", "started", "succeeded", "failed", "doubted"]
+CallState = Literal["asked", "awaiting", "approved", "started", "resting", "succeeded", "failed", "doubted"]
 CLOSED: frozenset[str] = frozenset({"succeeded", "failed"})
 
 
@@ -35,6 +35,8 @@ class Call:
     started_at: str = ""
     outcome: str | None = None  # what the model is told
     proof: str | None = None  # what proved the worker dead that holds it
+    rests_for: str = ""  # timer or question: it needs no worker until that has come
+    rest: dict[str, Any] = field(default_factory=dict)  # the body of the event that let it rest
     votes: list[tuple[str, str]] = field(default_factory=list)  # who approved which arguments, where several must
 
     @property
@@ -63,11 +65,13 @@ class Fold:
     tokens_out: int = 0
     cost: float = 0.0
     leased_at: str = ""
+    rested: float = 0.0  # seconds that it was parked: no limit counts them
     result: Any = None
     error: dict[str, Any] | None = None
     cancel: str | None = None  # the reason, once asked for
     allowed: set[str] = field(default_factory=set)  # budgets that a person waived for this run
     replies: dict[str, int] = field(default_factory=dict)  # request id -> seq of its model.replied
+    _parked_at: str = ""
     _step_calls: list[str] = field(default_factory=list)  # of the latest reply, in call order
     _told: int = 0  # how many of them stand in `messages`
 
@@ -91,6 +95,13 @@ class Fold:
         return [self.calls[c] for c in self._step_calls if self.calls[c].open]
 
     @property
+    def open_for(self) -> str | None:
+        """What the run waits for when no call can go on, in the order of how much a person is needed; None: nothing."""
+        states = {call.rests_for or call.state for call in self.open_calls}
+        words = (("doubted", "in_doubt"), ("awaiting", "approval"), ("question", "question"), ("timer", "timer"))
+        return next((word for state, word in words if state in states), None)
+
+    @property
     def last_reply(self) -> dict[str, Any] | None:
         """The model's latest message, where no message came after it but outcomes of its calls."""
         for message in reversed(self.messages):
@@ -108,6 +119,9 @@ class Fold:
         self.fence, self.held = int(body["fence"]), True
         self._status("running")
         self.leased_at = self.leased_at or event.at
+        if self._parked_at:
+            self.rested += max(0.0, (moment(event.at) or 0.0) - (moment(self._parked_at) or 0.0))
+            self._parked_at = ""
         for call in self.open_calls:
             call.fence = self.fence if call.state == "approved" else call.fence
 
@@ -130,6 +144,7 @@ class Fold:
 
     def _parked(self, event: Event, body: dict[str, Any]) -> None:
         self.held = False
+        self._parked_at = self._parked_at or event.at
         self._status("waiting", str(body.get("reason", "approval")))
 
     def _paused(self, event: Event, body: dict[str, Any]) -> None:
@@ -208,7 +223,7 @@ class Fold:
         call = self.calls.get(event.call or "")
         if call is None or not call.open:
             return
-        call.state, call.outcome = state, text
+        call.state, call.outcome, call.rests_for = state, text, ""
         while self._told < len(self._step_calls):  # results reach the model in call order
             done = self.calls[self._step_calls[self._told]]
             if done.open:
@@ -221,6 +236,29 @@ class Fold:
 
     def _tool_failed(self, event: Event, body: dict[str, Any]) -> None:
         self._outcome(event, "failed", "Error: " + str(_dict(body.get("error")).get("message", "failed")))
+
+    def _rested(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.state in (
+            "asked",
+            "started",
+        ):  # asked: in a fork's copies
+            call.state, call.rests_for, call.rest = "resting", event.kind.partition(".")[0], body
+
+    def _timer_fired(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.rests_for == "timer":
+            then = call.rest.get("then")
+            told = f"the time has come: it is {call.rest.get('until')}" if then is None else as_text(then)
+            self._outcome(event, "succeeded", told)
+
+    def _question_answered(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.rests_for == "question":
+            self._outcome(event, "succeeded", as_text(body.get("result")))
+
+    def _question_closed(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.rests_for == "question":
+            self._outcome(
+                event, "failed", f"Error: the question was not answered: {body.get('reason') or 'no reason given'}"
+            )
 
     def _tool_probed(self, event: Event, body: dict[str, Any]) -> None:
         call, answer = self.calls.get(event.call or ""), body.get("answer")
@@ -328,6 +366,12 @@ _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "tool.started": Fold._started,
     "tool.succeeded": Fold._tool_succeeded,
     "tool.failed": Fold._tool_failed,
+    "timer.set": Fold._rested,
+    "timer.fired": Fold._timer_fired,
+    "question.asked": Fold._rested,
+    "question.answered": Fold._question_answered,
+    "question.refused": Fold._question_closed,
+    "question.expired": Fold._question_closed,
     "tool.probed": Fold._tool_probed,
     "tool.doubted": Fold._tool_doubted,
     "tool.resolved": Fold._tool_resolved,

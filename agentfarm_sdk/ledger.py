@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -60,6 +61,7 @@ class Ledger(Protocol):
     async def drain(self) -> None: ...
     async def may_start(self) -> None: ...
     async def fetch_file(self, sha256: str) -> bytes: ...
+    async def recall(self, key: str, query: str, limit: int) -> dict[str, Any]: ...
     async def close(self) -> None: ...
 
 
@@ -170,6 +172,12 @@ class FarmLedger:
 
     def use_token(self, token: str) -> None:
         self._token = token or self._token
+
+    async def recall(self, key: str, query: str, limit: int) -> dict[str, Any]:
+        """Return what the agent remembers: `{items: [{key, value, changed_at}], keys: how many in all}`."""
+        asked = urlencode({"key": key, "query": query, "limit": limit})
+        found: dict[str, Any] = (await self._call("GET", f"/runs/{self.run}/memory?{asked}")).json()
+        return found
 
     async def fetch_file(self, sha256: str) -> bytes:
         """Return a pinned tool's source."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-
 from .errors import LimitReached
 from .fold import Fold
-from .protocol import Limits
+from .protocol import Limits, moment
 
 
 def check(fold: Fold, limits: Limits, now: float) -> None:
@@ -31,7 +29,6 @@ def check(fold: Fold, limits: Limits, now: float) -> None:
 
 
 def seconds(fold: Fold, now: float) -> float:
-    """Return the wall time since the run's first lease, in seconds."""
-    if not fold.leased_at:
-        return 0.0
-    return now - datetime.strptime(fold.leased_at, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
+    """Return the wall time since the run's first lease, in seconds, without those that it was parked."""
+    since = moment(fold.leased_at)
+    return 0.0 if since is None else now - since - fold.rested

@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import conditions, schemas, settings
+from . import conditions, effects, schemas, settings
 from .errors import Conflict, Fenced, Invalid, NotFound
-from .fold import Call, Fold, settles
+from .fold import Call, Fold, as_text, settles
 from .ledger import Inbox
 from .protocol import (
     GENESIS,
@@ -42,6 +42,7 @@ from .protocol import (
     content_hash,
     header_hash,
     make_header,
+    moment,
     new_event,
     read_event,
     timestamp,
@@ -49,7 +50,8 @@ from .protocol import (
 
 COPIED = frozenset({
     "message.added", "model.replied", "model.reported", "tool.succeeded", "tool.failed", "tool.doubted", "tool.resolved", "tool.probed",
-    "approval.requested", "approval.refused", "approval.expired", "context.compacted",
+    "approval.requested", "approval.refused", "approval.expired", "context.compacted", "timer.set", "timer.fired",
+    "question.asked", "question.answered", "question.refused", "question.expired",
 })  # fmt: skip  # what a fork takes over: all that makes messages
 
 SCHEMA = """
@@ -58,6 +60,8 @@ CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, fence INTEGER NOT NULL
   definition BLOB NOT NULL, mode TEXT NOT NULL, created REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (run_id TEXT NOT NULL, seq INTEGER NOT NULL, header BLOB NOT NULL, salt BLOB NOT NULL,
   body BLOB, PRIMARY KEY (run_id, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS memory (agent TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, changed REAL NOT NULL,
+  PRIMARY KEY (agent, key)) WITHOUT ROWID;
 """
 
 
@@ -96,8 +100,6 @@ class LocalFile:
     def create(self, definition: Definition, input: str, *, mode: Mode = "live", name: str = "local",
                variables: dict[str, str] | None = None) -> str:  # fmt: skip
         """Begin a run; return its id."""
-        if mode == "simulate":
-            raise Invalid("mode simulate needs a farm", hint="use live or ask, or give stubs as the agent's tools")
         events = []
         if prompt := render(definition.prompt, {**definition.variables, **(variables or {})}):
             events.append(new_event("message.added", {"role": "system", "content": prompt}))
@@ -196,10 +198,12 @@ class LocalFile:
 
     def decide(self, run: str, call: str, decision: str, *, reason: str = "", arguments: dict[str, Any] | None = None,
                result: Any = None) -> None:  # fmt: skip
-        """Decide a call that waits: approve, refuse; for one in doubt happened, not_happened, give_up (which ends the run).
+        """Decide a call that waits: approve, refuse; for one in doubt happened, not_happened, give_up (which ends the run);
+
+        for a question answer (with its result), refuse.
 
         Raises:
-            Conflict: it does not wait for that.
+            Conflict: it does not wait for that. Invalid: the result does not answer the question.
         """
         with self.writing():
             found = self.fold(run).calls.get(call)
@@ -211,14 +215,38 @@ class LocalFile:
                 said = "given_up" if decision == "give_up" else decision
                 kind, body = "tool.resolved", {"decision": said, "reason": reason}
                 body |= {"result": result} if decision == "happened" else {}
+            elif found and found.rests_for == "question" and decision in ("answer", "refuse"):
+                if decision == "answer" and (flaw := effects.answer_flaw(found.rest, result)):
+                    raise Invalid(f"this does not answer the question: {flaw}", hint="give it as result=…")
+                kind = "question.answered" if decision == "answer" else "question.refused"
+                body = {"reason": reason} | ({"result": result} if decision == "answer" else {})
             else:
-                hint = "awaiting calls: approve, refuse; calls in doubt: happened, not_happened, give_up"
+                hint = "awaiting calls: approve, refuse; in doubt: happened, not_happened, give_up; questions: answer, refuse"
                 raise Conflict(f"call {call} is {state}; it cannot be decided with {decision!r}", hint=hint)
             events = [new_event(kind, body, call)]
             if decision == "give_up":
                 error = {"type": "given-up", "message": reason or "given up while a call was in doubt"}
                 events.append(new_event("run.failed", {"error": error}))
             self.write(run, [(f"user:{_person()}", event) for event in events])
+
+    def remember(self, agent: str, event: NewEvent) -> None:
+        """Do what an event of the agent's memory says, inside the transaction that the caller opened."""
+        body = msgspec.json.decode(event.body)
+        self.db.execute("DELETE FROM memory WHERE agent = ? AND key = ?", (agent, body["key"]))
+        if event.kind == "memory.remembered":
+            value = msgspec.json.encode(body["value"]).decode()
+            self.db.execute("INSERT INTO memory VALUES (?, ?, ?, ?)", (agent, body["key"], value, time.time()))
+
+    def memory(self, agent: str, key: str = "", query: str = "", limit: int = 1000) -> dict[str, Any]:
+        """Return what an agent remembers: `{items: [{key, value, changed_at}], keys}`, the latest first."""
+        rows = self.db.execute("SELECT key, value, changed FROM memory WHERE agent = ? ORDER BY changed DESC", (agent,))
+        words, items, keys = query.casefold().split(), list[dict[str, Any]](), 0
+        for name, text, changed in rows:
+            keys, value = keys + 1, msgspec.json.decode(text)
+            told = f"{name} {as_text(value)}".casefold()
+            if len(items) < limit and key in ("", name) and all(word in told for word in words):
+                items.append({"key": name, "value": value, "changed_at": timestamp(changed)})
+        return {"items": items, "keys": keys}
 
     def cancel(self, run: str, reason: str = "") -> None:
         """Ask a run to stop; one that nobody drives is cancelled when it is taken up."""
@@ -236,6 +264,7 @@ class LocalLedger:
         self._fold = Fold()
         self._definition = Definition()
         self._mode: Mode = "live"
+        self._agent = ""
         self._lock = -1
         self._validators: dict[str, schemas.Check] = {}
 
@@ -251,11 +280,13 @@ class LocalLedger:
             self._definition = msgspec.json.decode(definition, type=Definition)
             self._fold = Fold()
             events = self._file.events(self.run)
+            self._agent = str(events[0].data()["agent"])
             self._fold.apply_all(events)
             if self._fold.ended:
                 raise Conflict(f"run {self.run} has ended: {self._fold.status}")
             mine = self.fence == fence > 0  # taken up before, and not left since
             former = [] if mine else list(self._former())
+            former += [("service", new_event("timer.fired", {}, call.call)) for call in self._due()]
             still = self._fold.open_calls
             left = [c for c in still if c.state == "started" and not (mine and c.fence == fence)]
             probes = [c for c in left if c.effect == "once" and self._probed(c)]
@@ -294,6 +325,17 @@ class LocalLedger:
         for call in doubted:
             yield "service", _doubt(call, "started, and nobody saw it end", proof)
 
+    def _due(self) -> list[Call]:
+        timers = [call for call in self._fold.open_calls if call.rests_for == "timer"]
+        return [call for call in timers if (moment(call.rest["until"]) or 0.0) <= time.time()]
+
+    def pause(self) -> float | None:
+        """Return the seconds until the run goes on by itself; None where it waits for a person."""
+        if self._fold.open_for != "timer":
+            return None
+        until = [moment(call.rest["until"]) or 0.0 for call in self._fold.open_calls]
+        return max(0.0, min(until) - time.time())
+
     def _probed(self, call: Call) -> bool:
         return bool((spec := self._definition.tool(call.tool)) and spec.probe)
 
@@ -312,7 +354,10 @@ class LocalLedger:
             others = self._file.events(self.run, seen) if seq > seen else []
             written: list[tuple[str, NewEvent]] = []
             for event in events:
+                effects.check(event, time.time())
                 written.append((f"worker:{self.fence}", event))
+                if event.kind in effects.MEMORY and self._mode != "simulate":
+                    self._file.remember(self._agent, event)
                 if event.kind == "model.reported":
                     written += self._admit(msgspec.json.decode(event.body), calls)
                 elif event.kind == "tool.probed" and (call := self._fold.calls.get(event.call or "")) and call.open:
@@ -364,6 +409,8 @@ class LocalLedger:
             self._validators[spec.name] = schemas.check(spec.schema or {"type": "object"})
         if found := self._validators[spec.name](arguments):
             return f"the arguments of {call.tool} do not fit: {found}"
+        if self._mode == "simulate" and spec.effect != "read":
+            return "this run is simulated: effects are not made"
         return "" if isinstance(arguments, dict) else f"the arguments of {call.tool} are not an object"
 
     def _start(self, call: Call, calls: list[AdmittedCall]) -> Iterator[tuple[str, NewEvent]]:
@@ -391,6 +438,9 @@ class LocalLedger:
 
     async def may_start(self) -> None:
         """The lock is the lease: while this process lives, nobody else can hold it."""
+
+    async def recall(self, key: str, query: str, limit: int) -> dict[str, Any]:
+        return self._file.memory(self._agent, key, query, limit)
 
     async def fetch_file(self, sha256: str) -> bytes:
         raise Invalid("tools pinned to a file need a farm", hint="give the tool itself to Agent(tools=[...])")

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import limits, schemas
+from . import effects, limits, schemas
 from .errors import AgentFarmError, Cancelled, Fenced, Invalid, Parked, ToolFailed, Transient, Unauthenticated
 from .fold import Fold
 from .ledger import Ledger
 from .model import REPLY_SECONDS, Model, Question, Reply, numbered
 from .protocol import AdmittedCall, Definition, Event, NewEvent, new_event
-from .tools.context import Context
+from .tools.context import Context, Rest
 from .tools.registry import Tool, load
 
 log = logging.getLogger("agentfarm")
@@ -178,7 +178,7 @@ class Loop:
             body = {"answer": "unknown", "reason": f"it took longer than {self._timeout(call):g} s"}
         except AgentFarmError as error:
             body = {"answer": "unknown", "reason": _with_hint(error)}
-        except Exception as error:  # whatever the probe's own code raises
+        except (Exception, Rest) as error:  # whatever the probe's own code raises
             body = {"answer": "unknown", "reason": f"{type(error).__name__}: {error}"}
         finally:
             del self._flags[call.call]
@@ -202,6 +202,9 @@ class Loop:
             if self.fold.cancel is not None:
                 raise Cancelled("the run was asked to stop before this call began")
             body["result"] = await self._within(call, ctx)
+            await self._room(ctx)
+        except Rest as rest:  # the call stays open, without a worker
+            kind, body = rest.event.kind, rest.event_body()
         except asyncio.TimeoutError:
             ctx.cancelled.set()
             told = f"{call.tool} took longer than {self._timeout(call):g} s; it may have taken effect all the same"
@@ -219,8 +222,19 @@ class Loop:
         if ctx.values:
             body["values"] = ctx.values
         event = await self._ledger.fit(_without_secrets(new_event(kind, body, call.call), call.secrets))
-        await self._ledger.append([event])
+        kept = [] if kind == "tool.failed" else [_without_secrets(one, call.secrets) for one in ctx.events]
+        await self._ledger.append([*kept, event])
         self._note(kind, msgspec.json.decode(event.body), call.call)
+
+    async def _room(self, ctx: Context) -> None:
+        """Raise ToolFailed where the agent's memory has no room for what the call wants to remember."""
+        for event in ctx.events:
+            if event.kind != "memory.remembered":
+                continue
+            key = msgspec.json.decode(event.body)["key"]
+            found = await self._ledger.recall(key, "", 1)
+            if not found["items"] and found["keys"] >= effects.MAX_KEYS:
+                raise ToolFailed(f"{key} was not remembered: the memory is full with {found['keys']} keys; forget some")
 
     async def _within(self, call: AdmittedCall, ctx: Context, probing: bool = False) -> Any:
         if (tool := self._tools.get(call.tool)) is None:
@@ -246,6 +260,7 @@ class Loop:
         return Context(
             run=self._ledger.run, call=call.call, key=call.key, attempt=call.attempt, workspace=self._workspace,
             secrets=call.secrets, config=spec.config if spec else None, cancelled=self._flags[call.call],
+            recall=self._ledger.recall, loop=asyncio.get_running_loop(),
         )  # fmt: skip
 
     def _timeout(self, call: AdmittedCall) -> float:
@@ -274,7 +289,7 @@ class Loop:
         return opened.calls
 
     async def _decided(self) -> bool:
-        """Return True once there is something to do again; False where the run rests until a person decided."""
+        """Return True once there is something to do again; False where the run rests: for a person, or a time."""
         told = False
         while True:
             if self.fold.waiting == "paused":
@@ -289,15 +304,14 @@ class Loop:
                 return False
             if not told:
                 waiting = ", ".join(f"{call.tool} ({call.call})" for call in self.fold.open_calls)
-                log.warning("run %s waits for a person to decide: %s", self._ledger.run, waiting)
+                log.warning("run %s waits (%s): %s", self._ledger.run, self.fold.open_for, waiting)
             told = True
             self._progress(REPLY_SECONDS)
             await self._news_within(REPLY_SECONDS / 2)
 
     async def _park(self) -> Outcome:
-        doubted = any(call.state == "doubted" for call in self.fold.open_calls)
         if self.fold.status != "waiting":
-            await self._ledger.append([new_event("run.parked", {"reason": "in_doubt" if doubted else "approval"})])
+            await self._ledger.append([new_event("run.parked", {"reason": self.fold.open_for or "approval"})])
         await self._ledger.drain()
         return "parked"
 

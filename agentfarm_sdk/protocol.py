@@ -30,13 +30,13 @@ RUN_TOKEN_SECONDS = 900.0
 Effect = Literal["read", "idempotent", "once"]
 Mode = Literal["live", "ask", "simulate"]
 Status = Literal["queued", "assigned", "running", "waiting", "cancelling", "succeeded", "failed", "cancelled"]
-Waiting = Literal["approval", "in_doubt", "paused", "budget", "timer", "child", "after", "restored"]
+Waiting = Literal["approval", "in_doubt", "paused", "budget", "question", "timer", "child", "after", "restored"]
 ENDED: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
 # Kinds are an open set: readers keep what they do not know.
 WORKER_KINDS = frozenset({
     "tool.succeeded", "tool.failed", "tool.probed", "value.recorded", "model.reported", "context.compacted", "person.executed",
-    "run.parked", "run.succeeded", "run.failed", "run.cancelled",
+    "run.parked", "run.succeeded", "run.failed", "run.cancelled", "memory.remembered", "memory.forgotten", "timer.set", "question.asked",
 })  # fmt: skip  # what a worker may append
 
 
@@ -98,7 +98,7 @@ class ModelSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """None = no limit of this kind. seconds: wall time of the run from its first lease; cost in USD."""
+    """None = no limit of this kind. seconds: wall time of the run from its first lease, without those that it was parked; cost in USD."""
 
     steps: int | None = 20
     calls: int | None = 50
@@ -251,6 +251,15 @@ def timestamp(seconds: float) -> str:
 @lru_cache(64)
 def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def moment(text: Any) -> float | None:
+    """Return the epoch seconds of a UTC time as it stands in events; None where it is none."""
+    try:
+        found = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+        return found.timestamp() if found.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def body_hash(salt: bytes, body: bytes) -> str:

@@ -69,6 +69,9 @@ class Nowhere:
     async def fetch_file(self, sha256: str) -> bytes:
         raise FileNotFoundError(sha256)
 
+    async def recall(self, key: str, query: str, limit: int) -> dict[str, Any]:
+        return {"items": [], "keys": 0}
+
     async def close(self) -> None: ...
 
 

@@ -1,17 +1,38 @@
-"""What a tool may know of its call: `ctx`, the first parameter of a tool that asks for it."""
+"""What a tool may know of its call, and ask of the farm: `ctx`, the first parameter of a tool that asks for it."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import threading
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from ..errors import Divergence
+import msgspec
+
+from .. import effects
+from ..errors import Divergence, Invalid, ToolFailed
+from ..protocol import NewEvent
+
+Recall = Callable[[str, str, int], Awaitable[dict[str, Any]]]  # key, query, limit -> {"items", "keys"}
+RECALL_SECONDS = 30.0
+
+
+class Rest(BaseException):
+    """The call rests here without a worker; what it waits for becomes its outcome. Not for tools' own `except Exception`."""
+
+    def __init__(self, event: NewEvent) -> None:
+        super().__init__(event.kind)
+        self.event = event
+
+    def event_body(self) -> dict[str, Any]:
+        body: dict[str, Any] = msgspec.json.decode(self.event.body)
+        return body
 
 
 class Context:
@@ -19,7 +40,7 @@ class Context:
 
     key: the idempotency key, the same over every attempt. secrets: values by name, as the farm admitted them.
     workspace: the folder that belongs to the agent. cancelled: set when the run is to stop or the call is out of time.
-    config: what the version fixes for this tool.
+    config: what the version fixes for this tool. recall, loop: how the agent's memory is read, and where.
     """
 
     def __init__(
@@ -34,6 +55,8 @@ class Context:
         config: Mapping[str, Any] | None = None,
         cancelled: threading.Event | None = None,
         recorded: Sequence[Mapping[str, Any]] | None = None,
+        recall: Recall | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.run, self.call, self.key, self.attempt = run, call, key, attempt
         self.workspace = workspace or Path.cwd()
@@ -42,6 +65,8 @@ class Context:
         self.cancelled = cancelled or threading.Event()
         self.log = logging.getLogger(f"agentfarm.tool.{call or 'local'}")
         self.values: list[dict[str, Any]] = []
+        self.events: list[NewEvent] = []  # recorded with the outcome, in its transaction
+        self._recall, self._loop = recall, loop
         self._recorded = None if recorded is None else list(recorded)
         self._lock = threading.Lock()
 
@@ -59,6 +84,87 @@ class Context:
     def uuid(self) -> str:
         """Return a random UUID (version 4)."""
         return str(self._value("uuid", lambda: str(uuid.uuid4())))
+
+    # -- what the agent remembers --------------------------------------------------------------------------------
+
+    def remember(self, key: str, value: Any) -> None:
+        """Let the agent remember a JSON value under a key, in this run and in later ones.
+
+        It is written in the transaction of this call's outcome: exactly once, and not where the call has none.
+        Raises Invalid: not JSON, or too large (16 kB; keys 200 characters).
+        """
+        self.events.append(effects.remembered(key, value, self.call or None))
+
+    def forget(self, key: str) -> None:
+        """Let the agent forget a key, with this call's outcome. A key that is not there is no error."""
+        self.events.append(effects.forgotten(key, self.call or None))
+
+    def recall(self, key: str = "", *, query: str = "") -> Any:
+        """Return the value of a key, None where there is none; or with `query` the entries that have all its words.
+
+        Entries are `{key, value, changed_at}`, at most 10, the latest first. Waits for the farm: an async tool says
+        `await ctx.arecall(…)`. Raises ToolFailed: called on the event loop, or the farm does not answer.
+        """
+        if self._recorded is None and self._loop is not None:
+            if self._here() is self._loop:
+                raise ToolFailed("an async tool must not wait for the farm", hint="await ctx.arecall(…)")
+            asked = asyncio.run_coroutine_threadsafe(self._looked_up(key, query), self._loop)
+            try:
+                found = asked.result(RECALL_SECONDS)
+            except TimeoutError as error:
+                asked.cancel()
+                raise ToolFailed(f"the farm did not answer in {RECALL_SECONDS:g} s") from error
+        else:
+            found = None
+        return self._recalled(key, query, found)
+
+    async def arecall(self, key: str = "", *, query: str = "") -> Any:
+        """The same for an async tool."""
+        found = await self._looked_up(key, query) if self._recorded is None else None
+        return self._recalled(key, query, found)
+
+    async def _looked_up(self, key: str, query: str) -> list[dict[str, Any]]:
+        if self._recall is None:
+            raise ToolFailed("there is no memory here", hint="it needs a run")
+        return list((await self._recall(key, query, effects.RECALLED))["items"])
+
+    def _recalled(self, key: str, query: str, found: Any) -> Any:
+        if bool(key) == bool(query):
+            raise Invalid("recall takes a key or a query", hint="ctx.recall('name'), ctx.recall(query='some words')")
+        items = self._value("recall", lambda: found or [])
+        return items if query else (items[0]["value"] if items else None)
+
+    @staticmethod
+    def _here() -> asyncio.AbstractEventLoop | None:
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            return None
+
+    # -- rests: each ends the call's work here -------------------------------------------------------------------
+
+    def wait_until(self, when: datetime | float, then: Any = None) -> NoReturn:
+        """End the call's work here and let the run rest until a time, or for so many seconds (30 days at most).
+
+        No kernel is held meanwhile. When the time has come, the model is told `then` (or the time) as the call's
+        result; nothing of the call is done again. Raises Invalid: too long, or no time.
+        """
+        raise Rest(effects.timer(when, time.time(), then, self.call or None))
+
+    def ask_person(
+        self,
+        question: str,
+        *,
+        choices: Sequence[str] | None = None,
+        schema: dict[str, Any] | None = None,
+        expires: float | None = None,
+    ) -> NoReturn:
+        """End the call's work here and ask a person; their answer becomes the call's result.
+
+        choices, schema: what answers fit. expires: seconds, then the model is told that nobody answered.
+        Raises Invalid: not a question.
+        """
+        raise Rest(effects.question(question, choices, schema, expires, self.call or None))
 
     def _value(self, name: str, make: Any) -> Any:
         with self._lock:

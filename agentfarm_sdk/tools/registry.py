@@ -22,7 +22,7 @@ import msgspec
 from .. import conditions
 from ..errors import Invalid, ToolFailed
 from ..protocol import Effect, ToolSpec, content_hash, narrower
-from .context import Context
+from .context import Context, Rest
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}\Z")
 BUILTINS = {
@@ -32,6 +32,11 @@ BUILTINS = {
     "write_file": "files",
     "run_python": "python",
     "http_request": "http",
+    "remember": "memory",
+    "forget": "memory",
+    "recall": "memory",
+    "wait_until": "rests",
+    "ask_person": "rests",
 }
 
 
@@ -268,7 +273,7 @@ async def in_thread(fn: Callable[[], Any]) -> Any:
         error: BaseException | None = None
         try:
             result = context.run(fn)
-        except Exception as raised:
+        except (Exception, Rest) as raised:
             error = raised
         except BaseException as raised:  # sys.exit() in a tool ends the tool, not the kernel
             error = ToolFailed(f"the tool ended with {raised!r}")

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import yaml
 
-from agentfarm_sdk.errors import Invalid
+from agentfarm_sdk.errors import Invalid, NotFound
 from agentfarm_sdk.farm import Farm
 
 from .show import Out, noun
@@ -44,6 +44,12 @@ def add(nouns: Any) -> None:
     load = verb("import", import_agent, "make an agent of an exported file, or set the draft of the one that is there")
     load.add_argument("file", help="the YAML file; - reads standard input")
     load.add_argument("--publish", action="store_true", help="and publish it")
+
+    memory = verb("memory", show_memory, "what an agent remembers; with a KEY all of that value")
+    memory.add_argument("name")
+    memory.add_argument("key", nargs="?", default="")
+    memory.add_argument("--query", default="", metavar="WORDS", help="only what has all these words")
+    memory.add_argument("--forget", action="store_true", help="let it forget KEY")
 
     start = verb("start", start_agent, "start the agent's server (a task does so by itself)")
     start.add_argument("name")
@@ -107,6 +113,22 @@ def import_agent(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
         out.line(f"{agent['name']} is imported, version {version['number']} published", agent)
     else:
         out.line(f"{agent['name']} is imported as a draft: agentfarm agent publish {agent['name']}", agent)
+
+
+def show_memory(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    name, key = asked.name, asked.key
+    if asked.forget:
+        if not key:
+            raise Invalid("forget which key?", hint=f"agentfarm agent memory {name} KEY --forget")
+        answer = farm.forget(name, key)
+        out.line(f"{name} has forgotten {key}; the events that told of it stay until they are erased", answer)
+    elif key:
+        found = next((one for one in farm.memory(name) if one["key"] == key), None)
+        if found is None:
+            raise NotFound(f"{name} remembers nothing as {key}", hint=f"agentfarm agent memory {name}")
+        out.record(found)
+    else:
+        out.rows(farm.memory(name, asked.query), ("key", "value", "changed_at", "run_id"), f"{name} remembers nothing")
 
 
 def start_agent(farm: Farm, asked: argparse.Namespace, out: Out) -> None:

@@ -6,6 +6,7 @@ import argparse
 from datetime import datetime, timezone
 from typing import Any
 
+from agentfarm_sdk.errors import Invalid
 from agentfarm_sdk.farm import Farm
 
 from .show import Out, noun
@@ -13,17 +14,17 @@ from .tasks import parsed
 
 LIST = ("inbox_id", "kind", "age", "agent", "run_id", "call", "tool", "state")
 SHOWN = (
-    "inbox_id", "kind", "agent", "owner", "run_id", "call", "tool", "effect", "arguments", "key", "why", "reason", "age",
+    "inbox_id", "kind", "agent", "owner", "run_id", "question", "choices", "schema", "call", "tool", "effect", "arguments", "key", "why", "reason", "age",
     "worker", "approvals", "expires_at", "escalated_at", "escalate_to", "decision", "decided_by", "decided_at", "because",
 )  # fmt: skip
 DECISIONS = ("approve", "refuse", "happened", "not_happened", "give_up", "given_up", "answer")
 WHICH = """which decision: an approval is approved or refused; a call in doubt happened (--result), not_happened (it is
 called again; --force where its worker is only silent), or give_up (the run ends); a call of a simulated run gets an
-answer (--result) or is refused"""
+answer (--result) or is refused; a question is answered (--answer TEXT, or answer --result JSON) or refused"""
 
 
 def add(nouns: Any) -> None:
-    verb = noun(nouns, "inbox", "what waits for a person: approvals, calls in doubt, calls of simulated runs")
+    verb = noun(nouns, "inbox", "what waits for a person: approvals, calls in doubt, questions")
     listed = verb("list", list_inbox, "what waits, oldest first")
     listed.add_argument("--limit", type=int)
     listed.add_argument("--all", action="store_true", help="also what was decided")
@@ -35,7 +36,8 @@ def add(nouns: Any) -> None:
         "resolve", resolve_inbox, "decide it; takes a token with custom:agentfarm:approve in AGENTFARM_TOKEN"
     )
     resolve.add_argument("item")
-    resolve.add_argument("decision", choices=DECISIONS, help=WHICH)
+    resolve.add_argument("decision", nargs="?", choices=DECISIONS, help=WHICH)
+    resolve.add_argument("--answer", metavar="TEXT", help="answer a question with a text")
     resolve.add_argument("--reason", default="", help="why; recorded with your name")
     resolve.add_argument("--result", metavar="JSON", help="what came of it (with: happened, answer)")
     resolve.add_argument("--arguments", metavar="JSON", help="other arguments for the call (with: approve)")
@@ -56,9 +58,13 @@ def show_inbox(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
 
 
 def resolve_inbox(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    given = {"arguments": parsed("--arguments", asked.arguments), "result": parsed("--result", asked.result)}
-    item = farm.resolve(asked.item, asked.decision, reason=asked.reason, force=asked.force, **given)
-    done = f"{asked.item}: {asked.decision} is recorded"
+    decision = asked.decision or ("answer" if asked.answer is not None else None)
+    if decision is None or (asked.answer is not None and decision != "answer"):
+        raise Invalid("say one decision", hint="agentfarm inbox resolve ITEM DECISION; for a question --answer TEXT")
+    result = asked.answer if asked.answer is not None else parsed("--result", asked.result)
+    given = {"arguments": parsed("--arguments", asked.arguments), "result": result}
+    item = farm.resolve(asked.item, decision, reason=asked.reason, force=asked.force, **given)
+    done = f"{asked.item}: {decision} is recorded"
     out.line(done if item.get("decided_at") else f"{done}; {told(item)['approvals']} have approved", item)
 
 
@@ -74,7 +80,10 @@ def told(item: dict[str, Any]) -> dict[str, Any]:
     votes = ", ".join(vote["by"].removeprefix("user:") for vote in item["votes"])
     approvals = f"{len(item['votes'])} of {needed}" + (f" ({votes})" if votes else "") if needed > 1 else ""
     state = item["decision"] or item["worker"] or approvals or ("escalated" if item["escalated_at"] else "")
-    asked = {name: detail.get(name) for name in ("tool", "effect", "arguments", "key", "why", "reason")}
+    asked = {
+        name: detail.get(name)
+        for name in ("tool", "effect", "arguments", "key", "why", "reason", "question", "choices", "schema")
+    }
     return {
         **item,
         **asked,

@@ -1,7 +1,7 @@
 """What a person's word on an inbox item comes to: events, or why not. Pure.
 
-Items are of four kinds, each with its words: `approval` (approve, refuse), `in_doubt` (happened, not_happened, give_up),
-`simulation` (answer, refuse), `budget` (approve, refuse).
+Items are of five kinds, each with its words: `approval` (approve, refuse), `in_doubt` (happened, not_happened, give_up),
+`simulation` (answer, refuse), `budget` (approve, refuse), `question` (answer, refuse).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agentfarm_sdk.effects import answer_flaw
 from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.protocol import ENDED, NewEvent, new_event
 from agentfarm_sdk.schemas import Check
@@ -23,12 +24,14 @@ WORDS = {
     "in_doubt": "happened, not_happened or give_up",
     "simulation": "answer (with the result), or refuse",
     "budget": "approve or refuse; or change the budget",
+    "question": "answer (with the result), or refuse",
 }
 CALLED = {
     "approval": "an approval",
     "in_doubt": "a call in doubt",
     "simulation": "a simulated call",
     "budget": "a budget",
+    "question": "a question",
 }
 
 
@@ -59,6 +62,8 @@ def events_of(
             return _resolved(word, item)
         case "simulation", ("answer" | "refuse"):
             return _answered(word, item)
+        case "question", ("answer" | "refuse"):
+            return _told(word, item)
         case "budget", ("approve" | "refuse"):
             return _waived(word, item, run)
     kind = str(item["kind"])
@@ -105,6 +110,14 @@ def _answered(word: Word, item: Mapping[str, Any]) -> list[NewEvent]:
         return [new_event("simulation.answered", {"result": word.result, "reason": word.reason}, item["call"])]
     error = {"type": "refused", "message": word.reason or "a person refused this call"}
     return [new_event("simulation.answered", {"error": error, "reason": word.reason}, item["call"])]
+
+
+def _told(word: Word, item: Mapping[str, Any]) -> list[NewEvent]:
+    if word.decision == "refuse":
+        return [new_event("question.refused", {"reason": word.reason}, item["call"])]
+    if flaw := answer_flaw(item["detail"], word.result):
+        raise Invalid(f"this does not answer the question: {flaw} - at `$.result`", hint="give it as `result`")
+    return [new_event("question.answered", {"result": word.result, "reason": word.reason}, item["call"])]
 
 
 def _waived(word: Word, item: Mapping[str, Any], run: Run) -> list[NewEvent]:

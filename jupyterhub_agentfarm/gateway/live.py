@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from agentfarm_sdk import schemas
+from agentfarm_sdk import effects, schemas
 from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.protocol import (
     LEASE_SECONDS,
@@ -479,6 +479,11 @@ def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:
             raise Conflict(
                 f"call {event.call} is not under way", hint="only an admitted call without outcome can get one"
             )
+        if event.kind in effects.RESTS:
+            if unanswered.get(event.call or "") != "started":
+                raise Conflict(f"call {event.call} is not under way", hint="only an admitted call can rest")
+            unanswered[event.call or ""] = "resting"
+        effects.check(event, time.time())
         if event.kind in ("run.succeeded", "model.reported") and unanswered:
             raise Conflict("a call has no outcome yet", hint="append the outcomes first")
         if event.kind == "model.reported":

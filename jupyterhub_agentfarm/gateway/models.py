@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from agentfarm_sdk import parts
-from agentfarm_sdk.protocol import AdmittedCall, Event, ModelAnswer, ModelRequest, NewEvent, new_event, roll
+from agentfarm_sdk.protocol import AdmittedCall, Event, ModelAnswer, ModelRequest, NewEvent, moment, new_event, roll
 
 from ..errors import (
     AgentFarmError,
@@ -388,11 +388,8 @@ def _may_ask(live: LiveRun) -> None:
         raise Cancelled(f"run {live.run.run_id} was cancelled: {fold.cancel}")
     if fold.open_calls:  # a reply's call without a result makes providers refuse the messages for ever
         raise Conflict("a call has no outcome yet", hint="append the outcomes before the next request")
-    seconds = (
-        datetime.now().timestamp() - datetime.fromisoformat(fold.leased_at.replace("Z", "+00:00")).timestamp()
-        if fold.leased_at
-        else 0.0
-    )
+    since = moment(fold.leased_at)
+    seconds = 0.0 if since is None else time.time() - since - fold.rested
     for name, limit, used in (
         ("steps", limits.steps, fold.steps),
         ("tokens", limits.tokens, fold.tokens_in + fold.tokens_out),

@@ -27,7 +27,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For an approval: approve (with other `arguments`, if need be) or refuse. For a call in doubt: happened (with its
 
     `result`), not_happened (call again; with `force` and a reason also where the worker is only silent), give_up.
-    For a call of a simulated run: answer (with its `result`), or refuse. Where several people must approve, those are counted who approve the same arguments; one refusal refuses.
+    For a question or a call of a simulated run: answer (with its `result`), or refuse. Where several people must approve, those are counted who approve the same arguments; one refusal refuses.
     """
 
     decision: Literal["approve", "refuse", "happened", "not_happened", "give_up", "given_up", "answer"]
@@ -81,6 +81,10 @@ def _may_decide(connection: Connection, asker: Asker, item: dict[str, Any]) -> N
     """An effect is decided by those who manage the agent, or to whom it was escalated: not by who only gave a task."""
     if item["kind"] == "budget":  # who could not change it cannot wave it through
         budgets.may_set(connection, asker, item["detail"]["scope"], item["detail"]["name"])
+        return
+    if item["kind"] == "question" and may(
+        connection, asker, item, "chat"
+    ):  # who gave the task may well be who is asked
         return
     if asker.operator or (item["agent"].startswith(NOTEBOOK) and item["owner"] == asker.name):
         return

@@ -11,6 +11,7 @@ from . import (
     budgets,
     forks,
     inbox,
+    memory,
     model,
     operations,
     pages,
@@ -25,7 +26,7 @@ from .routes import Parts, Route
 
 ROUTES: list[Route] = [
     *agents.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
-    *inbox.ROUTES, *budgets.ROUTES, *audit.ROUTES, *operations.ROUTES,
+    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"
 

@@ -157,6 +157,14 @@ const SAY = {
   'tool.probed': body => ['The probe was asked', `${body.answer} ${body.reason || ''}`],
   'tool.doubted': body => ['In doubt', body.reason, 'wait'],
   'tool.resolved': body => ['Decided', `${body.decision} ${body.reason || ''}`],
+  'timer.set': body => ['Rests until', body.until, 'wait'],
+  'timer.fired': () => ['The time has come', '', 'good'],
+  'question.asked': body => ['Asks a person', [body.question, ...(body.choices || [])].join('\n'), 'wait'],
+  'question.answered': body => ['Answered', text(body.result ?? ''), 'good'],
+  'question.refused': body => ['Not answered', body.reason || '', 'bad'],
+  'question.expired': body => ['Not answered', body.reason, 'bad'],
+  'memory.remembered': body => [`Remembers ${body.key}`, text(body.value ?? '')],
+  'memory.forgotten': body => [`Forgets ${body.key}`, ''],
   'approval.requested': body => [`${body.tool} waits for approval`, body.why || '', 'wait'],
   'simulation.requested': body => [`${body.tool} waits for an answer`, body.why || '', 'wait'],
   'simulation.answered': body => ['Answered', text(body.result ?? body.error?.message ?? '')],
@@ -185,14 +193,15 @@ function drawInbox(items) {
   $$('inbox-part').hidden = items.length === 0;
   $$('inbox').replaceChildren(...items.map(item => make('li', {},
     make('div', { class: 'row' },
-      make('span', { class: 'grow', text: `${item.detail.tool || 'a call'} of ${item.agent}` }),
+      make('span', { class: 'grow', text: `${item.kind === 'question' ? 'a question' : item.detail.tool || 'a call'} of ${item.agent}` }),
       badge(item.kind.replace('_', ' '), 'waiting')),
     item.detail.why || item.worker ? make('p', { class: 'step-text', text: item.detail.why || item.worker }) : '',
-    make('p', { class: 'step-text mono', text: text(item.detail.arguments ?? item.detail) }),
+    make('p', { class: 'step-text mono', text: text(item.detail.question ?? item.detail.arguments ?? item.detail) }),
     ...(page.approver ? [decisions(item)] : []))));
 }
 
 function decisions(item) {
+  if (item.kind === 'question') return answering(item);
   const words = {
     simulation: [['answer', 'Answer'], ['refuse', 'Refuse']],
     in_doubt: [['happened', 'It happened'], ['not_happened', 'It did not: call again'], ['give_up', 'Give the run up']]
@@ -209,6 +218,24 @@ function decisions(item) {
 
 function value(text) {
   try { return JSON.parse(text); } catch { return text; }
+}
+
+/** A field, or the choices, for the answer; where a schema says more than text, JSON. */
+function answering(item) {
+  const { choices, schema } = item.detail;
+  const given = choices
+    ? make('select', { 'aria-label': 'Answer' }, ...choices.map(one => make('option', { value: one, text: one })))
+    : make('input', { placeholder: schema ? 'Answer (JSON)' : 'Answer', 'aria-label': 'Answer' });
+  const send = async decision => {
+    await shown(() => {
+      const result = schema ? JSON.parse(given.value || 'null') : given.value;
+      return ask('POST', `/inbox/${item.inbox_id}`, decision === 'answer' ? { decision, result } : { decision, reason: given.value });
+    });
+    await loadInbox();
+  };
+  const buttons = [['answer', 'Answer'], ['refuse', 'Do not answer']].map(([decision, word]) =>
+    make('button', { type: 'button', class: 'plain', text: word, onclick: () => send(decision) }));
+  return make('div', { class: 'decide' }, given, ...buttons);
 }
 
 // -- doing -------------------------------------------------------------------------------------------------------

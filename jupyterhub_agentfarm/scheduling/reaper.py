@@ -16,7 +16,7 @@ from agentfarm_sdk.protocol import LEASE_SECONDS
 
 from ..errors import AgentFarmError, Fenced, Transient
 from ..records import Run
-from ..store import inbox, leases
+from ..store import effects, inbox, leases
 from ..store.db import Database
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Reaper:
     ) -> None:
         self.db, self.lease, self.unit = db, lease, unit
         self.reaped = 0  # for metrics
+        self.pause = TICK  # seconds until the next look: less where a timer is due before
         now = time.monotonic()
         self.steady = Steadiness(now, now, db.now())
 
@@ -75,17 +76,26 @@ class Reaper:
         """Look for ever."""
         while True:
             await self.look()
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(self.pause)
 
     async def look(self) -> None:
         """Look once."""
         try:
-            wall, expired, due = await self.db.read(
-                lambda c: (now := self.db.now(), leases.expired(c, now, self.lease + JUMP), inbox.due(c, now))
+            wall, expired, due, timers, next_timer = await self.db.read(
+                lambda c: (
+                    now := self.db.now(),
+                    leases.expired(c, now, self.lease + JUMP),
+                    inbox.due(c, now),
+                    effects.due(c, now),
+                    effects.next_due(c, now),
+                )
             )
         except Transient:
             self.steady.tick(time.monotonic(), time.time(), healthy=False)
             return
+        self.pause = TICK if next_timer is None else min(TICK, max(0.01, next_timer - wall))
+        for run_id, call in timers:
+            await self._fire(run_id, call)
         for item in due:
             await self._overdue(item)
         if self.steady.tick(time.monotonic(), wall, self.db.last_error is None) < self.lease:
@@ -94,6 +104,12 @@ class Reaper:
         proofs = dict(zip(agents, await asyncio.gather(*map(self._proof, agents)), strict=True))
         for run in expired:
             await self._requeue(run, proofs.get(run.agent))
+
+    async def _fire(self, run_id: str, call: str) -> None:
+        try:
+            await self.db.write(lambda tx: leases.fire(tx, run_id, call))
+        except AgentFarmError as error:
+            log.warning("run %s: the timer of call %s cannot fire: %s", run_id, call, error)
 
     async def _overdue(self, inbox_id: str) -> None:
         try:

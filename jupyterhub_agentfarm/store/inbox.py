@@ -21,11 +21,13 @@ _ASKS = {
     "tool.doubted": "in_doubt",
     "simulation.requested": "simulation",
     "budget.reached": "budget",
+    "question.asked": "question",
 }
 _CLOSES = {
     "approval.given": "approval", "approval.refused": "approval", "approval.expired": "approval",
     "tool.resolved": "in_doubt", "tool.succeeded": "in_doubt", "tool.failed": "in_doubt",
     "simulation.answered": "simulation", "budget.allowed": "budget", "budget.refused": "budget", "budget.freed": "budget",
+    "question.answered": "question", "question.refused": "question", "question.expired": "question",
 }  # fmt: skip
 _ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 
@@ -64,7 +66,7 @@ def follow(tx: Tx, before: Run, run: Run, events: Iterable[Event]) -> None:
 
 def _times(asked: dict[str, Any], now: float) -> dict[str, Any]:
     """Return when what is asked for goes to more people, and when it expires: by what the event says. Pure."""
-    expires, after = asked.get("approval_expires"), asked.get("escalate_after")
+    expires, after = asked.get("approval_expires") or asked.get("expires"), asked.get("escalate_after")
     moments = [now + seconds for seconds in (expires, after) if seconds]
     return {
         "due_at": min(moments, default=None),

@@ -18,7 +18,7 @@ from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event, timestamp
 
 from ..errors import Conflict, Fenced
 from ..records import Run
-from . import definitions, inbox, ledger, threads, turns
+from . import definitions, effects, inbox, ledger, threads, turns
 from .db import Tx
 from .tables import runs, tasks
 
@@ -122,14 +122,18 @@ def go_on(tx: Tx, run_id: str, by: str, events: Sequence[NewEvent], reason: str)
 
 
 def overdue(tx: Tx, inbox_id: str) -> None:
-    """Do with an approval what its time has come for: it expires and the model is told, or more people are shown it.
+    """Do with an approval or a question what its time has come for: it expires and the model is told, or more people are shown it.
 
     Nothing where it was decided meanwhile.
     """
     item = inbox.show(tx.connection, inbox_id)
     if item["decided_at"] is not None or item["due_at"] is None or item["due_at"] > timestamp(tx.now):
         return
-    if item["due_at"] == item["expires_at"]:
+    if item["kind"] == "question":
+        waited = f"nobody answered within {item['detail']['expires']:g} s"
+        event = new_event("question.expired", {"reason": waited}, item["call"])
+        go_on(tx, item["run_id"], "service", [event], "the question expired")
+    elif item["due_at"] == item["expires_at"]:
         waited = f"nobody approved it within {item['detail']['approval_expires']:g} s"
         event = new_event("approval.expired", {"reason": waited}, item["call"])
         go_on(tx, item["run_id"], "service", [event], "the approval expired")
@@ -138,15 +142,22 @@ def overdue(tx: Tx, inbox_id: str) -> None:
         ledger.record(tx, item["run_id"], "service", [new_event("approval.escalated", body, item["call"])])
 
 
+def fire(tx: Tx, run_id: str, call: str) -> None:
+    """Tell a run that the time has come that one of its calls rests for. Harmless where it has ended, or is told already."""
+    effects.clear(tx, run_id, call)
+    run = ledger.held(tx, run_id)
+    if run.status not in ENDED:
+        go_on(tx, run_id, "service", [new_event("timer.fired", {}, call)], "the time has come")
+
+
 def _follows(fold: Fold, reason: str) -> list[NewEvent]:
     """Return what comes of a run in this state that was waiting for a person. Pure."""
     if fold.ended or fold.held:
         return []
-    states = {call.state for call in fold.open_calls}
+    open_for = fold.open_for
     if fold.cancel:
-        return [] if "doubted" in states else _ending(fold, fold.cancel, reason, None)
-    open_for = "in_doubt" if "doubted" in states else "approval" if "awaiting" in states else None
-    if fold.waiting not in (None, "approval", "in_doubt") or open_for == fold.waiting:
+        return [] if open_for == "in_doubt" else _ending(fold, fold.cancel, reason, None)
+    if fold.waiting not in (None, "approval", "in_doubt", "question", "timer") or open_for == fold.waiting:
         return []
     if open_for:
         return [new_event("run.parked", {"reason": open_for})]

@@ -32,7 +32,7 @@ from agentfarm_sdk.protocol import (
 
 from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid, NotFound
 from ..records import Committed, Run
-from . import anchors
+from . import anchors, effects
 from .appending import Row
 from .db import Tx
 from .inbox import follow as follow_inbox
@@ -276,6 +276,8 @@ def _write(
     if run.task_id and (after.status != run.status or after.waiting != run.waiting):
         _move_task(tx, after, made)
     follow_inbox(tx, run, after, made)
+    if any(event.kind in effects.FOLLOWED for event in made):
+        effects.follow(tx, after, made)
     tx.committed.append(Committed(run.run_id, run.agent, run.owner, tuple(made)))
     if after.linked and after.status in ENDED and run.status not in ENDED:
         from . import links  # it records events itself, with what is here

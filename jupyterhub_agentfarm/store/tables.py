@@ -376,6 +376,26 @@ reservations = Table(  # what model requests under way may use; those of a servi
     Column("reserved_at", Double, nullable=False),
 )
 
+memory = Table(  # what agents remember: the latest value of each key; memory.* events say who wrote it
+    "memory",
+    metadata,
+    Column("agent", String(80), primary_key=True),
+    Column("owner", String(255), primary_key=True),  # "" but for notebooks' agents: each person's own
+    Column("key", String(200), primary_key=True),
+    Column("value", Text, nullable=False),  # JSON
+    Column("run_id", String(64), nullable=False),
+    Column("changed_at", Double, nullable=False),
+)
+
+timers = Table(  # calls that rest until a time; a row goes when it fires, or finds its run ended
+    "timers",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("call", String(32), primary_key=True),
+    Column("due_at", Double, nullable=False),
+    Index("ix_timers_due_at", "due_at"),
+)
+
 idempotency = Table(  # answers to writes that carried an Idempotency-Key
     "idempotency",
     metadata,

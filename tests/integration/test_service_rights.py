@@ -29,6 +29,9 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "POST /agents/{name}/connect": MANAGES,
     "GET /agents/{name}/shares": MANAGES,
     "POST /agents/{name}/shares": MANAGES,
+    "GET /agents/{name}/memory": SEES,
+    "DELETE /agents/{name}/memory": MANAGES,
+    "GET /runs/{run}/memory": (NO,) * 7 + (WHO,),
     "POST /agents/{name}/publish": MANAGES,
     "GET /agents/{name}/versions": SEES,
     "GET /agents/{name}/versions/{number}": SEES,
@@ -193,7 +196,7 @@ async def test_every_route_lets_in_whom_it_should(tmp_path: Path, monkeypatch: p
                     said = "" if got == 200 else (await answer.aread()).decode()
                 fine = got not in (401, 403) and "there is no agent" not in said if due == IN else got == due
                 if due == IN and got == 404:  # a thing that is not there, and not one that is hidden
-                    fine = any(word in said for word in ("tool file", "no secret", "no blob"))
+                    fine = any(word in said for word in ("tool file", "no secret", "no blob", "remembers nothing"))
                 if got >= 500 or not fine:
                     wrong.append(f"{route} by {asker}: {got} {said}, expected {due}")
     assert not wrong, "\n".join(wrong)

@@ -20,7 +20,7 @@ LEAVES = [
     "runtokens dotenv scheduling.placement",
     "records",
     "errors",
-    "sdk.fold sdk.conditions sdk.audit",
+    "sdk.fold sdk.conditions sdk.audit sdk.effects",
     "sdk.protocol",
     "sdk.errors sdk.schemas sdk.parts",
 ]
@@ -46,7 +46,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.replay",
         "sdk.tools sdk.limits sdk.local",
         "sdk.ledger sdk.model sdk.farm",
-        "sdk.fold sdk.conditions sdk.audit",
+        "sdk.fold sdk.conditions sdk.audit sdk.effects",
         "sdk.settings sdk.protocol sdk.quirks",
         "sdk.errors sdk.schemas sdk.parts",
     ],

@@ -150,4 +150,22 @@ def _budgets() -> None:
 
 
 def _memory() -> None:
-    """What agents remember."""
+    """What agents remember, timers."""
+    op.create_table(
+        "memory",
+        sa.Column("agent", sa.String(length=80), nullable=False),
+        sa.Column("owner", sa.String(length=255), nullable=False),
+        sa.Column("key", sa.String(length=200), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.String(length=64), nullable=False),
+        sa.Column("changed_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("agent", "owner", "key", name=op.f("pk_memory")),
+    )
+    op.create_table(
+        "timers",
+        sa.Column("run_id", sa.String(length=64), nullable=False),
+        sa.Column("call", sa.String(length=32), nullable=False),
+        sa.Column("due_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id", "call", name=op.f("pk_timers")),
+    )
+    op.create_index("ix_timers_due_at", "timers", ["due_at"])
