@@ -42,7 +42,7 @@ class Agent:
 
     tools: functions (with or without @tool) and names of built-in ones. model: None for the farm's default (outside a
     farm: the one that the environment names), a name, or a model that lives here, whose replies are reported. answer: a JSON
-    Schema, or a type that has one. mode: `ask` (what only reads is done, each effect waits for a person) or `live`. ledger: the file for runs outside a farm; naming one keeps a run out of the farm.
+    Schema, or a type that has one. mode: `ask` (what only reads is done, each effect waits for a person) , `live`, or `simulate` (no effect is made: `simulate` says what answers, as in Farm.submit; in a farm only). ledger: the file for runs outside a farm; naming one keeps a run out of the farm.
     """
 
     def __init__(
@@ -56,12 +56,13 @@ class Agent:
         limits: Limits | Json | None = None,
         answer: Any = None,
         mode: Mode = "ask",
+        simulate: Json | None = None,
         tool_choice: str | list[str] = "auto",
         variables: dict[str, str] | None = None,
         workspace: Path | str | None = None,
         ledger: LocalFile | Path | str | None = None,
     ) -> None:
-        self.name, self.mode = name, mode
+        self.name, self.mode, self._simulate = name, mode, simulate
         self.tools = {made.name: made for made in map(_tool, tools)}
         if len(self.tools) != len(tools):
             raise Invalid("two tools have the same name", hint="@tool(name=...) gives another")
@@ -97,6 +98,8 @@ class Agent:
         farm = Farm(address.url, address.token, socket=address.socket)
         body = {"name": self.name, "definition": msgspec.to_builtins(self.definition), "input": input, "mode": self.mode,
                 "variables": variables}  # fmt: skip
+        if self._simulate is not None:
+            body["simulate"] = self._simulate
         bound = farm.again("POST", "/runs", body, {"Idempotency-Key": uuid.uuid4().hex})
         return Run(self, bound["run"], farm=farm, bound=bound)
 

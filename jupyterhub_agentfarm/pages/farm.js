@@ -208,12 +208,15 @@ function decisions(item) {
   }[item.kind] || [['approve', 'Approve'], ['refuse', 'Refuse']];
   const told = item.kind === 'simulation' || item.kind === 'in_doubt';
   const result = make('input', { placeholder: 'Result, as JSON or text', 'aria-label': 'Result' });
+  const edited = make('input', { placeholder: 'Other arguments, as JSON', 'aria-label': 'Other arguments' });
   const reason = make('input', { placeholder: 'Reason', 'aria-label': 'Reason' });
   const buttons = words.map(([decision, word]) => make('button', { type: 'button', class: 'plain', text: word, onclick: async () => {
-    await shown(() => ask('POST', `/inbox/${item.inbox_id}`, { decision, reason: reason.value, ...(told && result.value ? { result: value(result.value) } : {}) }));
+    const more = told && result.value ? { result: value(result.value) }
+      : decision === 'approve' && edited.value ? { arguments: value(edited.value) } : {};
+    await shown(() => ask('POST', `/inbox/${item.inbox_id}`, { decision, reason: reason.value, ...more }));
     await loadInbox();
   } }));
-  return make('div', { class: 'decide' }, ...(told ? [result] : []), reason, ...buttons);
+  return make('div', { class: 'decide' }, ...(told ? [result] : item.kind === 'approval' ? [edited] : []), reason, ...buttons);
 }
 
 function value(text) {

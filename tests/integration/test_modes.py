@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import pytest
 from servicekit import Service
 from test_inbox import FILES, PAY, append, ask_model, decide, farm, kinds, opened, paying, shown, until
 
@@ -129,23 +128,18 @@ async def queued(farm: Service, run: str) -> bool:
     return bool((await farm.ok("ann", "GET", f"/runs/{run}"))["status"] == "queued")
 
 
-@pytest.mark.parametrize(
-    ("given", "status", "says"),
-    [
+async def test_what_cannot_answer_is_refused_at_the_door(farm: Service) -> None:
+    await with_tools(farm)
+    for given, status, says in (
         ({"mode": "live", "simulate": {}}, 422, "mode live is not simulated"),
         ({"simulate": {"stubs": {"pai": 1}}}, 422, "there is no tool 'pai'"),
         ({"simulate": {"stubs": {"pay": "x" * 20000}}}, 422, "stubs of that size"),
         ({"simulate": {"recording": "run-none"}}, 404, "there is no run run-none"),
         ({"simulate": {"recording": "farm"}}, 404, "there is no run farm"),
         ({"simulate": {"record": "x"}}, 422, "unknown field `record`"),
-    ],
-)
-async def test_what_cannot_answer_is_refused_at_the_door(
-    farm: Service, given: dict[str, Any], status: int, says: str
-) -> None:
-    await with_tools(farm)
-    answer = await farm.ask("ann", "POST", "/tasks", {"target": "analyst", "input": "x", **given})
-    assert answer.status_code == status and says in answer.json()["detail"], answer.text
+    ):
+        answer = await farm.ask("ann", "POST", "/tasks", {"target": "analyst", "input": "x", **given})
+        assert answer.status_code == status and says in answer.json()["detail"], answer.text
 
 
 async def test_a_stranger_s_run_is_no_recording(farm: Service) -> None:

@@ -192,6 +192,35 @@ async def test_an_effect_waits_in_the_kernel_until_a_person_decides(farm: Servic
     assert made == ["ETH"] and await there(lambda: run.result) == "Bought."
 
 
+async def test_a_simulated_run_in_a_kernel_makes_no_effect_and_waits_there_for_the_answer_of_a_person(
+    farm: Service,
+) -> None:
+    made: list[str] = []
+
+    @tool(effect="once")
+    def order(symbol: str) -> str:
+        made.append(symbol)
+        return "bought"
+
+    farm.model.script[:] = [("order", {"symbol": "BTC"}), "Bought."]
+    agent = Agent("draft", tools=[order], mode="simulate", simulate={"stubs": {"order": "stubbed"}})
+    run = await there(agent.run, "go")
+    assert await there(lambda: run.result) == "Bought."
+    assert [m["content"] for m in farm.model.asked[-1].messages if m["role"] == "tool"] == ["stubbed"]
+
+    farm.model.script[:] = [("order", {"symbol": "ETH"}), "Bought."]
+    driving = asyncio.create_task(there(Agent("draft", tools=[order], mode="simulate").run, "go"))
+    items: list[Any] = []
+    while not items:
+        items = (await farm.ok("ann", "GET", "/inbox"))["items"]
+        assert not driving.done(), driving
+        await asyncio.sleep(0.02)
+    await farm.ok("ann", "POST", f"/inbox/{items[0]['inbox_id']}", {"decision": "answer", "result": "so be it"})
+    run = await driving
+    assert await there(lambda: run.result) == "Bought." and made == []
+    assert [m["content"] for m in farm.model.asked[-1].messages if m["role"] == "tool"] == ["so be it"]
+
+
 async def test_a_cancel_reaches_a_kernel_and_its_tool(farm: Service) -> None:
     began = threading.Event()
 
