@@ -20,11 +20,12 @@ SHOWN = (
 DECISIONS = ("approve", "refuse", "happened", "not_happened", "give_up", "given_up", "answer")
 WHICH = """which decision: an approval is approved or refused; a call in doubt happened (--result), not_happened (it is
 called again; --force where its worker is only silent), or give_up (the run ends); a call of a simulated run gets an
-answer (--result) or is refused; a question is answered (--answer TEXT, or answer --result JSON) or refused"""
+answer (--result) or is refused; a question is answered (--answer TEXT, or answer --result JSON) or refused; a budget is
+approved (it no longer holds for that run) or refused (the run fails)"""
 
 
 def add(nouns: Any) -> None:
-    verb = noun(nouns, "inbox", "what waits for a person: approvals, calls in doubt, questions")
+    verb = noun(nouns, "inbox", "what waits for a person: approvals, calls in doubt, questions, budgets")
     listed = verb("list", list_inbox, "what waits, oldest first")
     listed.add_argument("--limit", type=int)
     listed.add_argument("--all", action="store_true", help="also what was decided")
@@ -84,6 +85,7 @@ def told(item: dict[str, Any]) -> dict[str, Any]:
         name: detail.get(name)
         for name in ("tool", "effect", "arguments", "key", "why", "reason", "question", "choices", "schema")
     }
+    asked["tool"] = asked["tool"] or detail.get("budget")
     return {
         **item,
         **asked,

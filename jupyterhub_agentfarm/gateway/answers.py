@@ -19,12 +19,12 @@ def repairing(messages: list[dict[str, Any]]) -> bool:
     return last.get("role") == "user" and str(last.get("content")).startswith(FLAW)
 
 
-def repair(definition: Definition, fits: Check, fold: Fold, said: dict[str, Any]) -> list[NewEvent]:
+def repair(definition: Definition, fits: Check | None, fold: Fold, said: dict[str, Any]) -> list[NewEvent]:
     """Return what the model is told of its reply `said`, which is not in the fold yet: nothing where it fits, is a call,
 
     is the second one that does not fit, or no step is left to answer in.
     """
-    if definition.answer is None or said.get("tool_calls") or fold.cancel or repairing(fold.messages):
+    if fits is None or said.get("tool_calls") or fold.cancel or repairing(fold.messages):
         return []
     if definition.limits.steps is not None and fold.steps + 1 >= definition.limits.steps:
         return []

@@ -87,7 +87,7 @@ class Reached:
         b = self.budget
         return {
             "budget": b.id, "scope": b.scope, "name": b.name, "unit": b.unit, "period": b.period, "limit": b.amount,
-            "spent": self.spent, "needed": self.needed,
+            "spent": self.spent, "needed": self.needed, "why": self.words,
         }  # fmt: skip
 
     @property
@@ -173,6 +173,10 @@ class Budgets:
             if since != one.since:
                 one.since, one.spent = since, 0.0
         return found
+
+    def in_money(self) -> bool:
+        """Say whether any budget is in USD."""
+        return any(one.budget.unit == "usd" for several in self._balances.values() for one in several)
 
     def reserved(self, budget: Budget) -> float:
         """Return what the requests under way have reserved of a budget."""
@@ -278,7 +282,9 @@ class Budgets:
         await self.db.write(lambda tx: rows.go_on(tx, run_id, by, budget_id, reason))
 
     async def run(self) -> None:
-        """Look for ever whether a period has begun anew."""
+        """Look for ever whether a period has begun anew; at the start too: one may have begun while nobody looked."""
+        await self.ready()
+        await self.revive("service", "there is room again")
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             day = rows.key_of("day", self.db.now())

@@ -62,7 +62,8 @@ class LiveRun:
     def __init__(self, run: Run, definition: Definition, fold: Fold) -> None:
         self.run, self.definition, self.fold = run, definition, fold
         self.validators = admission.validators(definition)
-        self.fits = schemas.check(definition.answer or {})  # a structured answer
+        self.fits = schemas.check(definition.answer) if definition.answer is not None else None
+        self.attempts = 0  # at the present request, by this service and those before it
         self.fence, self.n = run.fence, run.last_n
         self.known_seq = fold.seq  # committed events up to here stand in the fold already
         self.inbox: list[Event] = []  # what others recorded since the worker's last answer
@@ -78,6 +79,8 @@ class LiveRun:
 
     def apply(self, event: NewEvent | Event, by: str) -> None:
         """Fold an event in the order of its arrival."""
+        if event.kind == "model.replied":
+            self.attempts = 0
         if event.kind == "context.compacted":
             self.digest, self.digested, self.size, self.shown = "", 0, 0, {}
         at = event.at if isinstance(event, Event) else timestamp(time.time())
@@ -440,6 +443,10 @@ def load(connection: Any, run_id: str) -> LiveRun:
 
     events = ledger.read_events(connection, run_id)
     live = LiveRun(run, definitions.get(connection, run.definition_hash), Fold(history=history).apply_all(events))
+    for event in reversed(events):
+        if event.kind == "model.replied":
+            break
+        live.attempts += event.kind == "model.requested"
     if run.mode == "simulate":
         live.answers = _answers(connection, events[0], live.fold)
     return live

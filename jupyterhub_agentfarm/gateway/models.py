@@ -167,18 +167,19 @@ class Models:
             attempt += 1
             taken = await self._reserved(live, request, route, ask)
             now = ask if taken is None else _within(ask, taken)
-            asked = self._requested(live, request, route, now, digest, attempt, taken.hold if taken else None)
+            live.attempts += 1
+            asked = self._requested(live, request, route, now, digest, taken.hold if taken else None)
             if taken is not None and taken.near:
                 await self._written(live, asked)
             try:
                 return await self.upstreams.attempt(route, now, live.run.owner, self._teller(live, on_token)), asked
             except UpstreamError as error:
                 wait = pause(error, attempt, live.definition.model.retry)
-                await self._failed(live, request, route, asked, error, attempt, wait, ask.model)
+                await self._failed(live, request, route, asked, error, wait, ask.model)
                 if wait is None:
                     raise _as_ours(error) from error
                 log.warning(
-                    "run %s: %s; attempt %d follows in %.1f s", live.run.run_id, error.message, attempt + 1, wait
+                    "run %s: %s; attempt %d follows in %.1f s", live.run.run_id, error.message, live.attempts + 1, wait
                 )
                 await asyncio.sleep(wait)
                 _may_ask(self.lives.current(live))
@@ -264,12 +265,12 @@ class Models:
     # -- what is recorded ----------------------------------------------------------------------------------------
 
     async def _failed(
-        self, live: LiveRun, request: ModelRequest, route: Route, asked: _Asked, error: UpstreamError, attempt: int,
+        self, live: LiveRun, request: ModelRequest, route: Route, asked: _Asked, error: UpstreamError,
         wait: float | None, model: str,
     ) -> None:  # fmt: skip
         """Record a failed attempt, with what it probably used all the same."""
         said = {"type": error.kind, "message": error.message, "status": error.status}
-        body: dict[str, Any] = {"request": request.request, "attempt": attempt, "error": said, "retry_in": wait}
+        body: dict[str, Any] = {"request": request.request, "attempt": live.attempts, "error": said, "retry_in": wait}
         tokens, cost = error.used or (0, 0), 0.0
         if error.used is not None:
             half = Reply("", tokens_in=tokens[0], tokens_out=tokens[1], asked=model, model=model)
@@ -290,10 +291,10 @@ class Models:
             self.budgets.settle(asked.hold, live.run.agent, live.run.owner, sum(tokens), cost)
 
     def _requested(
-        self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask, digest: str, attempt: int, hold: Hold | None
+        self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask, digest: str, hold: Hold | None
     ) -> _Asked:  # fmt: skip
         body = {
-            "request": request.request, "attempt": attempt, "model": ask.model, "upstream": route.upstream.name, "digest": digest,
+            "request": request.request, "attempt": live.attempts, "model": ask.model, "upstream": route.upstream.name, "digest": digest,
             "messages": len(ask.messages), "tool_choice": ask.tool_choice, "parameters": ask.parameters,
         }  # fmt: skip
         if hold is not None:

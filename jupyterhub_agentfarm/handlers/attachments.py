@@ -80,6 +80,20 @@ async def taken(call: Call, given: Any, definition: Definition | None) -> Any:
     return await call.write(keep)
 
 
+def check(connection: Connection, owner: str, given: Any) -> None:
+    """Raises Invalid where an input names an image or a file that is none of the owner's uploads, or holds one itself."""
+    if not (isinstance(given, list) and parts.are_parts(given)):
+        return
+    named = parts.blobs_of(given)
+    known = blobs.uploaded(connection, owner, named)
+    inlined = any("data" in one or (one["type"] != "text" and not one.get("media_type")) for one in given)
+    if inlined or set(named) - set(known):
+        raise Invalid(
+            "a part of the input is not kept yet - at `$.input`",
+            hint="upload it first (POST /blobs) and name it by its sha256: blob, with its media_type",
+        )
+
+
 def _part(one: dict[str, Any], place: int) -> tuple[Part, str, bytes | None]:
     """Read a part; return it with its hash ("" = text) and, where it is inlined, its content. Raises Invalid."""
     where = f"at `$.input[{place}]`"

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from sqlalchemy.engine import Connection
 
+from agentfarm_sdk.protocol import ModelSpec
+
 from ..errors import Forbidden, Invalid, NotFound
 from ..records import Agent
 from ..store import agents
@@ -24,7 +26,7 @@ class NewBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     scope: Literal["agent", "owner", "farm"]
-    name: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    name: Annotated[str, msgspec.Meta(max_length=255, pattern=r"^[^\x00-\x1f]*$")] = ""
     unit: Literal["usd", "tokens"]
     period: Literal["day", "month", "total"]
     amount: Annotated[float, msgspec.Meta(ge=0, le=1e15)] | None
@@ -48,11 +50,14 @@ class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
     warning: str = ""
 
 
+Day = Annotated[str, msgspec.Meta(pattern=r"^(\d{4}-\d{2}-\d{2})?$")]
+
+
 class UsagePage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`since`, `until`: days, 2026-11-21, inclusive. `by`: what to sum by, of day, agent, owner and model."""
 
-    since: str = ""
-    until: str = ""
+    since: Day = ""
+    until: Day = ""
     by: str = "day,agent,owner,model"
 
 
@@ -113,7 +118,11 @@ async def put(call: Call) -> BudgetView:
     there = await call.parts.models.budgets.change(budget, remove=new.amount is None)
     if not there:
         raise NotFound("there is no such budget", hint="list them by: agentfarm budget list")
-    warning = "" if new.amount is None or new.unit == "tokens" else await _unpriced(call, agent)
+    warning = (
+        ""
+        if new.amount is None or new.unit == "tokens"
+        else await _unpriced(call, agent.draft.model if agent else None)
+    )
     return _view(call, budget, removed=new.amount is None, warning=warning)
 
 
@@ -126,10 +135,35 @@ def _checked(connection: Connection, asker: Asker, new: NewBudget) -> Agent | No
     return agents.show(connection, new.name) if new.scope == "agent" else None
 
 
-async def _unpriced(call: Call, agent: Agent | None) -> str:
+async def can_be_kept(call: Call, target: str, version: int | str | None) -> None:
+    """Raises Invalid where a budget in USD holds for the task's agent and its model has no price: it would only fail."""
+    budgets = call.parts.models.budgets
+    await budgets.ready()
+    if target.startswith("pool:") or not budgets.in_money():
+        return
+
+    def read(connection: Connection) -> tuple[str, ModelSpec]:
+        agent = agents.show(connection, target)
+        number = version if isinstance(version, int) else agent.published
+        draft = version == "draft" or number is None
+        return agent.owner, agent.draft.model if draft else agents.version(
+            connection, target, number or 0
+        ).definition.model
+
+    try:
+        owner, model = await call.read(read)
+    except NotFound:
+        return  # submitting says so
+    holds = [one.budget for one in budgets.applying(target, owner) if one.budget.unit == "usd"]
+    if holds and (flaw := await _unpriced(call, model)):
+        raise Invalid(
+            f"{holds[0].words}, and {flaw}", hint="or set that budget in tokens: agentfarm budget set … --tokens"
+        )
+
+
+async def _unpriced(call: Call, wanted: ModelSpec | None) -> str:
     """Say which model has no price: a budget in USD cannot be kept with it."""
     upstreams = call.parts.models.upstreams
-    wanted = agent.draft.model if agent is not None else None
     if not upstreams.default and not (wanted and wanted.name):
         return ""
     try:
@@ -138,7 +172,7 @@ async def _unpriced(call: Call, agent: Agent | None) -> str:
         return ""
     if await route.upstream.price(name, wanted.provider if wanted else None) is not None:
         return ""
-    return f"the model {name} has no price: runs with it are refused under this budget; name its prices in the upstream's settings"
+    return f"the model {name} has no price: runs with it are refused; name its prices in the upstream's settings"
 
 
 def _view(call: Call, budget: Budget, *, removed: bool = False, warning: str = "") -> BudgetView:

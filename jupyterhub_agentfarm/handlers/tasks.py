@@ -15,7 +15,7 @@ from ..errors import Conflict, Forbidden, Invalid, NotFound
 from ..records import Agent, Task
 from ..store import agents, forks, queue, tasks, threads
 from ..store.db import Tx
-from . import attachments, modes
+from . import attachments, budgets, modes
 from .asking import RANK, Asker, in_use, may, reach_agent, rights, visible
 from .routes import Call, Empty, Page, Route
 from .views import Listed, TaskView, ThreadView, page, task_view, thread_view
@@ -98,6 +98,8 @@ async def submit(call: Call) -> TaskView | Listed[TaskView]:
         raise Invalid("one task, or many under tasks: not both", hint='{"tasks": [{"target", "input"}, …]}')
 
     body = await _with_parts(call, body)
+    for target, version in {(one.target, one.version) for one in body.tasks or [body]}:
+        await budgets.can_be_kept(call, target, version)
 
     def write(tx: Tx) -> TaskView | Listed[TaskView]:
         if body.tasks:
@@ -129,6 +131,7 @@ def _submit(tx: Tx, call: Call, new: NewTask) -> tuple[Task, bool]:
             "a task needs an input - at `$.input`", hint='e.g. {"target": "analyst", "input": "What is 17*23?"}'
         )
     owner = owner_of(tx.connection, call.asker)
+    attachments.check(tx.connection, owner, new.input)
     thread = new.thread_id or new.thread
     choice = choose(tx.connection, call.asker, owner, new)
     if thread is not None:

@@ -98,6 +98,20 @@ async def test_a_part_that_cannot_be_taken_is_refused_at_the_door(farm: Service,
     assert answer.status_code == 422 and answer.json()["hint"], answer.text
 
 
+async def test_what_was_not_kept_before_is_refused_wherever_many_tasks_are_submitted(farm: Service) -> None:
+    await upload(farm, "ann", PNG)
+    many = {
+        "tasks": [
+            {"target": "analyst", "input": [IMAGE]},
+            {"target": "analyst", "input": [{**IMAGE, "blob": "1" * 64}]},
+        ]
+    }
+    assert (await farm.ask("ann", "POST", "/tasks", many)).status_code == 422
+    assert (await farm.ok("ann", "GET", "/tasks"))["items"] == []
+    many["tasks"].pop()
+    assert len((await farm.ok("ann", "POST", "/tasks", many))["items"]) == 1
+
+
 async def test_nobody_names_what_another_has_uploaded(farm: Service) -> None:
     await farm.agent("other", owner="bob")
     await upload(farm, "ann", PNG)

@@ -177,6 +177,8 @@ async def test_what_a_killed_service_had_reserved_is_counted_in_full_at_the_next
         "output": 60,
         "estimated": True,
     }
+    farm.lives.drop(run.run_id)
+    assert (await farm.lives.get(run.run_id, run.fence)).attempts == 1  # the next attempt is the second one, on record
     gate.set()
     await asyncio.gather(asking, return_exceptions=True)
 
@@ -257,6 +259,11 @@ async def test_the_owner_limits_an_agent_and_only_an_operator_the_owner(farm: Se
     assert (await farm.ask("ann", "PUT", "/budgets", limit(None))).status_code == 404
     told = await farm.ok("ann", "PUT", "/budgets", limit(5, unit="usd"))
     assert "scripted has no price" in told["warning"]
+    for body in ({"target": "analyst", "input": "x"}, {"tasks": [{"target": "analyst", "input": "x"}]}):
+        refused = await farm.ask("ann", "POST", "/tasks", body)  # it would only fail
+        assert refused.status_code == 422 and "scripted has no price" in refused.json()["detail"]
+    await farm.ok("ann", "PUT", "/budgets", limit(None, unit="usd"))
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "x"})
 
 
 async def test_a_run_that_waits_is_decided_by_who_may_set_the_budget_and_is_claimed_within_a_second(

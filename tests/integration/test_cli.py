@@ -311,3 +311,30 @@ def test_a_reader_that_goes_away_is_no_error(farm: Stub) -> None:
     command = f"{sys.executable} -m jupyterhub_agentfarm.cli agent list | head -1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.startswith("NAME") and done.stderr == ""
+
+
+BUDGET = {
+    "scope": "agent", "name": "analyst", "unit": "usd", "period": "day", "amount": 5.0, "action": "ask", "spent": 1.5,
+    "reserved": 0.5, "left": 3.0, "set_by": "ann", "set_at": "2026-11-21T08:00:00Z", "warning": "the model m has no price",
+}  # fmt: skip
+
+
+def test_budgets_are_set_listed_and_taken_away_and_usage_is_summed(
+    farm: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    farm.answers[("PUT", "/budgets")] = (200, BUDGET)
+    farm.answers[("GET", "/budgets")] = (200, [BUDGET])
+    farm.answers[("GET", "/usage")] = (
+        200,
+        [{"owner": "ann", "requests": 3, "tokens_in": 9, "tokens_out": 4, "cost": 0.25}],
+    )
+    assert main(["budget", "set", "agent:analyst", "5", "--ask"]) == 0
+    said = capsys.readouterr().out
+    assert "5 USD per day, 3 left" in said and "but the model m has no price" in said
+    assert json.loads(farm.asked[-1][3]) == {"scope": "agent", "name": "analyst", "unit": "usd", "period": "day", "amount": 5.0, "action": "ask"}  # fmt: skip
+    assert main(["budget", "remove", "farm", "--per", "month", "--tokens"]) == 0
+    assert json.loads(farm.asked[-1][3]) == {"scope": "farm", "name": "", "unit": "tokens", "period": "month", "amount": None}  # fmt: skip
+    assert main(["budget", "set", "nobody", "5"]) == 2
+    assert main(["budget", "list"]) == 0 and main(["usage", "--by", "owner", "--since", "2026-11-01"]) == 0
+    said = capsys.readouterr().out
+    assert "analyst" in said and "0.25" in said and "by=owner&since=2026-11-01" in farm.asked[-1][1]
