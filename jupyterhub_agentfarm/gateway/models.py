@@ -38,7 +38,7 @@ from . import admission
 from .answers import repair, repairing
 from .asking import Ask, OnToken, Reply, UpstreamError
 from .budgets import BYTES_A_TOKEN, LONGEST_OUTPUT, Budgets, Reached, Taken, Wish
-from .live import LiveRun, LiveRuns
+from .live import ASIDE, LiveRun, LiveRuns
 from .proxy import Route, Upstreams, pause
 
 log = logging.getLogger(__name__)
@@ -359,8 +359,13 @@ class Models:
         gone_on = place != replies[-1][0] or (not more and said != live.fold.last_reply) if replies else True
         if said is None or gone_on:
             raise Conflict(f"request {request.request} was answered and the run has gone on", hint="open the run anew")
+        last = events[place]  # of the transaction that held the reply
+        for event in events[place + 1 :]:
+            if event.by != "gateway" or event.kind in ASIDE:
+                break
+            last = event
         return await self._answer(
-            live, request, events[place].seq, events[-1].hash, said, self.lives.told_before(live), body.get("usage") or {}, more
+            live, request, last.seq, last.hash, said, self.lives.told_before(live), body.get("usage") or {}, more
         )  # fmt: skip
 
     async def _answer(
