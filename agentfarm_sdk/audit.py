@@ -51,12 +51,15 @@ class Checked:
 def check_chain(epoch: str, run: str, links: Iterable[Link], seq: int, head: str) -> Checked:
     """Check a run's events from the first to the last, which is said to be number `seq` with hash `head`."""
     chain: list[tuple[str, str]] = []  # prev and hash of each event that is whole by itself
+    lives: list[tuple[int, str, str]] = []  # seq, kind and epoch of each event that begins another life
     why, numbers = "", _Numbers()
     for link in links:
         header = _header(link.header)
-        why = _flaw(epoch, run, len(chain) + 1, link, header)
+        why = _flaw(run, len(chain) + 1, link, header)
         if header is None or why:
             break
+        if not lives or header.epoch != lives[-1][2]:
+            lives.append((header.seq, header.kind, header.epoch))
         chain.append((header.prev, header_hash(link.header)))
         if why := numbers.flaw(link, header):
             return Checked(False, len(chain) - 1, header.prev, len(chain), why)
@@ -78,6 +81,13 @@ def check_chain(epoch: str, run: str, links: Iterable[Link], seq: int, head: str
         return Checked(
             False, max(seq - 1, 0), found, max(seq, 1), "the run's row names another hash: one of the two was changed"
         )
+    for at, kind, life in lives[1:]:
+        if kind != "run.restored":
+            return Checked(
+                False, at - 1, found, at, f"it is of another life of the ledger ({life}), which nobody restored"
+            )
+    if lives and lives[-1][2] != epoch:
+        return Checked(False, seq - 1, found, seq, "the run's row is of another life of the ledger: it was changed")
     return Checked(True, seq, found)
 
 
@@ -115,14 +125,14 @@ def _header(raw: bytes) -> Header | None:
         return None
 
 
-def _flaw(epoch: str, run: str, expected: int, link: Link, header: Header | None) -> str:
+def _flaw(run: str, expected: int, link: Link, header: Header | None) -> str:
     """Return what is wrong with one event by itself; "" = nothing."""
     if link.seq != expected:
         return f"it is missing: event {link.seq} stands in its place"
     if header is None:
         return "its header cannot be read: it was changed"
-    if header.seq != expected or header.run != run or header.epoch != epoch:
-        return "its header is of another event, run or life of the ledger: it was changed"
+    if header.seq != expected or header.run != run:
+        return "its header is of another event or run: it was changed"
     if link.body is not None and body_hash(link.salt or b"", link.body) != header.body:
         return "its body was changed"
     if (link.body is None) != (link.salt is None):
@@ -361,8 +371,8 @@ def verify_bundle(path: Path, key: str = "") -> Verdict:
 def _anchored(one: BundledAnchor, run: BundledRun, links: list[Link], key: str) -> Anchor:
     (anchor,) = check_anchors([one.signed], key)
     name = f"anchor {anchor.number}"
-    if anchor.epoch != run.epoch or one.leaf.run != run.run_id:
-        raise Invalid(f"{name} is of another run or life of the ledger")
+    if one.leaf.run != run.run_id:
+        raise Invalid(f"{name} is of another run")
     if root_of(one.leaf, one.index, anchor.leaves, one.path) != anchor.root:
         raise Invalid(f"{name} does not hold this run's head: the proof was changed")
     if not 1 <= one.leaf.seq <= len(links) or header_hash(links[one.leaf.seq - 1].header) != one.leaf.head:

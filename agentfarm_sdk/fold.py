@@ -147,6 +147,10 @@ class Fold:
         self._parked_at = self._parked_at or event.at
         self._status("waiting", str(body.get("reason", "approval")))
 
+    def _restored(self, event: Event, body: dict[str, Any]) -> None:
+        self.held = False
+        self._status("waiting", "restored")
+
     def _paused(self, event: Event, body: dict[str, Any]) -> None:
         self._status("waiting", "paused")
 
@@ -351,6 +355,7 @@ _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "run.leased": Fold._leased,
     "run.requeued": Fold._requeued,
     "run.parked": Fold._parked,
+    "run.restored": Fold._restored,
     "run.paused": Fold._paused,
     "run.resumed": Fold._resumed,
     "run.cancel_requested": Fold._cancel_requested,

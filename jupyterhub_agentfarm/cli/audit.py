@@ -115,12 +115,22 @@ class _Kept(msgspec.Struct, frozen=True):
     leaves: list[Leaf]
 
 
-def _kept(farm: Farm, file: Path, key: str) -> list[dict[str, Any]]:
-    """Compare a kept copy of the anchors with what the farm says now."""
+def heads(file: Path) -> list[Leaf]:
+    """Return the latest head of each run that a file of anchors holds. Raises Invalid."""
+    latest = {leaf.run: leaf for one in _read(file) for leaf in one.leaves}
+    return list(latest.values())
+
+
+def _read(file: Path) -> list[_Kept]:
     try:
-        kept = [msgspec.json.decode(line, type=_Kept) for line in file.read_bytes().splitlines()]
+        return [msgspec.json.decode(line, type=_Kept) for line in file.read_bytes().splitlines()]
     except (OSError, msgspec.DecodeError) as error:
         raise Invalid(f"{file} cannot be read: {error}", hint="name a copy of the farm's anchors.jsonl") from error
+
+
+def _kept(farm: Farm, file: Path, key: str) -> list[dict[str, Any]]:
+    """Compare a kept copy of the anchors with what the farm says now."""
+    kept = _read(file)
     read = check_anchors([Signed(one.anchor, one.signature) for one in kept], key)
     flaws: list[str] = []
     heads: dict[str, tuple[Leaf, int]] = {}

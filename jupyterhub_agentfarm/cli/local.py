@@ -9,8 +9,8 @@ from typing import Any
 
 from ..dotenv import with_dotenv
 from ..launcher.up import Wish, up
-from ..store import schema
-from . import doctor
+from ..store import restoring, schema
+from . import audit, doctor
 from .show import Out, command, noun
 
 STATE = ".farm"
@@ -24,6 +24,12 @@ def add(nouns: Any) -> None:
     command(nouns, "doctor", examine, "what this machine lacks, and the way out", alone=True)
     verb = noun(nouns, "db", "the ledger's database (DB_CONNECTION_STRING)")
     verb("upgrade", upgrade, "bring it to this release; make a backup first", alone=True)
+    save = verb("backup", make_backup, "copy it to a file while it is in use", alone=True)
+    save.add_argument("file")
+    put_back = verb(
+        "restore", restore_backup, "put a backup in its place: unfinished runs wait for a person", alone=True
+    )
+    put_back.add_argument("file")
 
 
 def state_directory(asked: argparse.Namespace) -> Path:
@@ -46,10 +52,40 @@ def examine(asked: argparse.Namespace, out: Out) -> int:
 
 
 def upgrade(asked: argparse.Namespace, out: Out) -> None:
-    url = with_dotenv(os.environ).get("DB_CONNECTION_STRING") or f"sqlite:///{state_directory(asked)}/farm.sqlite"
-    before, now = schema.upgrade(url)
+    before, now = schema.upgrade(database_url(asked))
     done = {"before": before, "now": now}
     if before == now:
         out.line(f"the database has the schema of this release already ({now})", done)
     else:
         out.line(f"the database went from {before or 'empty'} to {now}", done)
+
+
+def database_url(asked: argparse.Namespace) -> str:
+    return with_dotenv(os.environ).get("DB_CONNECTION_STRING") or f"sqlite:///{state_directory(asked)}/farm.sqlite"
+
+
+def make_backup(asked: argparse.Namespace, out: Out) -> None:
+    file = Path(asked.file)
+    restoring.backup(database_url(asked), file)
+    out.line(f"{file}  {file.stat().st_size} bytes", {"file": str(file), "bytes": file.stat().st_size})
+
+
+def restore_backup(asked: argparse.Namespace, out: Out) -> None:
+    anchors = state_directory(asked) / "anchors.jsonl"
+    done = restoring.restore(database_url(asked), Path(asked.file), audit.heads(anchors) if anchors.exists() else [])
+    if anchors.exists():  # those of the former life; the file begins anew
+        anchors.rename(anchors.with_name(f"anchors-{done.before}.jsonl"))
+    lines = [
+        f"restored: epoch {done.epoch} follows {done.before}"
+        + (f"; the old ledger is {done.kept}" if done.kept else "")
+    ]
+    if done.waiting:
+        lines.append(f"{len(done.waiting)} unfinished runs wait; let one go on by: agentfarm task resume TASK")
+    if done.ahead:
+        lines.append(
+            f"{len(done.ahead)} runs were further than this backup; what they did since is not in it: {', '.join(done.ahead[:20])}"
+        )
+    out.line(
+        "\n".join(lines),
+        {"epoch": done.epoch, "before": done.before, "waiting": done.waiting, "ahead": done.ahead, "kept": done.kept},
+    )

@@ -78,6 +78,10 @@ def _add_task(verb: Any) -> None:
     show_all.add_argument("--agent", help="only those of this agent")
     show_all.add_argument("--limit", type=int, default=50)
     verb("show", show_task, "one task").add_argument("task")
+    pause = verb("pause", pause_task, "let a task wait: a running one after its step")
+    pause.add_argument("task")
+    pause.add_argument("--reason", default="")
+    verb("resume", resume_task, "let a paused or restored task go on").add_argument("task")
     rerun = verb("rerun", rerun_task, "submit the same input anew; lists what the old run did in the world")
     rerun.add_argument("task")
     rerun.add_argument("--yes", action="store_true", help="its effects are known, and may happen again")
@@ -272,3 +276,13 @@ def _version(given: str | None) -> int | str | None:
     if not given.isdigit():
         raise Invalid(f"{given!r} is no version", hint='a number, or "draft"')
     return int(given)
+
+
+def pause_task(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    task = farm.request("POST", f"/tasks/{asked.task}/pause", {"reason": asked.reason})
+    out.line(f"{asked.task}  {task['status']}", task)
+
+
+def resume_task(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    task = farm.request("POST", f"/tasks/{asked.task}/resume", {})
+    out.line(f"{asked.task}  {task['status']}", task)

@@ -197,6 +197,13 @@ def record(
     return _write(tx, run, events, [by] * len(events), changes=changes)
 
 
+def begin_life(tx: Tx, run_id: str, epoch: str) -> None:
+    """Let the run's further events be of another epoch; a `run.restored` is the first of them."""
+    run = held(tx, run_id)
+    tx.execute(runs.update().where(runs.c.run_no == run.run_no).values(epoch=epoch))
+    tx.advance(replace(run, epoch=epoch))
+
+
 def _of_a_worker(events: Sequence[NewEvent]) -> None:
     if not events:
         raise Invalid("an append without events has no place in the ledger", hint="append at least one event")
@@ -302,6 +309,8 @@ def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:
             status, waiting = "running" if held else "queued", None
         elif kind == "run.parked":
             status, waiting, held, freed = "waiting", str(event.data().get("reason", "approval")), False, True
+        elif kind == "run.restored":
+            status, waiting, held, freed = "waiting", "restored", False, True
         elif kind == "run.paused":
             status, waiting = "waiting", "paused"
         elif kind == "tool.doubted":  # its worker is gone

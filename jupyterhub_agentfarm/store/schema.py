@@ -63,6 +63,8 @@ def prepare(connection: Connection) -> None:
             raise StoreError(
                 "this database is of an older release", hint="make a backup, then run: agentfarm db upgrade"
             )
+        if connection.execute(sa.select(meta.c.value).where(meta.c.key == "restoring")).scalar():
+            raise StoreError("a backup was being restored and is not done", hint="run again: agentfarm db restore FILE")
         # A full disk or a standby shows only when something is written.
         connection.execute(meta.update().where(meta.c.key == "epoch").values(value=meta.c.value))
 

@@ -207,9 +207,9 @@ def pause(tx: Tx, task_id: str, by: str, reason: str) -> Task:
 
 
 def resume(tx: Tx, task_id: str, by: str) -> Task:
-    """Let a paused task go on, or wait for what else it waits for. Raises Conflict: it is not paused."""
+    """Let a paused or restored task go on, or wait for what else it waits for. Raises Conflict: it is neither."""
     run = _run_of(tx, task_id)
-    if run.waiting != "paused":
+    if run.waiting not in ("paused", "restored"):
         raise Conflict(
             f"task {task_id} is not paused",
             hint=f"it is {run.status}" + (f", waiting for {run.waiting}" if run.waiting else ""),
