@@ -58,7 +58,7 @@ async def replay(events: Sequence[Event], prompt: str, tools: Mapping[str, ToolS
             if flaw := schemas.check(spec.schema or {})(msgspec.json.decode(call.arguments or "{}")):
                 raise _differs(f"call {call.call} of {call.tool}: {flaw}", call.arguments, spec.schema)
             then, now = event.data().get("result"), KEPT
-            if spec.effect == "read":
+            if spec.effect == "read" and "simulated" not in event.data():
                 now = await again(call, event.data().get("values") or [])
             if now is KEPT:
                 kept += 1

@@ -19,7 +19,7 @@ def unfinished(task: Mapping[str, Any]) -> list[str]:
 
 
 def of_record(run: str, events: Sequence[Event]) -> list[str]:
-    """Nothing finished is started again; a `once` call starts again only where a person said that it did not happen."""
+    """Nothing finished is started again; a `once` call starts again only where a person, or its tool's probe, said that it did not happen."""
     found, done = list[str](), set[str]()
     may_start: dict[str, bool] = defaultdict(lambda: True)
     for event in events:
@@ -32,6 +32,8 @@ def of_record(run: str, events: Sequence[Event]) -> list[str]:
             may_start[call] = False
         elif kind == "tool.resolved":
             may_start[call] = body.get("decision") == "not_happened"
+        elif kind == "tool.probed":
+            may_start[call] = body.get("answer") == "not_happened"
         if kind in {"tool.succeeded", "tool.failed"}:
             done.add(call)
     return found
@@ -66,8 +68,7 @@ def of_world(
 
 
 def _denied(events: Sequence[Event], call: Any) -> int:
-    """Return how often a person said of a call that it did not happen."""
-    return sum(
-        event["kind"] == "tool.resolved" and event["call"] == call and event["body"].get("decision") == "not_happened"
-        for event in events
-    )
+    """Return how often a person, or the tool's probe, said of a call that it did not happen."""
+    said = {"tool.resolved": "decision", "tool.probed": "answer"}
+    mine = [event for event in events if event["call"] == call and event["kind"] in said]
+    return sum(event["body"].get(said[event["kind"]]) == "not_happened" for event in mine)

@@ -98,6 +98,10 @@ def line_of(event: Event) -> str:
         "run.requeued": f"queued again: {body.get('reason', '')}",
         "run.parked": f"waits: {body.get('reason', '')}",
         "run.cancelled": "cancelled",
+        "tool.probed": f"{event.call}: the tool's probe says {body.get('answer', 'nothing')}",
+        "approval.voted": f"{event.by} approves; more people must",
+        "approval.expired": f"{event.call} was not made: {body.get('reason', '')}",
+        "simulation.requested": f"{body.get('tool', 'a call')} waits for an answer: agentfarm inbox list",
         "tool.doubted": f"in doubt whether {event.call} took effect: agentfarm inbox list",
         "approval.requested": f"{body.get('tool', 'a call')} waits for a person: agentfarm inbox list",
     }

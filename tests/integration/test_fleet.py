@@ -22,6 +22,7 @@ from jupyterhub.spawner import SpawnException
 from jupyterhub_agentfarm.errors import FleetError, Forbidden, Invalid, NoMicroserverFits, NotFound, StartError
 from jupyterhub_agentfarm.fleet.client import FleetClient
 from jupyterhub_agentfarm.fleet.helper import alive, descendants, stat_of
+from jupyterhub_agentfarm.scheduling.reaper import proof_of_death
 from jupyterhub_agentfarm.spawner import AgentFarmSpawner, refuse_placement
 
 SLEEPER = "import subprocess, time\nsubprocess.Popen(['sleep', '600'])\nprint('up', flush=True)\ntime.sleep(600)"
@@ -117,6 +118,7 @@ async def test_a_killed_server_says_how_it_ended_and_leaves_nothing(daemon: Daem
 
     await until(gone)
     assert not any(alive(pid, (stat_of(pid) or ("", 0, ""))[2]) for pid in below)
+    assert proof_of_death(await daemon.client.show("af-a")) == "its server has ended with exit code -9"
 
 
 async def test_a_server_does_not_outlive_its_keeper_nor_do_its_descendants(daemon: Daemon) -> None:

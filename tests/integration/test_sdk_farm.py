@@ -202,11 +202,16 @@ async def test_a_simulated_run_in_a_kernel_makes_no_effect_and_waits_there_for_t
         made.append(symbol)
         return "bought"
 
-    farm.model.script[:] = [("order", {"symbol": "BTC"}), "Bought."]
-    agent = Agent("draft", tools=[order], mode="simulate", simulate={"stubs": {"order": "stubbed"}})
-    run = await there(agent.run, "go")
+    @tool(effect="read")
+    def price(symbol: str) -> str:
+        return "of today"
+
+    farm.model.script[:] = [("order", {"symbol": "BTC"}), ("price", {"symbol": "BTC"}), "Bought."]
+    stubs = {"order": "stubbed", "price": "of then"}
+    run = await there(Agent("draft", tools=[order, price], mode="simulate", simulate={"stubs": stubs}).run, "go")
     assert await there(lambda: run.result) == "Bought."
-    assert [m["content"] for m in farm.model.asked[-1].messages if m["role"] == "tool"] == ["stubbed"]
+    assert [m["content"] for m in farm.model.asked[-1].messages if m["role"] == "tool"] == ["stubbed", "of then"]
+    assert (await there(run.replay)).kept == 2, "what was simulated is not held against today's code"
 
     farm.model.script[:] = [("order", {"symbol": "ETH"}), "Bought."]
     driving = asyncio.create_task(there(Agent("draft", tools=[order], mode="simulate").run, "go"))

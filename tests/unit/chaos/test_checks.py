@@ -37,8 +37,11 @@ def test_a_record_that_keeps_every_promise_passes() -> None:
     assert checks.unfinished({"task_id": "t", "status": "waiting", "waiting": "in_doubt"}) == []
 
 
-def test_a_person_who_says_that_it_did_not_happen_lets_it_start_again() -> None:
-    denied = [started(1), event(2, "tool.resolved", decision="not_happened"), started(3), event(4, "tool.succeeded")]
+@pytest.mark.parametrize(
+    "said", [{"kind": "tool.resolved", "decision": "not_happened"}, {"kind": "tool.probed", "answer": "not_happened"}]
+)
+def test_a_person_or_a_probe_that_says_that_it_did_not_happen_lets_it_start_again(said: dict[str, Any]) -> None:
+    denied = [started(1), event(2, **said), started(3), event(4, "tool.succeeded")]
     assert checks.of_record("run", denied) == []
     assert checks.of_world([request(), request()], {"run": denied}, {"charge-1": "run"}) == []
 
@@ -49,6 +52,7 @@ def test_a_person_who_says_that_it_did_not_happen_lets_it_start_again() -> None:
         ([*WHOLE, started(3, "read")], "starts the finished call"),
         ([started(1), started(2)], "a second time"),
         ([started(1), event(2, "tool.resolved", decision="happened"), started(3)], "a second time"),
+        ([started(1), event(2, "tool.probed", answer="unknown"), started(3)], "a second time"),
     ],
 )
 def test_what_is_started_again_is_said(events: list[dict[str, Any]], said: str) -> None:
