@@ -6,7 +6,6 @@ print(farm.submit("analyst", "What is 17*23?").result())
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mimetypes
 import time
@@ -19,7 +18,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from . import settings
+from . import batches, settings
 from .errors import AgentFarmError, Cancelled, Invalid, Transient, from_problem
 from .protocol import ENDED, PROTOCOL, Event
 
@@ -178,13 +177,10 @@ class Farm:
         simulate: what answers the calls instead of the tools, `{"stubs": {tool: result}, "recording": run, "otherwise":
         "person" or "refuse"}`.
         """
-        body = _given({
-            "target": target, "input": _parts(input), "priority": priority or None, "key": key, "mode": mode, "thread": thread,
-            "workspace": workspace, "deadline": deadline, "variables": variables, "simulate": simulate,
-            "after": [one.id if isinstance(one, Task) else one for one in after] or None,
-            "after_any_end": after_any_end or None, "results": results or None,
-            "retry": {"attempts": retry} if isinstance(retry, int) else retry, "concurrency_key": concurrency_key,
-            "concurrency": concurrency,
+        body = {"target": target, "input": _parts(input)} | _asked({
+            "priority": priority or None, "key": key, "mode": mode, "thread": thread, "workspace": workspace, "deadline": deadline,
+            "variables": variables, "simulate": simulate, "after": after, "after_any_end": after_any_end, "results": results,
+            "retry": retry, "concurrency_key": concurrency_key, "concurrency": concurrency,
         })  # fmt: skip
         once = {"Idempotency-Key": key or uuid.uuid4().hex}
         task = Task(self, self.again("POST", "/tasks", body, once))
@@ -218,16 +214,21 @@ class Farm:
                 time.sleep(min(float(error.retry_after), 2.0) * attempt / 2)
 
     def map(
-        self, target: str, inputs: Iterable[str], *, key: str = "", timeout: float | None = None, **options: Any
-    ) -> list[Any]:
-        """Return the results for all inputs, in their order. With a `key`, asking again submits nothing twice."""
-        base = key or uuid.uuid4().hex
-        tasks = [
-            self.submit(target, one, key=f"{base}-{place}-{hashlib.sha256(one.encode()).hexdigest()[:12]}", **options)
-            for place, one in enumerate(inputs)
-        ]
-        deadline = None if timeout is None else time.monotonic() + timeout
-        return [task.result(None if deadline is None else max(0.0, deadline - time.monotonic())) for task in tasks]
+        self, target: str, inputs: Iterable[Any], *, ordered: bool = True, key: str = "", errors: str = "raise",
+        timeout: float | None = None, **options: Any,
+    ) -> Iterator[Any]:  # fmt: skip
+        """Submit a task for each input, thousands too; return an iterator of the results, in order or as they come.
+
+        With a `key`, asking again submits nothing twice, also where this process died in the middle. errors: `raise` at
+        the first that failed, or `return` the error in its place. timeout: seconds for all. options: as for `submit`.
+        """
+        return self.submit_many(target, inputs, key=key, **options).values(
+            ordered=ordered, errors=errors, timeout=timeout
+        )
+
+    def submit_many(self, target: str, inputs: Iterable[Any], *, key: str = "", **options: Any) -> batches.Batch:
+        """Submit a task for each input; return the batch, whose `results()` name each input's place."""
+        return batches.submit(self, target, [_parts(one) for one in inputs], key=key, options=_asked(options))
 
     def task(self, task_id: str) -> Task:
         return Task(self, self.request("GET", f"/tasks/{_id(task_id)}"))
@@ -511,6 +512,16 @@ def _parts(given: Any) -> Any:
     ):
         return given
     return [{"type": "text", "text": one} if isinstance(one, str) else one for one in given]
+
+
+def _asked(options: Json) -> Json:
+    """Return options of a task as the API takes them."""
+    body = {name: value for name, value in _given(options).items() if value is not False}
+    if after := body.pop("after", ()):
+        body["after"] = [one.id if isinstance(one, Task) else one for one in after]
+    if isinstance(body.get("retry"), int):
+        body["retry"] = {"attempts": body["retry"]}
+    return body
 
 
 def _given(values: dict[str, Any] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from agentfarm_sdk.farm import Farm, Task
 from agentfarm_sdk.protocol import Event
 
 from ..launcher.story import line_of, short
+from . import batches
 from .show import Out, noun
 
 TASKS = ("task_id", "target", "agent", "status", "waiting", "priority", "created_at", "input")
@@ -73,6 +74,7 @@ def _add_task(verb: Any) -> None:
         "--attach", action="append", default=[], metavar="FILE", help="an image or a file, for a model that takes them"
     )
     submit.add_argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a {{NAME}} of the prompt")
+    batches.add(verb)
     show_all = verb("list", list_tasks, "tasks, the newest first")
     show_all.add_argument("--status", help="only those with this status")
     show_all.add_argument("--agent", help="only those of this agent")

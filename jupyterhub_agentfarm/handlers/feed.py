@@ -9,11 +9,15 @@ from typing import Any
 
 import msgspec
 
+from agentfarm_sdk.protocol import ENDED
+
 from ..errors import Invalid
 from ..records import Committed
 from ..store.db import Database
 
 KEEPALIVE_SECONDS = 15.0
+ENDS = "ends"  # in the place of a run: the ends of all
+_ENDING = frozenset(f"run.{end}" for end in ENDED)
 MAX_UNSENT = 4 * 1024 * 1024  # a reader that takes nothing for so long is dropped; it comes again by its last id
 
 
@@ -30,10 +34,17 @@ class Feed:
                 reader.set()
         for reader in self._readers.get(None, ()):
             reader.set()
+        if ENDS in self._readers and any(one.events[-1].kind in _ENDING for one in committed):
+            self.wake(ENDS)
+
+    def wake(self, readers: str) -> None:
+        """Have the readers of a run, or of all ends, look again."""
+        for reader in self._readers.get(readers, ()):
+            reader.set()
 
     @contextmanager
     def reader(self, run_id: str | None) -> Iterator[asyncio.Event]:
-        """Give an event that is set at each commit of the run (None: of any) while the block lasts."""
+        """Give an event that is set at each commit of the run (None: of any; ENDS: that ends one) while the block lasts."""
         mine = asyncio.Event()
         self._readers.setdefault(run_id, set()).add(mine)
         try:

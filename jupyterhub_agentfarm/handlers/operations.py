@@ -119,7 +119,7 @@ async def openapi(call: Call) -> dict[str, Any]:
 
 def describe(routes: Sequence[Route]) -> dict[str, Any]:
     """Return OpenAPI 3.1 of the table of routes. Pure."""
-    kinds = {id(kind): kind for route in routes for kind in (route.body, route.answer, route.query) if kind is not None}
+    kinds = {id(kind): kind for r in routes for kind in (r.body, r.answer, r.also, r.query) if kind is not None}
     schemas, components = msgspec.json.schema_components(
         list(kinds.values()), ref_template="#/components/schemas/{name}"
     )
@@ -156,7 +156,9 @@ def _operation(route: Route, by_kind: dict[int, Any], components: dict[str, Any]
     parameters += [{"name": name, "in": "query", "schema": one} for name, one in query.get("properties", {}).items()]
     answer = {"description": "as asked"}
     if route.answer is not None:
-        answer["content"] = {"application/json": {"schema": by_kind[id(route.answer)]}}  # type: ignore[assignment]
+        schema = by_kind[id(route.answer)]
+        schema = {"anyOf": [schema, by_kind[id(route.also)]]} if route.also is not None else schema
+        answer["content"] = {"application/json": {"schema": schema}}  # type: ignore[assignment]
     refused = {
         "description": "a problem",
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},

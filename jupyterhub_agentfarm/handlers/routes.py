@@ -150,6 +150,7 @@ class Route:
     who: str = "user"
     body: Any = None
     answer: Any = None
+    also: Any = None  # another form of the answer
     query: Any = Empty
     status: int = 200
     limit: int = BODY_BYTES

@@ -8,6 +8,7 @@ from . import (
     agents,
     attachments,
     audit,
+    batches,
     budgets,
     forks,
     inbox,
@@ -25,7 +26,7 @@ from .base import url_specs
 from .routes import Parts, Route
 
 ROUTES: list[Route] = [
-    *agents.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
+    *agents.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
     *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"

@@ -13,7 +13,7 @@ from agentfarm_sdk.protocol import MAX_APPEND_BYTES, Mode, Simulate
 
 from ..errors import Conflict, Forbidden, Invalid, NotFound
 from ..records import Agent, Task
-from ..store import agents, forks, queue, tasks, threads
+from ..store import agents, batches, forks, queue, tasks, threads
 from ..store.db import Tx
 from . import attachments, budgets, modes
 from .asking import RANK, Asker, in_use, may, reach_agent, rights, visible
@@ -68,9 +68,16 @@ class NewTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class NewTasks(NewTask, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One task, or many under `tasks`: all or none."""
+    """One task, or many under `tasks`: all or none, as one batch. The same key of a `batch` adds to it."""
 
+    batch: Text255 | None = None
     tasks: Annotated[list[NewTask], msgspec.Meta(max_length=MAX_TASKS)] = []
+
+
+class Submitted(msgspec.Struct, frozen=True):
+    items: list[TaskView]
+    batch_id: str
+    next: None = None
 
 
 class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +88,7 @@ class TasksPage(Page, frozen=True, forbid_unknown_fields=True):
     status: str | None = None
     agent: str | None = None
     thread: str | None = None
+    batch: str | None = None
 
 
 class NewThread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,23 +100,27 @@ class NewThread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # -- submitting ----------------------------------------------------------------------------------------------------
 
 
-async def submit(call: Call) -> TaskView | Listed[TaskView]:
+async def submit(call: Call) -> TaskView | Submitted:
     body: NewTasks = call.body
     if body.tasks and (body.target or body.input is not None):
         raise Invalid("one task, or many under tasks: not both", hint='{"tasks": [{"target", "input"}, …]}')
+    if body.batch and not body.tasks:
+        raise Invalid("a batch has tasks - at `$.batch`", hint='{"batch": "…", "tasks": [{"target", "input"}, …]}')
 
     body = await _with_parts(call, body)
     for target, version in {(one.target, one.version) for one in body.tasks or [body]}:
         await budgets.can_be_kept(call, target, version)
 
-    def write(tx: Tx) -> TaskView | Listed[TaskView]:
+    def write(tx: Tx) -> TaskView | Submitted:
         if body.tasks:
-            return Listed([task_view(_submit(tx, call, one)[0]) for one in body.tasks])
-        task, new = _submit(tx, call, body)
+            return _submit_many(tx, call, body)
+        task, new = _submit(tx, call, body, Known(tx.connection, call.asker))
         call.status = 201 if new else 200
         return task_view(task)
 
-    return await call.commit(write)  # type: ignore[no-any-return]
+    done = await call.commit(write)
+    call.parts.wake()  # a pool's task has no event that the scheduler would hear
+    return done  # type: ignore[no-any-return]
 
 
 async def _with_parts(call: Call, body: NewTasks) -> NewTasks:
@@ -125,15 +137,46 @@ async def _with_parts(call: Call, body: NewTasks) -> NewTasks:
     return msgspec.structs.replace(whole, tasks=many) if many else whole
 
 
-def _submit(tx: Tx, call: Call, new: NewTask) -> tuple[Task, bool]:
+class Known:
+    """What the tasks of one request have in common, looked up once."""
+
+    def __init__(self, connection: Connection, asker: Asker) -> None:
+        self.connection, self.asker = connection, asker
+        self.owner = owner_of(connection, asker)
+        self._choices: dict[tuple[str, Any, bool], tasks.Choice | None] = {}
+
+    def choice(self, new: NewTask) -> tasks.Choice | None:
+        place = (new.target, new.version, bool(new.thread_id or new.thread))
+        if place not in self._choices:
+            self._choices[place] = choose(self.connection, self.asker, self.owner, new)
+        return self._choices[place]
+
+
+def _submit_many(tx: Tx, call: Call, body: NewTasks) -> Submitted:
+    """Submit a batch's tasks, behind those that it has. Raises Conflict: a key was used outside of the batch."""
+    known = Known(tx.connection, call.asker)
+    for one in body.tasks:  # before anything is written: most of what can be wrong
+        known.choice(one)
+    before = None if body.batch else batches.of(tx.connection, known.owner, [one.key for one in body.tasks if one.key])
+    batch_id = before or batches.begin(tx, owner=known.owner, submitted_by=call.asker.hub_name, key=body.batch)
+    place, views = batches.last_place(tx.connection, batch_id), []
+    for one in body.tasks:
+        task, new = _submit(tx, call, one, known, batch=(batch_id, place + 1))
+        place += new
+        if body.batch and task.batch_id != batch_id:
+            raise Conflict(f"key {one.key!r} was used outside of batch {body.batch!r}", hint="use new keys")
+        views.append(task_view(task))
+    return Submitted(views, batch_id)
+
+
+def _submit(tx: Tx, call: Call, new: NewTask, known: Known, batch: tuple[str, int] | None = None) -> tuple[Task, bool]:
     if new.input is None:
         raise Invalid(
             "a task needs an input - at `$.input`", hint='e.g. {"target": "analyst", "input": "What is 17*23?"}'
         )
-    owner = owner_of(tx.connection, call.asker)
-    attachments.check(tx.connection, owner, new.input)
+    attachments.check(tx.connection, known.owner, new.input)
     thread = new.thread_id or new.thread
-    choice = choose(tx.connection, call.asker, owner, new)
+    owner, choice = known.owner, known.choice(new)
     if thread is not None:
         _check_thread(tx.connection, thread, choice)
     if new.retry is not None and thread is not None:
@@ -150,6 +193,7 @@ def _submit(tx: Tx, call: Call, new: NewTask) -> tuple[Task, bool]:
         thread_id=thread, workspace=new.workspace, deadline=_deadline(new.deadline, tx.now), deadline_asked=new.deadline,
         requirements=new.requirements, variables=new.variables, after=new.after, after_any_end=new.after_any_end, results=new.results,
         retry=asdict(new.retry) if new.retry else None, concurrency_key=new.concurrency_key, concurrency=new.concurrency, simulate=simulate,
+        batch_id=batch[0] if batch else None, place=batch[1] if batch else None,
     )  # fmt: skip
     return tasks.submit(tx, call.parts.db.epoch, asked, choice)
 
@@ -233,7 +277,7 @@ async def listed(call: Call) -> Listed[TaskView]:
     def read(connection: Connection) -> list[Task]:
         owners, names = visible(connection, call.asker)
         return tasks.listed(
-            connection, owners=owners, agents=names, status=query.status, agent=query.agent, thread=query.thread,
+            connection, owners=owners, agents=names, status=query.status, agent=query.agent, thread=query.thread, batch=query.batch,
             before=query.cursor or None, limit=query.limit + 1,
         )  # fmt: skip
 
@@ -334,7 +378,7 @@ async def show_thread(call: Call) -> ThreadView:
 
 
 ROUTES = [
-    Route("POST", "/tasks", submit, "Submit a task, or many", body=NewTasks, answer=TaskView, status=201, limit=MAX_APPEND_BYTES),
+    Route("POST", "/tasks", submit, "Submit a task, or many", body=NewTasks, answer=TaskView, also=Submitted, status=201, limit=MAX_APPEND_BYTES),
     Route("GET", "/tasks", listed, "List tasks, newest first", query=TasksPage, answer=Listed[TaskView]),
     Route("GET", "/tasks/{task}", show, "Show a task", answer=TaskView),
     Route("POST", "/tasks/{task}/cancel", cancel, "Stop it", body=Reason, answer=TaskView),

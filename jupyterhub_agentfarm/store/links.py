@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.fold import Fold, as_text
 from agentfarm_sdk.parts import are_parts, blobs_of
+from agentfarm_sdk.parts import are_parts
 from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event
 
 from ..records import Run, new_id
@@ -191,8 +192,7 @@ def _retried(tx: Tx, run: Run) -> bool:
     blobs.link(
         tx, again, [one for e in events if e.kind == "message.added" for one in blobs_of(e.data().get("content"))]
     )
-    if recording := (created.get("simulate") or {}).get("recording"):
-        blobs.share(tx, recording, again)
+    blobs.share(tx, run.run_id, again)  # what its input, or its recording, names
     return True
 
 

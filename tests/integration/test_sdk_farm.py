@@ -77,10 +77,10 @@ async def test_the_same_key_submits_once_and_map_keeps_the_order(farm: Service) 
     with pytest.raises(Conflict):
         await there(Farm().submit, "analyst", "b", key="once")
     await work(farm, {"result": "a"})
-    mapped = asyncio.create_task(there(Farm().map, "analyst", ["1", "2", "3"], key="sums"))
+    mapped = asyncio.create_task(there(lambda: list(Farm().map("analyst", ["1", "2", "3"], key="sums"))))
     await work(farm, {"result": "one"}, {"result": "two"}, {"result": "three"})
     assert sorted(await mapped) == ["one", "three", "two"]
-    assert await there(Farm().map, "analyst", ["1", "2", "3"], key="sums") == await mapped
+    assert await there(lambda: list(Farm().map("analyst", ["1", "2", "3"], key="sums"))) == await mapped
     assert len(await there(lambda: list(Farm().tasks()))) == 4
 
 

@@ -17,6 +17,7 @@ EVERYONE = (IN,) * 8
 USERS = (IN,) * 7 + (WHO,)
 PEOPLE = (IN,) * 5 + (NO, NO, WHO)
 SEES = (IN, IN, IN, HIDE, IN, IN, HIDE, WHO)  # those who may see the agent's things
+OWNS = (IN, HIDE, HIDE, HIDE, IN, HIDE, HIDE, WHO)  # of many agents' tasks
 MANAGES = (IN, NO, NO, HIDE, IN, NO, NO, WHO)
 RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /agents": USERS,
@@ -52,6 +53,9 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "POST /tasks/{task}/pause": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
     "POST /tasks/{task}/resume": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
     "POST /tasks/{task}/rerun": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
+    "GET /batches/{batch}": OWNS,
+    "GET /batches/{batch}/results": OWNS,
+    "POST /batches/{batch}/cancel": OWNS,
     "POST /threads": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
     "GET /threads": USERS,
     "GET /threads/{thread}": SEES,
@@ -167,12 +171,14 @@ async def things(farm: Service) -> dict[str, str]:
     task = await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "a"})
     claim = await farm.claim()
     assert claim
+    many = await farm.ok("ann", "POST", "/tasks", {"tasks": [{"target": "analyst", "input": "b"}]})
+    await farm.ok("ann", "POST", f"/tasks/{many['items'][0]['task_id']}/cancel", {})
     farm.model.script.append(("calculator", {"expression": "1+1"}))
     body = {"agentfarm": {"run": claim["run"], "fence": claim["fence"], "request": "r", "n": 0}}
     await farm.ok(claim["token"], "POST", "/model/v1/chat/completions", body)
     (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
     return {
-        "name": "analyst", "number": "1", "task": task["task_id"], "thread": thread["thread_id"], "run": claim["run"], "call": "c0-0",
+        "name": "analyst", "number": "1", "task": task["task_id"], "batch": many["batch_id"], "thread": thread["thread_id"], "run": claim["run"], "call": "c0-0",
         "item": item["inbox_id"], "sha256": "0" * 64, "token": claim["token"],
     }  # fmt: skip
 

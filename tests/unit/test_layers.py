@@ -47,7 +47,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.tools sdk.limits sdk.local",
         "sdk.ledger sdk.model sdk.farm",
         "sdk.fold sdk.conditions sdk.audit sdk.effects",
-        "sdk.settings sdk.protocol sdk.quirks",
+        "sdk.settings sdk.protocol sdk.quirks sdk.batches",
         "sdk.errors sdk.schemas sdk.parts",
     ],
 }
