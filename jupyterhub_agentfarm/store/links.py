@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.fold import Fold, as_text
-from agentfarm_sdk.parts import are_parts, blobs_of
 from agentfarm_sdk.parts import are_parts
 from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event
 
@@ -189,9 +188,6 @@ def _retried(tx: Tx, run: Run) -> bool:
         not_before=tx.now + pause if pause else None, linked=True, concurrency_key=task["concurrency_key"],
         concurrency=int(msgspec.json.decode(task["options"]).get("concurrency", 1)), events=[new_event("run.created", {**created, "earlier": earlier}), *_opening(events)],
     )  # fmt: skip
-    blobs.link(
-        tx, again, [one for e in events if e.kind == "message.added" for one in blobs_of(e.data().get("content"))]
-    )
     blobs.share(tx, run.run_id, again)  # what its input, or its recording, names
     return True
 
