@@ -115,7 +115,10 @@ BODIES: dict[str, Any] = {
 
 # A manager may what the owner may, but for ending the agent; a person's server may what the person may, but for deciding,
 # secrets and administration; a run token opens its own run to its worker, and nothing else.
-MANAGER = {"DELETE /agents/{name}": NO}
+MANAGER = {
+    "DELETE /agents/{name}": NO,
+    **dict.fromkeys(("GET /batches/{batch}", "GET /batches/{batch}/results", "POST /batches/{batch}/cancel"), HIDE),
+}
 SERVER = dict.fromkeys(("PUT /secrets", "GET /secrets", "DELETE /secrets/{name}", "POST /inbox/{item}"), NO)
 OWN_RUN = (
     "GET /runs/{run}", "GET /runs/{run}/events", "GET /runs/{run}/tokens", "GET /runs/{run}/verify", "GET /runs/{run}/bundle",
