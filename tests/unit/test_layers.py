@@ -37,6 +37,7 @@ LADDERS: dict[str, list[str]] = {
         "demo gateway.embedded store fleet.client fleet.helper sdk",
         "sdk.replay",
         "sdk.tools sdk.farm",
+        "sdk.batches",
         *LEAVES,
     ],
     "kernel": [
