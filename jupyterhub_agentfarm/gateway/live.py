@@ -177,7 +177,7 @@ class LiveRuns:
         try:
             while True:
                 heard = self._meanwhile[run_id] = []
-                live = await self.db.read(lambda c: load(c, run_id))
+                live = await self.db.read(lambda c: load(c, run_id, to_admit=True))
                 if live.known_seq >= max((one.events[-1].seq for one in heard), default=0):
                     break  # it holds all that was heard of; else it is read again
             if live.run.lease_until is not None:
@@ -433,8 +433,8 @@ class LiveRuns:
         return self.token(live) if time.monotonic() - live.token_at > RENEW_TOKEN_AFTER else ""
 
 
-def load(connection: Any, run_id: str) -> LiveRun:
-    """Read a run from the ledger: row, definition, fold."""
+def load(connection: Any, run_id: str, to_admit: bool = False) -> LiveRun:
+    """Read a run from the ledger: row, definition, fold; `to_admit` calls also what answers those of a simulated run."""
     run = ledger.read_run(connection, run_id)
 
     def history(earlier: str, seq: int) -> list[dict[str, Any]]:
@@ -447,7 +447,7 @@ def load(connection: Any, run_id: str) -> LiveRun:
         if event.kind == "model.replied":
             break
         live.attempts += event.kind == "model.requested"
-    if run.mode == "simulate":
+    if to_admit and run.mode == "simulate":
         live.answers = _answers(connection, events[0], live.fold)
     return live
 

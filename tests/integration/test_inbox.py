@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import websockets
 from servicekit import Service, service
@@ -209,6 +210,16 @@ async def test_agents_cannot_approve_by_any_route(farm: Service) -> None:
             claim["token"], "POST", f"{run}/calls/{call['call']}/outcome", {"fence": claim["fence"], "event": event}
         )
         assert late.status_code in (403, 409), late.text
+    page = {"Cookie": farm.cookie("approving-agent"), "Sec-Fetch-Mode": "cors"}  # nor at a page of the farm
+    async with httpx.AsyncClient(base_url=farm.url, headers=page) as browser:
+        first = await browser.get("/services/agentfarm/")
+        kept = {"Cookie": f"{page['Cookie']}; _xsrf={first.cookies.get('_xsrf')}"}
+        xsrf = {"X-XSRFToken": first.text.partition('data-xsrf="')[2].partition('"')[0]}
+        path = f"/services/agentfarm/api/v1/inbox/{item['inbox_id']}"
+        assert (await browser.post(path, json={"decision": "approve"}, headers={**kept, **xsrf})).status_code in (
+            401,
+            403,
+        )
     url = farm.url.replace("http", "ws") + "/api/v1/worker"
     async with websockets.connect(url, additional_headers={"Authorization": f"token {claim['token']}"}) as socket:
         for op, body in (
@@ -392,6 +403,19 @@ async def test_a_worker_that_was_taken_for_dead_tells_what_came_of_its_call_and_
     taken = taken or await opened(farm)
     await ask_model(farm, taken, "well", n=1 if claimed else 0)
     assert shown(farm) == "paid" and (await kinds(farm, claim["run"])).count("tool.started") == 1
+
+
+async def test_the_death_of_who_asked_the_probe_proves_nothing_of_who_made_the_call(farm: Service) -> None:
+    await with_tool(farm, probe=True)
+    first, call = await paying(farm)
+    await lost(farm, first, None)
+    second = await opened(farm)
+    await lost(farm, {**second, "run": first["run"]}, "kernel exited with -9")
+    third = await opened(farm)
+    assert [one["state"] for one in third["calls"]] == ["probe"]
+    await append(farm, third, 1, "tool.probed", {"answer": "not_happened"}, call["call"])
+    (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    assert item["worker"] == "only silent" and "only silent" in item["detail"]["reason"]
 
 
 async def test_a_worker_says_of_a_call_only_what_it_may(farm: Service) -> None:
