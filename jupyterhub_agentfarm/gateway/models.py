@@ -122,6 +122,11 @@ class Models:
         _may_ask(live)
         definition = live.definition
         route, model = self.upstreams.route(definition.model.name)
+        if definition.limits.cost is not None and await route.upstream.price(model, definition.model.provider) is None:
+            raise Invalid(
+                f"limits.cost of the agent is in USD, and the model {model} has no price",
+                hint="name its prices in the upstream's settings, or use limits.tokens",
+            )
         choice = request.tool_choice or definition.choice_at(live.fold.steps)
         if request.messages is None:
             while found := live.unseen_parts():
