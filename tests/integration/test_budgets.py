@@ -317,7 +317,7 @@ async def test_a_budget_in_usd_refuses_a_model_without_a_price(make: Make) -> No
 
     farm.upstream.price = unpriced
     await farm.begin(Definition(prompt="p", limits=Limits(cost=1.0)))
-    with pytest.raises(Invalid, match="limits.cost"):
+    with pytest.raises(Invalid, match="limits"):
         await farm.model()
     await farm.append(new_event("run.failed", {"error": {"type": "invalid", "message": "x"}}))
     await farm.models.budgets.change(budget(5, "usd"))

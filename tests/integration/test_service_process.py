@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from servicekit import service
+from servicekit import FakeHub, service
 
 import agentfarm_sdk
+from agentfarm_sdk.testing import ScriptedServer, says
 
 
 def start(state: Path, port: int, **more: str) -> subprocess.Popen[str]:
@@ -117,3 +119,71 @@ async def test_a_silent_worker_s_run_is_queued_again_after_a_whole_lease_of_stea
         assert again and (again["run"], again["fence"]) == (first["run"], first["fence"] + 1)
         kinds = [e["kind"] for e in (await farm.ok("ann", "GET", f"/runs/{first['run']}/events"))["items"]]
         assert kinds[-3:] == ["run.leased", "run.requeued", "run.leased"] and farm.reaper.reaped == 1
+
+
+async def test_what_a_killed_service_had_reserved_is_counted_when_it_starts_again_and_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    hub = FakeHub()
+    await hub.start()
+    state, port = tmp_path / "state", free_port()
+    with ScriptedServer(says("here I am"), delay=3600.0) as model:
+        settings = {"name": "gpu", "url": model.url, "models": ["scripted"], "prices": {"*": [1.0, 2.0]}}
+        (tmp_path / "agentfarm_config.py").write_text(f"c.AgentFarm.upstreams = [{settings!r}]\n")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30) as client:
+
+            async def ask(token: str, method: str, path: str, body: Any = None) -> Any:
+                answer = await client.request(method, path, json=body, headers={"Authorization": f"token {token}"})
+                assert answer.is_success, answer.text
+                return answer.json()
+
+            process = start(state, port, JUPYTERHUB_API_URL=hub.url)
+            try:
+                await up(client, process)
+                budget = {"scope": "owner", "name": "ann", "unit": "usd", "period": "day", "amount": 5}
+                await ask("operator", "PUT", "/budgets", budget)
+                run = await ask("ann", "POST", "/runs", {"definition": {"prompt": "p"}, "input": "go"})
+                request = {"agentfarm": {"run": run["run"], "fence": run["fence"], "request": "r", "n": 0}}
+                asking = asyncio.create_task(ask(run["token"], "POST", "/model/v1/chat/completions", request))
+                held = 0.0
+                for _ in range(1000):
+                    held = (await ask("ann", "GET", "/budgets"))["items"][0]["reserved"]
+                    if held and model.requests:
+                        break
+                    await asyncio.sleep(0.02)
+                process.kill()
+                process.communicate()
+                await asyncio.gather(asking, return_exceptions=True)
+                model.delay = 0.0
+                process = start(state, port, JUPYTERHUB_API_URL=hub.url)
+                await up(client, process)
+                (item,) = (await ask("ann", "GET", "/budgets"))["items"]
+                assert (item["spent"], item["reserved"]) == (pytest.approx(held), 0.0)
+                (used,) = (await ask("ann", "GET", "/usage"))["items"]
+                assert (used["estimated"], used["tokens_out"]) == (1, 4096)
+                answer = await ask(run["token"], "POST", "/model/v1/chat/completions", request)
+                assert answer["choices"][0]["message"]["content"] == "here I am"
+                events = (await ask("ann", "GET", f"/runs/{run['run']}/events"))["items"]
+                asked = [(e["kind"], e["body"].get("attempt")) for e in events if e["kind"].startswith("model.")]
+                assert asked == [
+                    ("model.requested", 1),
+                    ("model.failed", None),
+                    ("model.requested", 2),
+                    ("model.replied", None),
+                ]
+            finally:
+                process.kill()
+                process.communicate()
+                await hub.stop()
+
+
+async def up(client: httpx.AsyncClient, process: subprocess.Popen[str]) -> None:
+    """Wait until the service answers."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if (await client.get("/health")).status_code == 200:
+                return
+        except httpx.TransportError:
+            assert time.monotonic() < deadline and process.poll() is None, process.stderr and process.stderr.read()
+        await asyncio.sleep(0.1)

@@ -23,6 +23,7 @@ from agentfarm_sdk.errors import (
     InDoubt,
     Invalid,
     LimitReached,
+    ModelFailed,
     Transient,
 )
 from agentfarm_sdk.local import LocalFile, LocalLedger
@@ -233,6 +234,14 @@ def test_a_model_that_is_away_is_asked_again_and_one_that_refuses_fails_the_run(
     run = farm.run(Agent("a", model=Flaky(Invalid("no such model", hint="name another"))), "go")
     with pytest.raises(Invalid, match="name another"):
         _ = run.result
+
+
+def test_attempts_that_the_gateway_has_made_are_not_made_again(farm: FakeFarm) -> None:
+    model = Flaky(ModelFailed("the model server is down", hint="start it"), *[Transient("never")] * 9)
+    run = farm.run(Agent("a", model=model), "go")
+    with pytest.raises(ModelFailed, match="is down"):
+        _ = run.result
+    assert model.asked == 1
 
 
 def test_a_bug_fails_the_run_and_says_so(farm: FakeFarm) -> None:
