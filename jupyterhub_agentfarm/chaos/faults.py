@@ -100,17 +100,13 @@ def silence(farm: Scratch, random: Random) -> Callable[[], None]:
 
 
 def limited(farm: Scratch, size: int) -> Callable[[], None]:
-    """Let the writer of the database make no file longer than so many bytes; return what lifts that."""
-    who = farm.postgres.processes() if farm.postgres else [farm.process("service")]
-    before = resource.RLIM_INFINITY
-    for one in who:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.rlimit(psutil.RLIMIT_FSIZE, (size, before))
+    """Let the service make no file longer than so many bytes (SQLite is written by it); return what lifts that."""
+    writer, endless = farm.process("service"), resource.RLIM_INFINITY
+    writer.rlimit(psutil.RLIMIT_FSIZE, (size, endless))
 
     def lift() -> None:
-        for one in who:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.rlimit(psutil.RLIMIT_FSIZE, (before, before))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            writer.rlimit(psutil.RLIMIT_FSIZE, (endless, endless))
 
     return lift
 

@@ -165,7 +165,10 @@ class Scratch:
 
     def process(self, name: str) -> psutil.Process:
         """Return one of the launcher's processes. Raises psutil.NoSuchProcess."""
-        return psutil.Process(int(self.ready.get("pids", {}).get(name, -1)))
+        pid = self.ready.get("pids", {}).get(name)
+        if not pid:
+            raise psutil.NoSuchProcess(0)
+        return psutil.Process(int(pid))
 
     def servers(self) -> list[psutil.Process]:
         """Return the agents' servers that run."""

@@ -42,8 +42,8 @@ c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.1, "slow_stop_timeout":
 c.ConfigurableHTTPProxy.should_start = True
 c.Spawner.cmd = [sys.executable, "SMALL"]
 c.Spawner.poll_interval = 1
-c.Spawner.http_timeout = 8
-c.Spawner.start_timeout = 5
+c.Spawner.http_timeout = 5
+c.Spawner.start_timeout = 3
 c.Spawner.environment = {"WAIT_FOR": "STATE/gate"}
 """
 
