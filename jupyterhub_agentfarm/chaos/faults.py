@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import resource
 import signal
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
@@ -74,8 +73,7 @@ def model(farm: Scratch, random: Random) -> Callable[[], None]:
 
 def database(farm: Scratch, random: Random) -> Callable[[], None]:
     assert farm.postgres
-    kill(*farm.postgres.processes())
-    time.sleep(0.5)  # the kernel lets go of its memory
+    farm.postgres.kill()
     return farm.postgres.start
 
 

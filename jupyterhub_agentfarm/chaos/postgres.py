@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -57,10 +58,15 @@ class Postgres:
     def stop(self, mode: str = "immediate") -> None:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", mode, "-w", "stop")
 
-    def processes(self) -> list[psutil.Process]:
-        """Return the server's processes, the first one first."""
+    def kill(self) -> None:
+        """Kill -9 every process of the server, and wait until they are gone."""
         first = psutil.Process(int((self.folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0]))
-        return [first, *first.children(recursive=True)]
+        first.suspend()  # it starts no more
+        every = [*first.children(recursive=True), first]
+        for one in every:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(every, timeout=10)
 
     def url(self, database: str) -> str:
         return f"postgresql://farm@/{database}?host={self.folder}"
@@ -77,7 +83,7 @@ class Postgres:
         self._run("psql", "-h", str(self.folder), "-U", "farm", "-d", "postgres", *arguments)
 
     def remove(self) -> None:
-        try:
-            self.stop()
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if (self.folder / "data" / "postmaster.pid").exists():
+            with contextlib.suppress(subprocess.CalledProcessError):  # it was killed
+                self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
