@@ -1,4 +1,4 @@
-"""Effects in the farm's own database: what an agent remembers, timers, questions to people. Pure.
+"""Effects in the farm's own database: what an agent remembers, timers, questions to people, tasks for others. Pure.
 
 A tool's context makes these events, the service and the local ledger check them at the door; each takes effect in the
 transaction that records it, so none is ever in doubt.
@@ -23,7 +23,7 @@ LONGEST_WAIT = 30 * 86400.0  # seconds
 QUESTION_CHARACTERS = 4000
 MAX_CHOICES = 50
 MEMORY = frozenset({"memory.remembered", "memory.forgotten"})
-RESTS = frozenset({"timer.set", "question.asked"})  # the call stays open without a worker
+RESTS = frozenset({"timer.set", "question.asked", "child.submitted"})  # the call stays open without a worker
 KINDS = MEMORY | RESTS
 
 
@@ -72,6 +72,19 @@ def question(
     return event
 
 
+def delegated(
+    target: str, given: Any, deadline: float | None, variables: dict[str, str] | None, call: str | None
+) -> NewEvent:
+    """Return the event that submits a child task and lets the call rest until it has ended. Raises Invalid."""
+    body: dict[str, Any] = {"target": target, "input": given}
+    for name, value in (("deadline", deadline), ("variables", variables)):
+        if value is not None:
+            body[name] = value
+    event = new_event("child.submitted", body, call)
+    check(event, 0.0)
+    return event
+
+
 def check(event: NewEvent, now: float) -> None:
     """Check such an event, whoever wrote it; `now` in epoch seconds. Raises Invalid: what is wrong, and what would do."""
     if event.kind not in KINDS:
@@ -85,6 +98,8 @@ def check(event: NewEvent, now: float) -> None:
             raise Invalid(f"{body.get('until')!r} is no time", hint="UTC, as 2026-11-21T12:00:00.000000Z")
         if until - now > LONGEST_WAIT + 60.0:
             raise Invalid("a run waits 30 days at most", hint="submit a task later instead")
+    elif event.kind == "child.submitted":
+        _check_child(body)
     else:
         _check_question(body)
 
@@ -99,6 +114,20 @@ def _check_memory(body: dict[str, Any]) -> None:
             f"{size} bytes are too many to remember under one key",
             hint=f"at most {VALUE_BYTES}: write a file, and remember its name",
         )
+
+
+def _check_child(body: dict[str, Any]) -> None:
+    target, given, deadline, variables = (body.get(name) for name in ("target", "input", "deadline", "variables"))
+    if not isinstance(target, str) or not 0 < len(target) <= 80:
+        raise Invalid("a task is delegated to an agent, or to pool:NAME", hint="name one as target")
+    if given in (None, ""):
+        raise Invalid("a delegated task needs an input", hint="say all that is to be done: it knows nothing else")
+    if deadline is not None and not (isinstance(deadline, int | float) and 0 < deadline <= LONGEST_WAIT):
+        raise Invalid(f"a deadline of {deadline!r} seconds", hint="more than 0, at most 30 days")
+    if variables is not None and not (
+        isinstance(variables, dict) and all(isinstance(one, str) for one in variables.values())
+    ):
+        raise Invalid("variables are texts by name", hint='{"name": "Ada"}')
 
 
 def _check_question(body: dict[str, Any]) -> None:

@@ -98,7 +98,13 @@ class Fold:
     def open_for(self) -> str | None:
         """What the run waits for when no call can go on, in the order of how much a person is needed; None: nothing."""
         states = {call.rests_for or call.state for call in self.open_calls}
-        words = (("doubted", "in_doubt"), ("awaiting", "approval"), ("question", "question"), ("timer", "timer"))
+        words = (
+            ("doubted", "in_doubt"),
+            ("awaiting", "approval"),
+            ("question", "question"),
+            ("child", "child"),
+            ("timer", "timer"),
+        )
         return next((word for state, word in words if state in states), None)
 
     @property
@@ -264,6 +270,14 @@ class Fold:
                 event, "failed", f"Error: the question was not answered: {body.get('reason') or 'no reason given'}"
             )
 
+    def _child_finished(self, event: Event, body: dict[str, Any]) -> None:
+        if (call := self.calls.get(event.call or "")) and call.rests_for == "child":
+            if body.get("status") == "succeeded":
+                self._outcome(event, "succeeded", as_text(body.get("result")))
+                return
+            why = _dict(body.get("error")).get("message") or "no reason given"
+            self._outcome(event, "failed", f"Error: the delegated task was {body.get('status')}: {why}")
+
     def _tool_probed(self, event: Event, body: dict[str, Any]) -> None:
         call, answer = self.calls.get(event.call or ""), body.get("answer")
         if call is None or call.state != "started" or not settles(call, answer):
@@ -373,6 +387,8 @@ _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "tool.failed": Fold._tool_failed,
     "timer.set": Fold._rested,
     "timer.fired": Fold._timer_fired,
+    "child.submitted": Fold._rested,
+    "child.finished": Fold._child_finished,
     "question.asked": Fold._rested,
     "question.answered": Fold._question_answered,
     "question.refused": Fold._question_closed,

@@ -54,6 +54,7 @@ class Ledger(Protocol):
     fence: int
     n: int
     on_inbox: Inbox | None
+    delegates: bool  # there are other agents to submit tasks to
 
     async def open(self) -> Opened: ...
     async def fit(self, event: NewEvent) -> NewEvent: ...
@@ -99,6 +100,8 @@ class FarmLedger:
 
     `renews`: this kernel keeps the lease itself (a notebook's run); else the supervisor does and calls `renewed_at`.
     """
+
+    delegates = True
 
     def __init__(
         self, url: str, run: str, fence: int, token: str, *, socket: str = "", renews: bool = False, lease: float = LEASE_SECONDS

@@ -257,6 +257,8 @@ class LocalFile:
 class LocalLedger:
     """One run in a local file, driven by this process; the twin of FarmLedger."""
 
+    delegates = False
+
     def __init__(self, file: LocalFile, run: str) -> None:
         self.run, self.fence, self.n = run, 0, 0
         self.on_inbox: Inbox | None = None

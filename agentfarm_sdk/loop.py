@@ -29,7 +29,7 @@ log = logging.getLogger("agentfarm")
 Outcome = Literal["succeeded", "failed", "parked", "cancelled"]
 TOLD = frozenset({  # what others write into a run that the loop acts on
     "run.cancel_requested", "run.paused", "message.added", "approval.given", "approval.refused", "approval.expired",
-    "simulation.answered", "tool.resolved", "tool.succeeded", "tool.failed",
+    "simulation.answered", "tool.resolved", "tool.succeeded", "tool.failed", "child.finished",
 })  # fmt: skip
 MODEL_ATTEMPTS = 5
 LONGEST_PAUSE = 30.0  # seconds between attempts to ask the model
@@ -205,6 +205,9 @@ class Loop:
             await self._room(ctx)
         except Rest as rest:  # the call stays open, without a worker
             kind, body = rest.event.kind, rest.event_body()
+            if kind == "child.submitted" and not self._ledger.delegates:
+                told = "there is nobody to delegate to outside a farm; do it yourself"
+                kind, body = "tool.failed", {"error": {"type": "no-farm", "message": told}}
         except asyncio.TimeoutError:
             ctx.cancelled.set()
             told = f"{call.tool} took longer than {self._timeout(call):g} s; it may have taken effect all the same"

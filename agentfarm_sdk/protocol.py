@@ -37,6 +37,7 @@ ENDED: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 WORKER_KINDS = frozenset({
     "tool.succeeded", "tool.failed", "tool.probed", "value.recorded", "model.reported", "context.compacted", "person.executed",
     "run.parked", "run.succeeded", "run.failed", "run.cancelled", "memory.remembered", "memory.forgotten", "timer.set", "question.asked",
+    "child.submitted",
 })  # fmt: skip  # what a worker may append
 
 

@@ -41,6 +41,7 @@ class Nowhere:
     """A ledger that answers at once and keeps nothing."""
 
     run, fence, n, on_inbox = "run-x", 1, 0, None
+    delegates = False
 
     async def open(self) -> Opened:
         bodies: list[tuple[str, Any]] = [

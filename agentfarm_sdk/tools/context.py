@@ -166,6 +166,16 @@ class Context:
         """
         raise Rest(effects.question(question, choices, schema, expires, self.call or None))
 
+    def delegate(
+        self, target: str, input: Any, *, deadline: float | None = None, variables: dict[str, str] | None = None
+    ) -> NoReturn:
+        """End the call's work here and submit a task to another agent, or to `pool:NAME`; its result becomes the call's.
+
+        It is submitted in the transaction that records it: exactly once. It draws on this run's deadline (`deadline`:
+        seconds from now, if sooner) and ends with this run; eight deep at most, never in a circle. Raises Invalid.
+        """
+        raise Rest(effects.delegated(target, input, deadline, variables, self.call or None))
+
     def _value(self, name: str, make: Any) -> Any:
         with self._lock:
             if self._recorded is None:

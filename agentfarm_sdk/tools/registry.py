@@ -37,6 +37,7 @@ BUILTINS = {
     "recall": "memory",
     "wait_until": "rests",
     "ask_person": "rests",
+    "delegate": "rests",
 }
 
 

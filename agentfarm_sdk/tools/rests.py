@@ -1,4 +1,4 @@
-"""Calls that rest without a worker: until a time, or until a person answers."""
+"""Calls that rest without a worker: until a time, until a person answers, until another agent has done its part."""
 
 from __future__ import annotations
 
@@ -37,3 +37,14 @@ def ask_person(ctx: Context, question: str, choices: list[str] | None = None) ->
         choices: the possible answers, where there are only some
     """
     ctx.ask_person(question, choices=choices)
+
+
+@tool(effect="read")
+def delegate(ctx: Context, target: str, input: str) -> str:
+    """Have another agent do a part of the work, and wait for its result.
+
+    Args:
+        target: the agent's name, or pool:NAME for any agent of a pool
+        input: all that it needs to know: it sees nothing of this conversation
+    """
+    ctx.delegate(target, input)

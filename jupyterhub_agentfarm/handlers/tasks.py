@@ -89,6 +89,7 @@ class TasksPage(Page, frozen=True, forbid_unknown_fields=True):
     agent: str | None = None
     thread: str | None = None
     batch: str | None = None
+    parent: str | None = None  # the run that delegated them
 
 
 class NewThread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -277,7 +278,7 @@ async def listed(call: Call) -> Listed[TaskView]:
     def read(connection: Connection) -> list[Task]:
         owners, names = visible(connection, call.asker)
         return tasks.listed(
-            connection, owners=owners, agents=names, status=query.status, agent=query.agent, thread=query.thread, batch=query.batch,
+            connection, owners=owners, agents=names, status=query.status, agent=query.agent, thread=query.thread, batch=query.batch, parent=query.parent,
             before=query.cursor or None, limit=query.limit + 1,
         )  # fmt: skip
 

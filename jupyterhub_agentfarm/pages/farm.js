@@ -157,6 +157,8 @@ const SAY = {
   'tool.probed': body => ['The probe was asked', `${body.answer} ${body.reason || ''}`],
   'tool.doubted': body => ['In doubt', body.reason, 'wait'],
   'tool.resolved': body => ['Decided', `${body.decision} ${body.reason || ''}`],
+  'child.submitted': body => [`Delegates to ${body.target}`, text(body.input), 'wait'],
+  'child.finished': body => [`The delegated task: ${body.status}`, body.error?.message || text(body.result ?? ''), body.status === 'succeeded' ? 'good' : 'bad'],
   'timer.set': body => ['Rests until', body.until, 'wait'],
   'timer.fired': () => ['The time has come', '', 'good'],
   'question.asked': body => ['Asks a person', [body.question, ...(body.choices || [])].join('\n'), 'wait'],

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ..errors import AgentFarmError, Conflict, Invalid, NotFound, Transient
 from ..hub import Hub
 from ..records import Committed, Task, hub_user
-from ..store import agents, leases, ledger, queue, tasks
+from ..store import agents, children, leases, ledger, queue, tasks
 from ..store.db import Database, Tx
 from .lifecycle import ASSIGNED_SECONDS, Attempts, next_move
 from .priority import choose_member
@@ -116,7 +116,8 @@ class Scheduler:
         pool = task.target.removeprefix("pool:")
 
         def assign(tx: Tx) -> None:
-            members = queue.members(tx.connection, pool, task.owner)
+            waiting = children.ancestors(tx.connection, task.parent_run)  # they wait for this very task
+            members = [one for one in queue.members(tx.connection, pool, task.owner) if one not in waiting]
             load = queue.load(tx.connection, members)
             chosen = choose_member(members, {name for name in members if self.supervisors.seen(name)}, load)
             if chosen is None:

@@ -157,7 +157,7 @@ def _follows(fold: Fold, reason: str) -> list[NewEvent]:
     open_for = fold.open_for
     if fold.cancel:
         return [] if open_for == "in_doubt" else _ending(fold, fold.cancel, reason, None)
-    if fold.waiting not in (None, "approval", "in_doubt", "question", "timer") or open_for == fold.waiting:
+    if fold.waiting not in (None, "approval", "in_doubt", "question", "timer", "child") or open_for == fold.waiting:
         return []
     if open_for:
         return [new_event("run.parked", {"reason": open_for})]

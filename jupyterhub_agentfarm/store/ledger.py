@@ -286,11 +286,20 @@ def _write(
     if any(event.kind in effects.FOLLOWED for event in made):
         effects.follow(tx, after, made)
     tx.committed.append(Committed(run.run_id, run.agent, run.owner, tuple(made)))
-    if after.linked and after.status in ENDED and run.status not in ENDED:
-        from . import links  # it records events itself, with what is here
+    _follow_others(tx, run, after, made)
+    return Appended(after.last_n, seq, head, tuple(made))
+
+
+def _follow_others(tx: Tx, before: Run, after: Run, events: Sequence[Event]) -> None:
+    """Do to other runs what follows from these events. (Those modules record events themselves, with what is here.)"""
+    if any(event.kind == "child.submitted" for event in events):
+        from . import children
+
+        children.follow(tx, after, events)
+    if after.linked and after.status in ENDED and before.status not in ENDED:
+        from . import links
 
         links.follow(tx, after)
-    return Appended(after.last_n, seq, head, tuple(made))
 
 
 def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:

@@ -41,6 +41,8 @@ _NUMBER = sa.text(
 
 def follow(tx: Tx, run: Run) -> None:
     """Do what follows from the end of a run; ends that come of it are followed one after the other, not deeper and deeper."""
+    from . import children  # it submits and cancels tasks, and those call this
+
     if tx.following is not None:
         tx.following.append(run)
         return
@@ -48,6 +50,7 @@ def follow(tx: Tx, run: Run) -> None:
     try:
         while tx.following:
             ended = tx.following.pop(0)
+            children.stop(tx, ended)
             if not _retried(tx, ended):
                 over(tx, ended.task_id)
     finally:
@@ -61,6 +64,10 @@ def over(tx: Tx, task_id: str) -> None:
         return
     if task["batch_id"]:
         tx.execute(_NUMBER, {"batch": task["batch_id"], "task": task_id})
+    if task["parent_run"]:
+        from . import children
+
+        children.finished(tx, task)
     for later in tx.connection.execute(_AFTER_IT, {"task": task_id}).scalars().all():
         settle(tx, later)
 
@@ -221,9 +228,3 @@ def mark(tx: Tx, task_id: str) -> None:
     run_id = tx.connection.execute(sa.select(tasks.c.run_id).where(tasks.c.task_id == task_id)).scalar()
     if run_id:
         ledger.link(tx, ledger.held(tx, run_id))
-
-
-def children(connection: Connection, run_id: str) -> list[str]:
-    """Return the unfinished tasks that a run submitted."""
-    mine = sa.select(tasks.c.task_id).where(tasks.c.parent_run == run_id, tasks.c.status.not_in(ENDED))
-    return list(connection.execute(mine).scalars())

@@ -251,7 +251,7 @@ def show(connection: Connection, task_id: str) -> Task:
 
 def listed(
     connection: Connection, *, owners: Iterable[str] | None = None, agents: Iterable[str] | None = None, status: str | None = None,
-    agent: str | None = None, thread: str | None = None, batch: str | None = None, before: str | None = None, limit: int = 50,
+    agent: str | None = None, thread: str | None = None, batch: str | None = None, parent: str | None = None, before: str | None = None, limit: int = 50,
 ) -> list[Task]:  # fmt: skip
     """Return tasks, newest first, of these owners or these agents (None and None = all)."""
     statement = _TASK.order_by(tasks.c.task_id.desc()).limit(limit)
@@ -264,6 +264,7 @@ def listed(
         (tasks.c.agent, agent),
         (tasks.c.thread_id, thread),
         (tasks.c.batch_id, batch),
+        (tasks.c.parent_run, parent),
     ):
         if value is not None:
             statement = statement.where(column == value)

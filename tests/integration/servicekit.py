@@ -39,6 +39,7 @@ TOKENS: dict[str, tuple[str, list[str]]] = {  # token -> user, scopes; as jupyte
     "chatter": ("cho", PERSON),
     "operator": ("root", [*PERSON, OPERATOR]),
     "agent-analyst": ("agent-analyst", [ACCESS, "custom:agentfarm:act!user=agent-analyst"]),
+    "agent-boss": ("agent-boss", [ACCESS, "custom:agentfarm:act!user=agent-boss"]),
     "agent-other": ("agent-other", [ACCESS, "custom:agentfarm:act!user=agent-other"]),
     "trader": ("tom", PERSON),  # of the group desk
     "approving-agent": (
