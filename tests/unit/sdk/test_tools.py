@@ -231,6 +231,6 @@ def test_the_built_in_tools_say_what_they_do_to_the_world() -> None:
     assert {name: spec.effect for name, spec in specs.items()} == {
         "calculator": "read", "list_files": "read", "read_file": "read", "write_file": "idempotent", "run_python": "once",
         "http_request": "once", "remember": "idempotent", "forget": "idempotent", "recall": "read", "wait_until": "read",
-        "ask_person": "read",
+        "ask_person": "read", "delegate": "read",
     }  # fmt: skip
     assert set(specs) == set(BUILTINS) and all(spec.description and spec.source == "builtin" for spec in specs.values())
