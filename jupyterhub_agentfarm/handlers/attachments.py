@@ -19,7 +19,7 @@ from agentfarm_sdk.protocol import MAX_BLOB_BYTES, Definition
 from ..errors import AgentFarmError, Invalid, TooLarge
 from ..store import agents, blobs
 from ..store.db import Tx
-from .asking import Asker
+from .asking import Asker, reach_agent
 from .routes import KIB, Call, Route
 
 MAX_INPUT_BYTES = 20 * 1024 * KIB  # of one task's images and files: they are sent to the model with every step
@@ -147,7 +147,7 @@ async def definition_of(call: Call, target: str, version: int | str | None, give
         return None
 
     def read(connection: Connection) -> Definition | None:
-        agent = agents.show(connection, target)
+        agent = reach_agent(connection, call.asker, target, "chat")[0]  # who may not, learns nothing of it here
         number = version if isinstance(version, int) else agent.published
         return (
             agent.draft

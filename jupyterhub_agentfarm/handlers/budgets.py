@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.protocol import ModelSpec
 
-from ..errors import Forbidden, Invalid, NotFound
+from ..errors import Forbidden, Invalid, NotFound, UserError
 from ..records import Agent
 from ..store import agents
 from ..store import budgets as rows
@@ -143,7 +143,7 @@ async def can_be_kept(call: Call, target: str, version: int | str | None) -> Non
         return
 
     def read(connection: Connection) -> tuple[str, ModelSpec]:
-        agent = agents.show(connection, target)
+        agent = reach_agent(connection, call.asker, target, "chat")[0]  # who may not, learns nothing of it here
         number = version if isinstance(version, int) else agent.published
         draft = version == "draft" or number is None
         return agent.owner, agent.draft.model if draft else agents.version(
@@ -152,7 +152,7 @@ async def can_be_kept(call: Call, target: str, version: int | str | None) -> Non
 
     try:
         owner, model = await call.read(read)
-    except NotFound:
+    except UserError:
         return  # submitting says so
     holds = [one.budget for one in budgets.applying(target, owner) if one.budget.unit == "usd"]
     if holds and (flaw := await _unpriced(call, model)):

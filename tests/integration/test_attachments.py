@@ -76,6 +76,8 @@ async def test_a_model_that_takes_no_images_is_not_given_one_and_a_file_of_text_
     refused = await submit(farm, TEXT, IMAGE)
     assert refused.status_code == 422 and "scripted takes no image" in refused.json()["detail"]
     assert "inputs" in refused.json()["hint"] and (await farm.ok("ann", "GET", "/tasks"))["items"] == []
+    await upload(farm, "bob", PNG)
+    assert (await submit(farm, IMAGE, token="bob")).status_code == 404  # who may not ask it learns nothing of it
     notes = {"type": "file", "data": base64.b64encode(b"17*23").decode(), "media_type": "text/plain", "name": "n.txt"}
     assert (await submit(farm, notes)).status_code == 201
 

@@ -262,6 +262,7 @@ async def test_the_owner_limits_an_agent_and_only_an_operator_the_owner(farm: Se
     for body in ({"target": "analyst", "input": "x"}, {"tasks": [{"target": "analyst", "input": "x"}]}):
         refused = await farm.ask("ann", "POST", "/tasks", body)  # it would only fail
         assert refused.status_code == 422 and "scripted has no price" in refused.json()["detail"]
+    assert (await farm.ask("bob", "POST", "/tasks", {"target": "analyst", "input": "x"})).status_code == 404
     await farm.ok("ann", "PUT", "/budgets", limit(None, unit="usd"))
     await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "x"})
 
