@@ -40,12 +40,13 @@ from jupyterhub_agentfarm.errors import AgentFarmError, Conflict, Fenced, Forbid
 from jupyterhub_agentfarm.gateway.live import LiveRuns
 from jupyterhub_agentfarm.store import inbox, leases, ledger, tasks
 from jupyterhub_agentfarm.store.db import Database
+from jupyterhub_agentfarm.store.tables import inbox as inboxes
 
-NAMES = {"look": "read", "store": "idempotent", "charge": "once", "pay": "once"}
-TOOLS = [
-    ToolSpec(name=name, effect=effect, timeout=0.001, approval="always" if name == "pay" else "never")  # type: ignore[arg-type]
-    for name, effect in NAMES.items()
-]
+NAMES = {"look": "read", "store": "idempotent", "charge": "once", "pay": "once", "grant": "once", "wire": "once"}
+RULES: dict[str, dict[str, Any]] = {
+    "pay": {"approval": "always"}, "grant": {"approval": "always", "approvers": 2, "approval_expires": 60.0}, "wire": {"probe": True},
+}  # fmt: skip
+TOOLS = [ToolSpec(name=name, effect=effect, timeout=0.001, **RULES.get(name, {})) for name, effect in NAMES.items()]  # type: ignore[arg-type]
 DEFINITION = Definition(prompt="p", tools=TOOLS)
 NUMBERS = itertools.count()
 
@@ -58,6 +59,7 @@ class Worker:
     n: int
     todo: dict[str, AdmittedCall] = field(default_factory=dict)  # admitted, not done
     done: list[str] = field(default_factory=list)  # done, not told
+    probes: dict[str, AdmittedCall] = field(default_factory=dict)  # to be asked before anything else
     fenced: bool = False
 
 
@@ -95,7 +97,10 @@ class Life(RuleBasedStateMachine):
 
     def take(self, worker: Worker, admitted: list[AdmittedCall]) -> None:
         for call in admitted:
+            if call.state == "probe":
+                worker.probes[call.call] = call
             if call.state == "admitted":
+                assert not worker.probes, "nothing starts before the probes are asked"
                 assert call.call not in self.finished, "a finished call is not made again"
                 worker.todo[call.call] = call
                 self.keys[call.key] = NAMES[call.tool]
@@ -137,16 +142,38 @@ class Life(RuleBasedStateMachine):
         got = [one for one in self.wait(both()) if one is not None]
         assert len(got) <= 1 and (free or not got), "one run has one worker"
         if got:
-            opened = self.wait(self.lives.open(self.run_id, got[0].fence, lambda _definition: []))
-            worker = Worker(got[0].fence, opened.n)
+            worker = Worker(got[0].fence, 0)
             self.workers.append(worker)
-            self.take(worker, opened.calls)
+            self.open(worker)
+
+    def open(self, worker: Worker) -> None:
+        opened = self.wait(self.lives.open(self.run_id, worker.fence, lambda _definition: []))
+        worker.n = opened.n
+        self.take(worker, opened.calls)
+
+    @precondition(lambda self: any(one.probes for one in self.workers))
+    @rule(data=st.data(), knows=st.booleans())
+    def probe(self, data: st.DataObject, knows: bool) -> None:
+        """Ask a tool, which says the truth as it is now: a silent worker may still do it later."""
+        worker = data.draw(st.sampled_from([one for one in self.workers if one.probes]))
+        name, call = worker.probes.popitem()
+        did = self.performed[call.key] > 0
+        answer = ("happened" if did else "not_happened") if knows else "unknown"
+        if self.say(worker, new_event("tool.probed", {"answer": answer, "result": "did"}, name)):
+            self.finished |= {name} if answer == "happened" else set()
+            if self.holder is worker:
+                if not worker.probes:
+                    self.open(worker)
+            else:
+                worker.fenced, worker.probes = True, {}
+        else:
+            worker.probes = {}
 
     def idle(self) -> list[Worker]:
         """Return the workers who have nothing to do, and do not know better."""
         if self.fold().open_calls:
             return []
-        return [one for one in self.workers if not (one.todo or one.done or one.fenced)]
+        return [one for one in self.workers if not (one.todo or one.done or one.probes or one.fenced)]
 
     @precondition(lambda self: self.idle() and not self.fold().cancel)
     @rule(data=st.data(), wanted=st.lists(st.sampled_from(sorted(NAMES)), min_size=1, max_size=3))
@@ -251,9 +278,28 @@ class Life(RuleBasedStateMachine):
         else:
             wish = ("give_up" if give_up else "not_happened", "o", "so", None, None)
         try:
+            wish = (wish[0], data.draw(st.sampled_from(["o", "p"])), *wish[2:])
             self.wait(self.lives.decide(item["inbox_id"], *wish))
         except Conflict:
             assert not item["detail"].get("proof"), "where the worker is proven dead a person may decide"
+
+    @precondition(lambda self: any(one["expires_at"] for one in self.waiting()))
+    @rule()
+    def expire(self) -> None:
+        """Let time pass for an approval."""
+        item = next(one for one in self.waiting() if one["expires_at"])
+
+        def passed(tx: Any) -> None:
+            tx.execute(
+                inboxes.update().where(inboxes.c.inbox_id == item["inbox_id"]).values(due_at=1.0, expires_at=1.0)
+            )
+
+        self.wait(self.db.write(passed))
+        self.wait(self.db.write(lambda tx: leases.overdue(tx, item["inbox_id"])))
+        call = self.fold().calls[item["call"]]
+        assert call.state == "failed" and "was not made" in str(call.outcome), (
+            "an approval that expired is told honestly"
+        )
 
     # -- laws ----------------------------------------------------------------------------------------------------
 
@@ -265,6 +311,21 @@ class Life(RuleBasedStateMachine):
         if hasattr(self, "performed"):
             twice = [key for key, times in self.performed.items() if times > 1 and self.keys[key] == "once"]
             assert not twice, f"performed twice: {twice}"
+
+    @invariant()
+    def nothing_is_done_that_a_person_did_not_approve(self) -> None:
+        if not hasattr(self, "run_id"):
+            return
+        given = set[str | None]()
+        votes: dict[str | None, set[str]] = {}
+        for event in self.db.read_now(lambda c: ledger.read_events(c, self.run_id)):
+            if event.kind == "approval.given":
+                given.add(event.call)
+            elif event.kind == "approval.voted":
+                votes.setdefault(event.call, set()).add(event.by)
+            elif event.kind == "tool.started" and RULES.get(event.data()["tool"], {}).get("approval"):
+                assert event.call in given
+                assert event.data()["tool"] != "grant" or len(votes[event.call]) == 2, "two people, and not one twice"
 
     @invariant()
     def the_row_says_what_the_events_say(self) -> None:
