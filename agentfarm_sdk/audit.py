@@ -52,7 +52,7 @@ def check_chain(epoch: str, run: str, links: Iterable[Link], seq: int, head: str
     """Check a run's events from the first to the last, which is said to be number `seq` with hash `head`."""
     chain: list[tuple[str, str]] = []  # prev and hash of each event that is whole by itself
     lives: list[tuple[int, str, str]] = []  # seq, kind and epoch of each event that begins another life
-    why, numbers = "", _Numbers()
+    why, numbers, erasures = "", _Numbers(), _Erasures()
     for link in links:
         header = _header(link.header)
         why = _flaw(run, len(chain) + 1, link, header)
@@ -61,6 +61,7 @@ def check_chain(epoch: str, run: str, links: Iterable[Link], seq: int, head: str
         if not lives or header.epoch != lives[-1][2]:
             lives.append((header.seq, header.kind, header.epoch))
         chain.append((header.prev, header_hash(link.header)))
+        erasures.take(link, header)
         if why := numbers.flaw(link, header):
             return Checked(False, len(chain) - 1, header.prev, len(chain), why)
     found = GENESIS
@@ -88,7 +89,30 @@ def check_chain(epoch: str, run: str, links: Iterable[Link], seq: int, head: str
             )
     if lives and lives[-1][2] != epoch:
         return Checked(False, seq - 1, found, seq, "the run's row is of another life of the ledger: it was changed")
+    if gone := erasures.unnamed():
+        return Checked(False, gone - 1, chain[gone - 1][0], gone, "its body is gone, and no event says who erased it")
     return Checked(True, seq, found)
+
+
+class _Erasures:
+    """Which bodies are gone, and which of them the `body.erased` events name: {"seqs": [[first, last], …]}."""
+
+    def __init__(self) -> None:
+        self._gone: list[int] = []
+        self._named: list[tuple[int, int]] = []
+
+    def take(self, link: Link, header: Header) -> None:
+        if link.body is None:
+            self._gone.append(link.seq)
+        elif header.kind == "body.erased":
+            for part in _data(link).get("seqs") or []:
+                if isinstance(part, list) and len(part) == 2 and all(isinstance(end, int) for end in part):
+                    self._named.append((part[0], part[1]))
+
+    def unnamed(self) -> int | None:
+        """Return the first body that is gone and that no event names."""
+        named = {seq for first, last in self._named for seq in self._gone if first <= seq <= last}
+        return next((seq for seq in self._gone if seq not in named), None)
 
 
 class _Numbers:
@@ -109,7 +133,7 @@ class _Numbers:
         if link.n is None and link.digest is None:
             return ""
         last, batch = self._last.get(by, 0) + 1, self._since.get(by)
-        if link.n != last or link.digest is None or not by.startswith("worker:"):
+        if link.n != last or not by.startswith("worker:") or (link.digest is None and batch is not None):
             return f"the number of its append is {link.n}, not {last}: it was changed"
         self._last[by], self._since[by] = last, []
         # a late outcome, which has no number, may stand before the batch

@@ -287,6 +287,17 @@ class Farm:
         content: bytes = self.request("GET", f"/runs/{_id(run_id)}/bundle")
         return content
 
+    def erase(self, run_id: str, reason: str, *, seqs: Sequence[int] = (), kinds: Sequence[str] = (), everything: bool = False) -> Json:  # fmt: skip
+        """Erase bodies of an ended run's events, by number or kind: headers and hashes stay, and who did it, and why."""
+        body = {"reason": reason, "seqs": list(seqs), "kinds": list(kinds), "all": everything}
+        answer: Json = self.request("POST", f"/runs/{_id(run_id)}/erase", body)
+        return answer
+
+    def delete_run(self, run_id: str, reason: str) -> Json:
+        """Delete an ended run; return its tombstone: how many events it had, and the hash of the last."""
+        answer: Json = self.request("DELETE", f"/runs/{_id(run_id)}", params={"reason": reason})
+        return answer
+
     def fork(self, run_id: str, step: int, **wish: Any) -> Task:
         """Begin a new run with the messages of this one before reply number `step` (from 0).
 

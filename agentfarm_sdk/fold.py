@@ -16,6 +16,7 @@ from .protocol import ENDED, Event, moment
 
 CallState = Literal["asked", "awaiting", "approved", "started", "resting", "succeeded", "failed", "doubted"]
 CLOSED: frozenset[str] = frozenset({"succeeded", "failed"})
+ERASED = "(erased)"  # stands where a body was
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Fold:
     _parked_at: str = ""
     _step_calls: list[str] = field(default_factory=list)  # of the latest reply, in call order
     _told: int = 0  # how many of them stand in `messages`
+    _reply_erased: bool = False  # the latest one: its calls are known by their starts alone
 
     def apply(self, event: Event) -> None:
         """Take in the next event. Raises ValueError when it is not the next one."""
@@ -180,7 +182,7 @@ class Fold:
         self._status("failed")
 
     def _message(self, event: Event, body: dict[str, Any]) -> None:
-        message = {"role": body.get("role", "user"), "content": body.get("content", "")}
+        message = {"role": body.get("role", "user"), "content": body.get("content", ERASED if event.erased else "")}
         self.messages.append(message)
 
     def _continued(self, event: Event, body: dict[str, Any]) -> None:
@@ -188,7 +190,7 @@ class Fold:
             self.messages.extend(self.history(str(body["run"]), int(body["seq"])))
 
     def _forked(self, event: Event, body: dict[str, Any]) -> None:
-        if body.get("copied"):  # in a local file: the events themselves follow
+        if body.get("copied") or event.erased:  # in a local file: the events themselves follow
             return
         self._continued(event, body)
         if isinstance(prompt := body.get("prompt"), str):
@@ -196,7 +198,8 @@ class Fold:
             self.messages = [*([{"role": "system", "content": prompt}] if prompt else []), *rest]
 
     def _replied(self, event: Event, body: dict[str, Any]) -> None:
-        message = body.get("message") or {"role": "assistant", "content": "(erased)"}
+        message = body.get("message") or {"role": "assistant", "content": ERASED}
+        self._reply_erased = event.erased
         asked = message.get("tool_calls") or []
         usage = body.get("usage") or {}
         self.tokens_in += int(usage.get("input", 0))
@@ -223,6 +226,8 @@ class Fold:
         self.messages = [*head, {"role": "user", "content": str(body.get("summary", ""))}, *self.messages[start:]]
 
     def _started(self, event: Event, body: dict[str, Any]) -> None:
+        if self._reply_erased and event.call and event.call not in self.calls:
+            self.calls[event.call] = Call(event.call, str(body.get("tool", "")), _json(ERASED), self.steps - 1)
         if (call := self.calls.get(event.call or "")) and call.open and call.state != "doubted":
             call.state, call.attempts = "started", int(body.get("attempt", call.attempts + 1))
             call.key, call.effect = str(body.get("key", call.key)), str(body.get("effect", call.effect))
@@ -242,10 +247,14 @@ class Fold:
             self._told += 1
 
     def _tool_succeeded(self, event: Event, body: dict[str, Any]) -> None:
-        self._outcome(event, "succeeded", as_text(body.get("result")))
+        self._outcome(event, "succeeded", ERASED if event.erased else as_text(body.get("result")))
 
     def _tool_failed(self, event: Event, body: dict[str, Any]) -> None:
-        self._outcome(event, "failed", "Error: " + str(_dict(body.get("error")).get("message", "failed")))
+        self._outcome(
+            event,
+            "failed",
+            "Error: " + str(_dict(body.get("error")).get("message", ERASED if event.erased else "failed")),
+        )
 
     def _rested(self, event: Event, body: dict[str, Any]) -> None:
         if (call := self.calls.get(event.call or "")) and call.state in (
@@ -301,6 +310,8 @@ class Fold:
             self._outcome(event, "succeeded", as_text(body.get("result")))
         elif decision == "not_happened":
             call.state = "approved"  # admitted anew, with the same key, when a worker takes the run up
+        elif event.erased:  # what was decided is not known any more: it counts as done, lest it be done again
+            self._outcome(event, "succeeded", ERASED)
         else:
             self._outcome(event, "failed", "Error: nobody knows whether this call took effect; it was given up")
 

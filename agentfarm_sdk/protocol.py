@@ -233,6 +233,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         return value if isinstance(value, dict) else {}
 
     @property
+    def erased(self) -> bool:
+        """Whether its body is gone; a body.erased event says by whose will."""
+        return bytes(self.body) == b"null"
+
+    @property
     def fence(self) -> int | None:
         """The fence of the worker that wrote it, else None."""
         return int(self.by[7:]) if self.by.startswith("worker:") else None

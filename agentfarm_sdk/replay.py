@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from . import schemas
-from .errors import Divergence
+from .errors import Divergence, Invalid
 from .farm import Farm
 from .fold import Call, Fold
 from .protocol import Definition, Event, ToolSpec
@@ -41,7 +41,11 @@ async def replay(events: Sequence[Event], prompt: str, tools: Mapping[str, ToolS
 
     Raises:
         Divergence: with what was recorded and what is now, in `recorded` and `today`.
+        Invalid: bodies of it were erased.
     """
+    for event in events:
+        if event.erased and event.kind in ("message.added", "model.replied", "model.reported", "tool.succeeded"):
+            raise Invalid(f"event {event.seq} ({event.kind}) was erased: it cannot be held against anything")
     fold, repeated, kept = Fold(), 0, 0
     system = _prompt(events)
     if system is not None and system != prompt:

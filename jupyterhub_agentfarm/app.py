@@ -51,6 +51,7 @@ from .monitoring.metrics import Vitals, scrape
 from .records import EMBEDDED_MODEL, hub_user, unit_name
 from .scheduling.lifecycle import ASSIGNED_SECONDS
 from .scheduling.reaper import Reaper
+from .scheduling.retention import Retention, checked
 from .scheduling.scheduler import Scheduler
 from .store import secrets as secret_rows
 from .store.db import Database
@@ -91,6 +92,10 @@ class AgentFarm(Application):
         help="Model servers besides, each the fields of gateway.upstreams.openai_compatible.Settings: "
         '[{"name": "vllm", "url": "http://gpu:8000/v1", "models": ["*"]}]. Asked before the others.',
     ).tag(config=True)
+    retention = Dict(
+        help="Days after a run's end that bodies of its events are kept, by kind; '*' is every other kind, what is not "
+        "named stays for ever: {'tool.succeeded': 90, 'person.executed': 30}. Headers and hashes always stay."
+    ).tag(config=True)
     aliases = Dict({"port": "AgentFarm.port", "state": "AgentFarm.state", "config": "AgentFarm.config_file"})
 
     def initialize(self, argv: list[str] | None = None) -> None:
@@ -117,7 +122,7 @@ class AgentFarm(Application):
     async def serve(self) -> None:
         """Build the parts, serve, and take everything down again."""
         directory = Path(self.state or self.env.get("AGENTFARM_STATE", "") or ".farm").absolute()
-        key = service_key(directory)
+        key, rules = service_key(directory), checked(self.retention)
         port = self.port or _port(self.env.get("AGENTFARM_SERVICE_PORT", ""))
         sockets = listen(port)
         db = Database.open(
@@ -130,6 +135,7 @@ class AgentFarm(Application):
             closing = [upstreams, hub, db]
             parts, scheduler, reaper = self.build(db, key, upstreams, hub, directory)
             anchoring = Anchoring(db, derived(key, b"anchors"), directory / "anchors.jsonl")
+            keeping = Retention(db, rules)
             server = HTTPServer(
                 application(parts, derived(key, b"cookies")),
                 max_body_size=2**40,
@@ -139,7 +145,9 @@ class AgentFarm(Application):
             server.add_sockets(sockets)
             log.info("serving on 127.0.0.1:%d, epoch %s, %s", port, db.epoch, "SQLite" if db.sqlite else "PostgreSQL")
             await parts.models.budgets.ready()  # what a former life reserved is settled before anything is asked
-            await until_stopped(scheduler.run(), reaper.run(), parts.models.budgets.run(), anchoring.run())
+            await until_stopped(
+                scheduler.run(), reaper.run(), parts.models.budgets.run(), anchoring.run(), keeping.run()
+            )
             server.stop()
             await asyncio.wait_for(server.close_all_connections(), 5)
         finally:

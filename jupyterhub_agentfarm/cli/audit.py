@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,13 @@ def add(nouns: Any) -> None:
     verify.add_argument("--key", default="", metavar="HEX", help="the public key that anchors must be signed by")
     verify.add_argument("--anchors", metavar="FILE", help="compare the farm with a copy of its anchors.jsonl")
     verify.set_defaults(offline=offline)
+    export = verb("export", export_all, "all events of the farm as they are kept, one JSON a line (operators)")
+    export.add_argument(
+        "--after", type=int, default=0, metavar="ID", help="only those behind this one: the last id you have"
+    )
+    export.add_argument(
+        "-o", "--output", metavar="FILE", help="append them there; without --after, behind its last line"
+    )
     listed = verb("anchors", list_anchors, "the signed roots over the heads of all runs")
     listed.add_argument("--limit", type=int, default=20)
 
@@ -58,6 +68,43 @@ def list_anchors(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
         ("number", "at", "leaves", "root", "key"),
         "no anchor yet: one is made each minute while something changes",
     )
+
+
+def export_all(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    """Write page after page; cut short, it goes on where it was."""
+    after, count = asked.after, 0
+    with _opened(asked.output) as to:
+        if asked.output and not after:
+            after = _last_id(Path(asked.output))
+        while True:
+            page = farm.request("GET", "/audit/export", params={"after": after, "limit": 500})
+            for one in page["items"]:
+                to.write(msgspec.json.encode(one).decode() + "\n")
+                after, count = one["id"], count + 1
+            to.flush()
+            if page["next"] is None:
+                break
+    if asked.output:
+        out.line(f"{asked.output}: {count} events more, up to {after}", {"events": count, "last": after})
+
+
+def _opened(name: str | None) -> Any:
+    try:
+        return open(name, "a", encoding="utf-8") if name else nullcontext(sys.stdout)
+    except OSError as error:
+        raise Invalid(f"{name} cannot be written: {error.strerror}", hint="name another file by -o") from error
+
+
+def _last_id(file: Path) -> int:
+    """Return the id on the last whole line; half a line, of an export that was cut short, is cut off. Raises Invalid."""
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(file, len(whole))
+    try:
+        return int(msgspec.json.decode(whole.splitlines()[-1])["id"]) if whole else 0
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        raise Invalid(f"{file} is no export: its last line has no id", hint="name another file by -o") from error
 
 
 def _bundle(file: Path, key: str) -> dict[str, Any]:

@@ -43,6 +43,15 @@ def add(nouns: Any) -> None:
     )
     bundle.add_argument("run")
     bundle.add_argument("-o", "--output", metavar="FILE", help="default: RUN.zip")
+    erase = verb("erase", erase_run, "erase bodies of an ended run's events; hashes stay, and who did it, and why")
+    erase.add_argument("run")
+    erase.add_argument("--seq", type=int, action="append", default=[], metavar="N", help="this event; may be repeated")
+    erase.add_argument("--kind", action="append", default=[], metavar="KIND", help="all of this kind: tool.succeeded")
+    erase.add_argument("--all", action="store_true", help="all words of people, models and tools")
+    delete = verb("delete", delete_run, "delete an ended run; a tombstone with its last hash stays")
+    delete.add_argument("run")
+    for one in (erase, delete):
+        one.add_argument("--reason", required=True, help="goes on record")
 
 
 def _add_task(verb: Any) -> None:
@@ -218,6 +227,16 @@ def bundle_run(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     except OSError as error:
         raise Invalid(f"{file} cannot be written: {error.strerror}", hint="name another file by -o") from error
     out.line(f"{file}  {len(content)} bytes", {"file": str(file), "bytes": len(content)})
+
+
+def erase_run(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    done = farm.erase(asked.run, asked.reason, seqs=asked.seq, kinds=asked.kind, everything=asked.all)
+    out.line(f"{asked.run}: {done['bodies']} bodies and {done['blobs']} blobs erased", done)
+
+
+def delete_run(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    stone = farm.delete_run(asked.run, asked.reason)
+    out.line(f"{asked.run} is deleted: its {stone['seq']} events ended with {stone['head']}", stone)
 
 
 EFFECTS = ("call", "tool", "state", "arguments", "key")

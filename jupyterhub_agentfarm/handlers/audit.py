@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from ..errors import Forbidden
-from ..store import anchors, bundles, ledger
+from ..store import anchors, bundles, erasure, ledger
 from .routes import Call, Route
 from .runs import reach_run
 from .views import Listed
@@ -62,6 +62,7 @@ def _whole(connection: Connection) -> Whole:
     checked = ledger.verify_all(connection)
     broken = [Broken(one.run_id, one.bad_seq, one.why) for one in checked if not one.ok]
     broken += [Broken(run, None, "an anchor holds this run, and it is not here") for run in anchors.missing(connection)]
+    broken += [Broken(run, None, why) for run, why in erasure.flaws(connection)]
     if damage := anchors.damaged(connection):
         broken.append(Broken("", None, damage))
     last = anchors.last(connection) if not damage else None

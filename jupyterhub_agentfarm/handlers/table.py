@@ -10,6 +10,7 @@ from . import (
     audit,
     batches,
     budgets,
+    erasure,
     forks,
     inbox,
     memory,
@@ -27,7 +28,7 @@ from .routes import Parts, Route
 
 ROUTES: list[Route] = [
     *agents.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
-    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *operations.ROUTES,
+    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"
 

@@ -13,7 +13,7 @@ from agentfarm_sdk.audit import ANCHOR_V, Anchor, BundledAnchor, Leaf, Link, Sig
 from agentfarm_sdk.protocol import header_hash, timestamp
 
 from .db import Tx
-from .tables import anchored, anchors, events, runs
+from .tables import anchored, anchors, events, runs, tombstones
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,6 @@ def damaged(connection: Connection) -> str:
 
 
 def missing(connection: Connection) -> list[str]:
-    """Return runs that an anchor holds and that are not here any more."""
-    return list(
-        connection.execute(
-            sa.select(anchored.c.run_id).where(anchored.c.run_id.not_in(sa.select(runs.c.run_id))).distinct()
-        ).scalars()
-    )
+    """Return runs that an anchor holds and that are not here any more, nor deleted by anybody."""
+    gone = (anchored.c.run_id.not_in(sa.select(known.c.run_id)) for known in (runs, tombstones))
+    return list(connection.execute(sa.select(anchored.c.run_id).where(*gone).distinct()).scalars())

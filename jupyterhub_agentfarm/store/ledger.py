@@ -38,7 +38,7 @@ from .db import Tx
 from .inbox import follow as follow_inbox
 from .packing import pack
 from .tables import events as events_table
-from .tables import runs, tasks
+from .tables import runs, tasks, tombstones
 
 LATE_KINDS = frozenset({"body.erased"})  # what an ended run still takes
 _ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
@@ -81,6 +81,9 @@ class Verification:
 def read_run(connection: Connection, run_id: str) -> Run:
     """Return the run's row. Raises NotFound."""
     found = fetch_runs(connection, _ONE, run_id=run_id)
+    if not found and (stone := connection.execute(sa.select(tombstones).where(tombstones.c.run_id == run_id)).first()):
+        told = f"its {stone.seq} events ended with {stone.head}"
+        raise NotFound(f"run {run_id} was deleted on {timestamp(stone.deleted_at)} by {stone.deleted_by}", hint=told)
     if not found:
         raise NotFound(f"there is no run {run_id}", hint="list runs by: agentfarm task list")
     return found[0]
@@ -240,7 +243,7 @@ def _answered_before(tx: Tx, run: Run, fence: int, n: int, digest: bytes) -> App
     for seq, header, known in rows:
         if msgspec.json.decode(header, type=Header).by != f"worker:{fence}":
             continue
-        if bytes(known) != digest:
+        if known is not None and bytes(known) != digest:  # none is kept where a body of the batch was erased
             raise Conflict(
                 f"append {n} was another one before", hint="a repeat must have the same bytes; use the next number"
             )

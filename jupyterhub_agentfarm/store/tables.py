@@ -276,6 +276,17 @@ anchored = Table(  # their leaves
     Index("ix_anchored_run_id", "run_id"),
 )
 
+tombstones = Table(  # what stays of deleted runs; the farm's own chain says the same
+    "tombstones",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("epoch", String(32), nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("head", String(64), nullable=False),
+    Column("deleted_at", Double, nullable=False),
+    Column("deleted_by", String(255), nullable=False),
+)
+
 blobs = Table(
     "blobs",
     metadata,

@@ -11,6 +11,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from agentfarm_sdk.fold import ERASED
 from agentfarm_sdk.parts import blobs_of
 from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, Simulate, content_hash, new_event
 
@@ -227,6 +228,8 @@ def rerun(tx: Tx, epoch: str, task_id: str, by: str, choice: Choice) -> Task:
     task = show(tx.connection, task_id)
     if task.status not in ENDED:
         raise Conflict(f"task {task_id} has not ended", hint="cancel it first")
+    if task.input == ERASED:
+        raise Conflict(f"what task {task_id} asked for was erased", hint="submit it anew")
     alone = replace(
         _asked(task),
         submitted_by=by,

@@ -66,6 +66,9 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /runs/{run}/verify": SEES,
     "GET /runs/{run}/bundle": SEES,
     "GET /runs/{run}/replay": SEES,
+    "POST /runs/{run}/erase": (IN, NO, NO, HIDE, IN, NO, NO, WHO),
+    "DELETE /runs/{run}": (IN, NO, NO, HIDE, IN, NO, NO, WHO),
+    "GET /audit/export": (NO, NO, NO, NO, IN, NO, NO, WHO),
     "GET /runs/{run}/effects": SEES,
     "POST /runs/{run}/fork": (IN, IN, NO, HIDE, IN, IN, HIDE, WHO),
     "GET /audit/anchors": PEOPLE,
@@ -97,6 +100,7 @@ BODIES: dict[str, Any] = {
     "POST /agents": {"name": "x", "colour": "past the door"},
     "POST /agents/{name}/shares": {"person": "vic", "rights": "view"},
     "POST /agents/{name}/restore": {"number": 1},
+    "POST /runs/{run}/erase": {"reason": "r", "all": True},
     "POST /tasks": {"target": "analyst", "input": "x"},
     "POST /threads": {"agent": "analyst"},
     "POST /runs": {"definition": {"prompt": "p"}, "input": "x"},
@@ -197,7 +201,7 @@ async def test_every_route_lets_in_whom_it_should(tmp_path: Path, monkeypatch: p
                 method, _, path = route.partition(" ")
                 due = expected(route, asker)
                 own = {**names, "name": "KEY"} if path.startswith("/secrets") else names
-                url = path.format(**own)
+                url = path.format(**own) + ("?reason=r" if route == "DELETE /runs/{run}" else "")
                 async with client.stream(
                     method, url, json=body_of(route, names["run"]) if method != "GET" else None
                 ) as answer:

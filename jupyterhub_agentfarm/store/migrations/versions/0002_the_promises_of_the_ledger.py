@@ -108,6 +108,16 @@ def _audit() -> None:
         sa.PrimaryKeyConstraint("number", "run_id", name=op.f("pk_anchored")),
     )
     op.create_index("ix_anchored_run_id", "anchored", ["run_id"], unique=False)
+    op.create_table(
+        "tombstones",
+        sa.Column("run_id", sa.String(length=64), nullable=False),
+        sa.Column("epoch", sa.String(length=32), nullable=False),
+        sa.Column("seq", sa.Integer(), nullable=False),
+        sa.Column("head", sa.String(length=64), nullable=False),
+        sa.Column("deleted_at", sa.Double(), nullable=False),
+        sa.Column("deleted_by", sa.String(length=255), nullable=False),
+        sa.PrimaryKeyConstraint("run_id", name=op.f("pk_tombstones")),
+    )
 
 
 def _budgets() -> None:
