@@ -25,7 +25,7 @@ from .tables import FARM_RUN, anchored, blobs, events, inbox, run_blobs, runs, t
 
 # What became of a run, who held it and which calls were started: without words of people, models or tools.
 KEPT = frozenset(
-    {"run.created", "run.leased", "run.requeued", "run.parked", "thread.continued", "tool.started", "body.erased"}
+    "run.created run.leased run.requeued run.parked run.restored thread.continued tool.started body.erased".split()
 )
 CHUNK = 500  # rows named in one statement
 
@@ -175,7 +175,7 @@ def _beside(tx: Tx, run: Run, kinds: set[str]) -> None:
             task["error"] = _json({**msgspec.json.decode(row.error), "message": ERASED})
         if task:
             tx.execute(tasks.update().where(tasks.c.task_id == run.task_id).values(**task))
-    if not any(kind.startswith(("model.", "tool.", "approval.", "simulation.")) for kind in kinds):
+    if not any(kind.startswith(("model.", "tool.", "approval.", "simulation.", "question.")) for kind in kinds):
         return
     shown = tx.connection.execute(sa.select(inbox.c.inbox_id, inbox.c.detail).where(inbox.c.run_id == run.run_id))
     for inbox_id, detail in shown.all():

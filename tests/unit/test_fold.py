@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agentfarm_sdk.fold import CLOSED, Fold, as_text
 from agentfarm_sdk.protocol import ENDED, GENESIS, WORKER_KINDS, Event, call_id, make_header, read_event
+from jupyterhub_agentfarm.store.erasure import KEPT
 
 text = st.text("abc é\n", max_size=6)
 anything = st.recursive(
@@ -278,6 +279,23 @@ def test_compacting_keeps_the_system_prompt_and_the_last_messages_once(keep: int
 def test_an_erased_reply_leaves_a_run_that_still_folds() -> None:
     fold = Fold().apply_all(events([("model.replied", None, None), ("tool.succeeded", "c0-0", None)]))
     assert fold.steps == 1 and fold.messages == [{"role": "assistant", "content": "(erased)"}]
+
+
+def in_the_world(fold: Fold) -> set[str]:
+    """Return the once calls that happened, or may have: what a rerun warns of."""
+    had = {"started", "succeeded", "doubted"}
+    return {one.call for one in fold.calls.values() if one.effect == "once" and one.attempts and one.state in had}
+
+
+@given(sensible() | chaotic(), st.data())
+def test_whatever_bodies_are_erased_the_run_folds_to_the_same_end_and_hides_no_effect(
+    history: list[Raw], data: st.DataObject
+) -> None:
+    gone = data.draw(st.sets(st.integers(0, len(history))))
+    left = [(k, c, None if at in gone and k not in KEPT else b) for at, (k, c, b) in enumerate(history)]
+    whole, fold = Fold().apply_all(events(history)), Fold().apply_all(events(left))
+    assert (fold.status, fold.steps) == (whole.status, whole.steps)
+    assert in_the_world(whole) <= in_the_world(fold)
 
 
 @given(anything)
