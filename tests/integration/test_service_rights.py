@@ -120,13 +120,15 @@ BODIES: dict[str, Any] = {
 # A manager may what the owner may, but for ending the agent; a person's server may what the person may, but for deciding,
 # secrets and administration; a run token opens its own run to its worker, and nothing else.
 MANAGER = {
-    "DELETE /agents/{name}": NO,
+    **dict.fromkeys(("DELETE /agents/{name}", "POST /runs/{run}/erase", "DELETE /runs/{run}"), NO),
     **dict.fromkeys(("GET /batches/{batch}", "GET /batches/{batch}/results", "POST /batches/{batch}/cancel"), HIDE),
 }
-SERVER = dict.fromkeys(("PUT /secrets", "GET /secrets", "DELETE /secrets/{name}", "POST /inbox/{item}"), NO)
+SERVER = dict.fromkeys(
+    ("PUT /secrets", "GET /secrets", "DELETE /secrets/{name}", "POST /inbox/{item}", "POST /runs/{run}/erase", "DELETE /runs/{run}"), NO
+)  # fmt: skip
 OWN_RUN = (
     "GET /runs/{run}", "GET /runs/{run}/events", "GET /runs/{run}/tokens", "GET /runs/{run}/verify", "GET /runs/{run}/bundle",
-    "GET /runs/{run}/blobs/{sha256}", "PUT /runs/{run}/blobs/{sha256}", "POST /runs/{run}/events", "POST /runs/{run}/open",
+    "GET /runs/{run}/replay", "GET /runs/{run}/effects", "GET /runs/{run}/memory", "GET /runs/{run}/blobs/{sha256}", "PUT /runs/{run}/blobs/{sha256}", "POST /runs/{run}/events", "POST /runs/{run}/open",
     "POST /runs/{run}/calls/{call}/outcome", "POST /runs/{run}/heartbeat", "POST /model/v1/chat/completions",
 )  # fmt: skip
 ANY_RUN = ("GET /tools/files/{sha256}", "GET /worker", "GET /model/v1/models", "GET /health", "GET /openapi.json")
@@ -143,7 +145,7 @@ def expected(route: str, asker: str) -> Any:
         return IN
     if route not in OWN_RUN:
         return NO
-    return IN if asker == "run" else HIDE if route.startswith("GET") else NO
+    return IN if asker == "run" else HIDE if route.startswith("GET") and "memory" not in route else NO
 
 
 def body_of(route: str, run: str) -> Any:
