@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from servicekit import Service, service
 from test_gateway import Farm, Make, Script, says
 
 from agentfarm_sdk.protocol import Definition, Limits, ModelRequest, ModelSpec, new_event
-from jupyterhub_agentfarm.errors import BudgetReached, Invalid, Parked
+from jupyterhub_agentfarm.errors import BudgetReached, Conflict, Fenced, Invalid, ModelFailed, Parked
 from jupyterhub_agentfarm.gateway.asking import Ask, OnToken, Reply, UpstreamError
 from jupyterhub_agentfarm.gateway.budgets import Budgets
 from jupyterhub_agentfarm.records import Run
@@ -326,3 +327,67 @@ async def test_a_budget_in_usd_refuses_a_model_without_a_price(make: Make) -> No
     with pytest.raises(Invalid, match="has no price"):
         await farm.model()
     assert farm.upstream.asked == []
+
+
+class Moody(Script):
+    """An upstream of chance: replies, refuses, or breaks off in its answer."""
+
+    chance: random.Random
+
+    async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
+        await asyncio.sleep(self.chance.random() / 200)
+        mood = self.chance.random()
+        if mood < 0.6:
+            return Reply(
+                "yes",
+                tokens_in=self.chance.randint(1, 40),
+                tokens_out=self.chance.randint(1, ask.parameters["max_tokens"]),
+            )
+        error = UpstreamError("down", "gone", retry=True, retry_after=0.0)
+        error.used = (self.chance.randint(1, 40), self.chance.randint(0, 60)) if mood < 0.8 else None
+        raise error
+
+    def cost(self, reply: Reply) -> float:
+        return (reply.tokens_in + 2 * reply.tokens_out) / 1e6
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_memory_and_rows_agree_and_no_limit_that_stands_is_overshot(
+    make: Make, seed: int
+) -> None:
+    farm = Farm(make().db, Moody([], max_in_flight=50))
+    chance = farm.upstream.chance = random.Random(seed)
+    limits = [budget(3000), budget(4000e-6, "usd", scope="owner", name="alice"), budget(10_000, scope="farm", name="")]
+    for one in limits:
+        await farm.models.budgets.change(one)
+
+    async def live(run: Run) -> None:
+        for number in range(3):
+            request = ModelRequest(run=run.run_id, fence=run.fence, request=f"q{number}", n=0)
+            if chance.random() < 0.1:  # its worker dies in the middle
+                asking = asyncio.create_task(farm.models.model(request))
+                await asyncio.sleep(chance.random() / 100)
+                await farm.db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, "it died", "kernel exited"))
+                await asking
+                return
+            await farm.models.model(request)
+            for one in limits:
+                taken = farm.models.budgets.used(one) + farm.models.budgets.reserved(one)
+                assert taken <= one.amount + 1e-9
+
+    living = [asyncio.create_task(live(run)) for run in await runs(farm, 30)]
+    for _ in range(5):  # what is read anew in the middle loses nothing
+        await asyncio.sleep(0.01)
+        await farm.models.budgets.change(limits[2])
+    ended = await asyncio.gather(*living, return_exceptions=True)
+    assert not [one for one in ended if isinstance(one, AssertionError)]
+    known = (BudgetReached, Fenced, ModelFailed, Conflict)
+    assert not [one for one in ended if isinstance(one, BaseException) and not isinstance(one, known)]
+    fresh = Budgets(farm.db)
+    await fresh.ready()
+    assert await farm.db.read(budgets.orphans) == []
+    for one in limits:
+        assert (
+            farm.models.budgets.used(one) == pytest.approx(fresh.used(one)) and farm.models.budgets.reserved(one) == 0
+        )
+        assert 0 < fresh.used(one) <= one.amount
