@@ -230,6 +230,15 @@ class Farm:
         """Submit a task for each input; return the batch, whose `results()` name each input's place."""
         return batches.submit(self, target, [_parts(one) for one in inputs], key=key, options=_asked(options))
 
+    def thread(self, agent: str, *, title: str = "", policy: str = "enqueue") -> str:
+        """Begin a conversation with an agent; return the id that `submit(thread=…)` takes.
+
+        policy: what a message meets while a run is active: `enqueue`, `reject`, or `interrupt`, which ends that run at its
+        next step boundary and goes on from what it has done.
+        """
+        answer: Json = self.request("POST", "/threads", {"agent": agent, "title": title, "policy": policy})
+        return str(answer["thread_id"])
+
     def task(self, task_id: str) -> Task:
         return Task(self, self.request("GET", f"/tasks/{_id(task_id)}"))
 
@@ -452,7 +461,8 @@ class Task:
         if self.data["status"] == "succeeded":
             return self._farm.whole(self.run_id or "", self.data.get("result"))
         if self.data["status"] == "cancelled":
-            raise Cancelled(f"task {self.id} was cancelled")
+            why = (self.data.get("error") or {}).get("message")
+            raise Cancelled(f"task {self.id} was cancelled" + (f": {why}" if why else ""))
         raise run_error(self.data.get("error"))
 
     def rerun(self, *, confirm: bool = False) -> Task:

@@ -70,6 +70,7 @@ class Fold:
     result: Any = None
     error: dict[str, Any] | None = None
     cancel: str | None = None  # the reason, once asked for
+    interrupted: str | None = None  # the reason: it ends at its next step boundary
     allowed: set[str] = field(default_factory=set)  # budgets that a person waived for this run
     replies: dict[str, int] = field(default_factory=dict)  # request id -> seq of its model.replied
     _parked_at: str = ""
@@ -169,6 +170,9 @@ class Fold:
         if not self.ended:
             self.cancel = str(body.get("reason", "")) or "cancelled"
             self._status("cancelling")
+
+    def _interrupted(self, event: Event, body: dict[str, Any]) -> None:
+        self.interrupted = str(body.get("reason") or "interrupted")
 
     def _cancelled(self, event: Event, body: dict[str, Any]) -> None:
         self._status("cancelled")
@@ -384,6 +388,7 @@ _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "run.paused": Fold._paused,
     "run.resumed": Fold._resumed,
     "run.cancel_requested": Fold._cancel_requested,
+    "run.interrupted": Fold._interrupted,
     "run.cancelled": Fold._cancelled,
     "run.succeeded": Fold._succeeded,
     "run.failed": Fold._failed,

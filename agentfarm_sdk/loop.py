@@ -28,7 +28,7 @@ from .tools.registry import Tool, load
 log = logging.getLogger("agentfarm")
 Outcome = Literal["succeeded", "failed", "parked", "cancelled"]
 TOLD = frozenset({  # what others write into a run that the loop acts on
-    "run.cancel_requested", "run.paused", "message.added", "approval.given", "approval.refused", "approval.expired",
+    "run.cancel_requested", "run.interrupted", "run.paused", "message.added", "approval.given", "approval.refused", "approval.expired",
     "simulation.answered", "tool.resolved", "tool.succeeded", "tool.failed", "child.finished",
 })  # fmt: skip
 MODEL_ATTEMPTS = 5
@@ -77,6 +77,10 @@ class Loop:
                         return await self._park()
                 elif (final := self._final()) is not None:
                     return await self._end("run.succeeded", {"result": self._answer(final)})
+                elif (
+                    self.fold.interrupted is not None
+                ):  # a later message of the thread came: the farm ends this run here
+                    return await self._park("interrupted")
                 else:
                     limits.check(self.fold, self._definition.limits, time.time())
                     await self.perform(await self._ask())
@@ -312,9 +316,9 @@ class Loop:
             self._progress(REPLY_SECONDS)
             await self._news_within(REPLY_SECONDS / 2)
 
-    async def _park(self) -> Outcome:
+    async def _park(self, reason: str = "approval") -> Outcome:
         if self.fold.status != "waiting":
-            await self._ledger.append([new_event("run.parked", {"reason": self.fold.open_for or "approval"})])
+            await self._ledger.append([new_event("run.parked", {"reason": self.fold.open_for or reason})])
         await self._ledger.drain()
         return "parked"
 

@@ -78,7 +78,11 @@ def _add_task(verb: Any) -> None:
     submit.add_argument("--stub", action="append", default=[], metavar="TOOL=JSON", help="simulate: the tool's answer")
     submit.add_argument("--recording", metavar="RUN", help="simulate: answer as in that run")
     submit.add_argument("--otherwise", choices=("person", "refuse"), help="simulate: calls without an answer")
-    submit.add_argument("--thread", help="go on in this conversation")
+    submit.add_argument("--thread", help="go on in this conversation; new: begin one")
+    submit.add_argument(
+        "--policy", choices=("enqueue", "reject", "interrupt"), default="enqueue",
+        help="of a new conversation: what a message meets while a run is active",
+    )  # fmt: skip
     submit.add_argument(
         "--attach", action="append", default=[], metavar="FILE", help="an image or a file, for a model that takes them"
     )
@@ -121,6 +125,9 @@ def _add_again(verb: Any) -> None:
 def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
     text = sys.stdin.read() if asked.input == "-" else asked.input
     given = [text, *(farm.attach(file) for file in asked.attach)] if asked.attach else text
+    if asked.thread == "new":
+        asked.thread = farm.thread(asked.target, policy=asked.policy)
+        print(asked.thread, file=sys.stderr)
     task = farm.submit(
         asked.target, given, priority=asked.priority, key=asked.key, mode=asked.mode, thread=asked.thread,
         variables=variables(asked.var) or None, simulate=simulated(asked),

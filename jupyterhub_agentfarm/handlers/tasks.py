@@ -95,7 +95,7 @@ class TasksPage(Page, frozen=True, forbid_unknown_fields=True):
 class NewThread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agent: str
     title: Annotated[str, msgspec.Meta(max_length=500)] = ""
-    policy: Literal["enqueue", "reject"] = "enqueue"
+    policy: Literal["enqueue", "reject", "interrupt"] = "enqueue"
 
 
 # -- submitting ----------------------------------------------------------------------------------------------------

@@ -157,6 +157,8 @@ def _follows(fold: Fold, reason: str) -> list[NewEvent]:
     open_for = fold.open_for
     if fold.cancel:
         return [] if open_for == "in_doubt" else _ending(fold, fold.cancel, reason, None)
+    if fold.interrupted and fold.status == "waiting":  # a queued one is taken up, and put aside by its worker at once
+        return [] if open_for == "in_doubt" else _ending(fold, fold.interrupted, reason, None)
     if fold.waiting not in (None, "approval", "in_doubt", "question", "timer", "child") or open_for == fold.waiting:
         return []
     if open_for:
@@ -177,6 +179,16 @@ def cancel(tx: Tx, run_id: str, by: str, reason: str) -> ledger.Appended | None:
     if run.status in ENDED:
         raise Conflict(f"run {run_id} has already {run.status}")
     return go_on(tx, run_id, by, [new_event("run.cancel_requested", {"reason": reason})], reason)
+
+
+def interrupt(tx: Tx, run_id: str, task_id: str) -> None:
+    """Let a thread's run end at its next step boundary, because a later message came; what it has done stays in the thread.
+
+    One that waits ends at once, but for a call in doubt.
+    """
+    tx.execute(runs.update().where(runs.c.run_id == run_id).values(interrupted=True))
+    event = new_event("run.interrupted", {"reason": f"interrupted by {task_id}", "task": task_id})
+    go_on(tx, run_id, "service", [event], "interrupted")
 
 
 def assign(tx: Tx, run_id: str) -> None:

@@ -104,8 +104,9 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
                     task=task.task_id,
                 )
             return task, False
+    interrupts: list[str] = []
     if asked.thread_id is not None:
-        threads.admit(tx, asked.thread_id, asked.owner, choice.agent if choice else asked.target)
+        interrupts = threads.admit(tx, asked.thread_id, asked.owner, choice.agent if choice else asked.target)
     _check_after(tx.connection, asked)
     task_id = new_id("task")
     events = first_events(tx, asked, choice, task_id) if choice else None  # may raise: before anything is written
@@ -129,6 +130,8 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
     )  # fmt: skip
     if choice and run_id and events:
         _begin(tx, epoch, task_id, run_id, asked, choice, events)
+    for active in interrupts:
+        leases.interrupt(tx, active, task_id)
     if asked.after:
         tx.execute(task_links.insert(), [{"task_id": task_id, "after_task": one} for one in dict.fromkeys(asked.after)])
         for one in asked.after:

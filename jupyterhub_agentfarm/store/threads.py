@@ -20,7 +20,7 @@ from . import definitions, ledger
 from .db import Tx
 from .tables import runs, tasks, threads
 
-POLICIES = ("enqueue", "reject")
+POLICIES = ("enqueue", "reject", "interrupt")
 
 
 def create(tx: Tx, *, agent: str, owner: str, title: str = "", policy: str = "enqueue") -> dict[str, Any]:
@@ -58,8 +58,11 @@ def listed(
     return [{**row, "created_at": timestamp(row["created_at"])} for row in connection.execute(statement).mappings()]
 
 
-def admit(tx: Tx, thread_id: str, owner: str, agent: str) -> None:
-    """Check that the thread is of this owner and agent and takes a message now. Raises NotFound, Conflict."""
+def admit(tx: Tx, thread_id: str, owner: str, agent: str) -> list[str]:
+    """Check that the thread is of this owner and agent and takes a message now. Raises NotFound, Conflict.
+
+    Return the runs that the message interrupts.
+    """
     thread = show(tx.connection, thread_id)
     if thread["owner"] != owner:
         raise NotFound(f"there is no thread {thread_id}")
@@ -73,8 +76,14 @@ def admit(tx: Tx, thread_id: str, owner: str, agent: str) -> None:
         if tx.connection.execute(active).scalar():
             raise Conflict(
                 f"thread {thread_id} has an active run",
-                hint="wait until it ends, or make the thread with policy enqueue",
+                hint="wait until it ends, or make the thread with policy enqueue or interrupt",
             )
+    if thread["policy"] != "interrupt":
+        return []
+    active = sa.select(runs.c.run_id).where(
+        runs.c.thread_id == thread_id, runs.c.status.not_in([*ENDED, "cancelling"]), ~runs.c.interrupted
+    )
+    return list(tx.connection.execute(active.order_by(runs.c.run_no)).scalars())
 
 
 def opening(definition: Definition, given: Any, variables: Mapping[str, str], previous: Run | None) -> list[NewEvent]:
@@ -96,10 +105,11 @@ def opening(definition: Definition, given: Any, variables: Mapping[str, str], pr
 
 
 def opening_in_thread(connection: Connection, run: Run) -> list[NewEvent]:
-    """Return the messages of a thread's run at its first lease: after the latest run that succeeded before it."""
+    """Return the messages of a thread's run at its first lease: after the latest run that succeeded, or was interrupted."""
+    interrupted = sa.and_(runs.c.status == "cancelled", runs.c.interrupted, runs.c.fence > 0)
     found = ledger.select_runs(
-        connection, runs.c.thread_id == run.thread_id, runs.c.status == "succeeded", runs.c.run_no < run.run_no,
-        order=(runs.c.run_no.desc(),), limit=1,
+        connection, runs.c.thread_id == run.thread_id, sa.or_(runs.c.status == "succeeded", interrupted),
+        runs.c.run_no < run.run_no, order=(runs.c.run_no.desc(),), limit=1,
     )  # fmt: skip
     given, requirements = connection.execute(
         sa.select(tasks.c.input, tasks.c.requirements).where(tasks.c.task_id == run.task_id)
