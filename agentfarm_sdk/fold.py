@@ -74,6 +74,8 @@ class Fold:
     allowed: set[str] = field(default_factory=set)  # budgets that a person waived for this run
     replies: dict[str, int] = field(default_factory=dict)  # request id -> seq of its model.replied
     _parked_at: str = ""
+    inherited: int = 0  # so many of the first messages are not this run's: of its thread before, or a summary of them
+    counted: tuple[int, int] = (0, 0)  # tokens of the first messages, and of how many: as the latest reply counted them
     _step_calls: list[str] = field(default_factory=list)  # of the latest reply, in call order
     _told: int = 0  # how many of them stand in `messages`
     _reply_erased: bool = False  # the latest one: its calls are known by their starts alone
@@ -192,6 +194,7 @@ class Fold:
     def _continued(self, event: Event, body: dict[str, Any]) -> None:
         if self.history is not None:
             self.messages.extend(self.history(str(body["run"]), int(body["seq"])))
+        self.inherited = len(self.messages)
 
     def _forked(self, event: Event, body: dict[str, Any]) -> None:
         if body.get("copied") or event.erased:  # in a local file: the events themselves follow
@@ -200,6 +203,7 @@ class Fold:
         if isinstance(prompt := body.get("prompt"), str):
             rest = [one for one in self.messages if one["role"] != "system"]
             self.messages = [*([{"role": "system", "content": prompt}] if prompt else []), *rest]
+            self.inherited = len(self.messages)
 
     def _replied(self, event: Event, body: dict[str, Any]) -> None:
         message = body.get("message") or {"role": "assistant", "content": ERASED}
@@ -211,7 +215,11 @@ class Fold:
         self.cost += float(body.get("cost") or 0.0)
         if request := body.get("request"):
             self.replies[str(request)] = event.seq
+        if body.get("purpose") == "summary":  # `context.compacted` stands behind it, in the same transaction
+            return
         self.messages.append(message)
+        if not usage.get("estimated"):
+            self.counted = (int(usage.get("input", 0)) + int(usage.get("output", 0)), len(self.messages))
         self._step_calls, self._told = [], 0
         for one in asked:
             call = Call(one["id"], one["function"]["name"], one["function"]["arguments"], self.steps)
@@ -222,12 +230,16 @@ class Fold:
     def _compacted(self, event: Event, body: dict[str, Any]) -> None:
         keep = body.get("keep")  # the last `keep` messages stay, the summary stands for those before
         head = [m for m in self.messages[:1] if m["role"] == "system"]
-        start = max(len(head), len(self.messages) - (keep if isinstance(keep, int) else 0))
+        if "system" in body:  # it needs nothing of the thread before: who reads a later run need not read that
+            head = [{"role": "system", "content": body["system"]}] if body["system"] else []
+        first = 1 if self.messages and self.messages[0]["role"] == "system" else 0
+        start = max(first, len(self.messages) - (keep if isinstance(keep, int) else 0))
         if self._told < len(self._step_calls):  # results still to come need their reply
             start = min(start, len(self.messages) - 1 - self._told)
         while start < len(self.messages) and self.messages[start]["role"] == "tool":
             start -= 1
         self.messages = [*head, {"role": "user", "content": str(body.get("summary", ""))}, *self.messages[start:]]
+        self.inherited, self.counted = len(head) + 1, (0, 0)
 
     def _started(self, event: Event, body: dict[str, Any]) -> None:
         if self._reply_erased and event.call and event.call not in self.calls:

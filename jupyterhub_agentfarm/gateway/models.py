@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from agentfarm_sdk import parts
+from agentfarm_sdk import compaction, parts
+from agentfarm_sdk.compaction import Plan
 from agentfarm_sdk.protocol import AdmittedCall, Event, ModelAnswer, ModelRequest, NewEvent, moment, new_event, roll
 
 from ..errors import (
@@ -127,6 +128,8 @@ class Models:
                 f"limits.cost of the agent is in USD, and the model {model} has no price",
                 hint="name its prices in the upstream's settings, or use limits.tokens",
             )
+        if request.messages is None:
+            live = await self._shortened(live, request, route, model)
         choice = request.tool_choice or definition.choice_at(live.fold.steps)
         if request.messages is None:
             while found := live.unseen_parts():
@@ -140,17 +143,11 @@ class Models:
             model=model, messages=messages, tools=definition.tools, tool_choice=choice if definition.tools else "none",
             parameters=definition.model.parameters, answer=definition.answer, provider=definition.model.provider,
         )  # fmt: skip
-        reply, asked = await self._attempts(live, request, route, ask, digest, on_token)
+        reply, asked = await self._attempts(live, request, route, ask, digest, self._teller(live, on_token))
         live = self.lives.current(live)
         said = admission.message(live.fold.steps, reply.content, reply.calls)
-        cost = route.upstream.cost(reply)
-        body = {
-            "request": request.request, "message": said, "finish": reply.finish,
-            "usage": {"input": reply.tokens_in, "output": reply.tokens_out, "estimated": reply.estimated}, "cost": cost,
-            "provenance": {"upstream": route.upstream.name, "model": reply.model, "provider": reply.provider, "id": reply.id},
-        }  # fmt: skip
-        if reply.reasoning:
-            body["reasoning"] = reply.reasoning
+        body = _recorded(request, route, reply, said)
+        cost = body["cost"]
         verdicts = self.lives.admit(live, said)
         more = [] if request.messages is not None else repair(definition, live.fits, live.fold, said)
         events = [new_event("model.replied", body), *(verdict.event for verdict in verdicts), *more]
@@ -163,8 +160,39 @@ class Models:
             list(done.events[len(done.events) - len(more) :]),
         )  # fmt: skip
 
+    async def _shortened(self, live: LiveRun, request: ModelRequest, route: Route, model: str) -> LiveRun:
+        """Let the model summarise the older messages where all of them come near what it can take.
+
+        The summary is a reply of its own, and takes effect in the transaction that records it: a step asked for again after
+        a death finds it done.
+        """
+        spec = live.definition.model
+        context = spec.context or await route.upstream.context(model, spec.provider)
+        if context is None or (found := shorter(live, context)) is None:
+            return live
+        parameters = {**spec.parameters, "max_tokens": found.longest}
+        parameters.pop("max_completion_tokens", None)
+        ask = Ask(model, found.question, tool_choice="none", parameters=parameters, provider=spec.provider)
+        own = msgspec.structs.replace(request, request=f"{request.request}.summary", messages=found.question)
+        reply, asked = await self._attempts(live, own, route, ask, _digest(found.question), None)
+        live = self.lives.current(live)
+        said = {"role": "assistant", "content": reply.content}
+        body = {**_recorded(own, route, reply, said), "purpose": "summary"}
+        head = live.fold.messages[0]
+        system = str(head["content"]) if head["role"] == "system" else None
+        events = [
+            new_event("model.replied", body),
+            new_event("context.compacted", found.body(reply.content, system, own.request)),
+        ]
+        await self._settle(live, own, events, asked, model, reply, body["cost"])
+        used = reply.tokens_in + reply.tokens_out
+        self.budgets.settle(asked.hold, live.run.agent, live.run.owner, used, body["cost"] or 0.0)
+        for event in events:
+            live.apply(event, "gateway")
+        return live
+
     async def _attempts(
-        self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask, digest: str, on_token: OnToken | None
+        self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask, digest: str, tell: OnToken | None
     ) -> tuple[Reply, _Asked]:
         """Attempt until the upstream replies; each attempt is an event. The request's commit does not hold the call up."""
         attempt = 0
@@ -177,7 +205,7 @@ class Models:
             if taken is not None and taken.near:
                 await self._written(live, asked)
             try:
-                return await self.upstreams.attempt(route, now, live.run.owner, self._teller(live, on_token)), asked
+                return await self.upstreams.attempt(route, now, live.run.owner, tell), asked
             except UpstreamError as error:
                 wait = pause(error, attempt, live.definition.model.retry)
                 await self._failed(live, request, route, asked, error, wait, ask.model)
@@ -388,6 +416,30 @@ class Models:
             request=request.request, seq=seq, head=head, message=said, calls=await self.lives.with_secrets(live, calls), usage=used,
             inbox=live.take_inbox(), after=more, token=self.lives.fresh_token(live),
         )  # fmt: skip
+
+
+def _recorded(request: ModelRequest, route: Route, reply: Reply, said: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of `model.replied`."""
+    body = {
+        "request": request.request, "message": said, "finish": reply.finish,
+        "usage": {"input": reply.tokens_in, "output": reply.tokens_out, "estimated": reply.estimated},
+        "cost": route.upstream.cost(reply),
+        "provenance": {"upstream": route.upstream.name, "model": reply.model, "provider": reply.provider, "id": reply.id},
+    }  # fmt: skip
+    return body | ({"reasoning": reply.reasoning} if reply.reasoning else {})
+
+
+def shorter(live: LiveRun, context: int) -> Plan | None:
+    """Say how the run's messages are made shorter for a model that can take so many tokens; None: they need not be."""
+    fold = live.fold
+    tokens, counted = fold.counted
+    if tokens:
+        tokens += compaction.size(fold.messages[counted:])
+    else:
+        live.roll_digest()
+        tools = len(msgspec.json.encode(live.definition.tools)) if live.definition.tools else 0
+        tokens = (live.size * BYTES_A_TOKEN + tools) // compaction.BYTES_A_TOKEN
+    return compaction.plan(fold.messages, len(fold.messages) - fold.inherited, tokens, context)
 
 
 def _may_ask(live: LiveRun) -> None:

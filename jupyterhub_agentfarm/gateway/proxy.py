@@ -70,7 +70,7 @@ class Upstreams:
     async def listed(self) -> list[dict[str, Any]]:
         """Return the models that can be asked for, OpenAI's form, with who serves them; a server that is away says so.
 
-        price: USD per million tokens, in and out, or null; inputs: text, image, file.
+        price: USD per million tokens, in and out, or null; inputs: text, image, file; context: tokens, or null.
         """
         models: list[dict[str, Any]] = []
         for route in self.routes:
@@ -89,7 +89,8 @@ class Upstreams:
             entries = [{"id": name} for name in named] + [model for model in answered if model["id"] not in named]
             for entry in entries:
                 price = await route.upstream.price(entry["id"], None)
-                told = {"price": price, "inputs": sorted(await route.upstream.inputs(entry["id"]))}
+                told: dict[str, Any] = {"price": price, "inputs": sorted(await route.upstream.inputs(entry["id"]))}
+                told["context"] = await route.upstream.context(entry["id"], None)
                 models.append({**entry, **extra, **told, "default": entry["id"] == self.default})
         return models
 

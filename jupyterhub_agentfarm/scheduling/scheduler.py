@@ -71,10 +71,11 @@ class Scheduler:
                     await self.look()
                 except Transient as error:
                     log.warning("the scheduler waits: %s", error.detail)
-                try:
-                    await asyncio.wait_for(self._woken.wait(), self._pause())
-                except asyncio.TimeoutError:
-                    pass
+                woken = asyncio.ensure_future(self._woken.wait())
+                try:  # not wait_for: woken in the moment of its end, it would forget that it was cancelled
+                    await asyncio.wait({woken}, timeout=self._pause())
+                finally:
+                    woken.cancel()
                 self._woken.clear()
         finally:
             for one in self._starting.values():

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from agentfarm_sdk.fold import as_text
+from agentfarm_sdk.fold import Fold, as_text
 from agentfarm_sdk.parts import are_parts
-from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, new_event, timestamp
+from agentfarm_sdk.protocol import ENDED, Definition, Event, NewEvent, new_event, timestamp
 
 from ..errors import Conflict, Invalid, NotFound
 from ..records import Run, new_id
@@ -117,6 +117,35 @@ def opening_in_thread(connection: Connection, run: Run) -> list[NewEvent]:
     variables = msgspec.json.decode(requirements).get("variables", {})
     definition = definitions.get(connection, run.definition_hash)
     return opening(definition, msgspec.json.decode(given), variables, found[0] if found else None)
+
+
+def said_before(connection: Connection, events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Return the messages that a run goes on from: those of its thread before, or of the run that it was forked from.
+
+    Read back to the latest summary that stands for all before it, whose run needs no other.
+    """
+    chain: list[list[Event]] = []
+    while (earlier := _goes_on_from(events)) is not None:
+        events = ledger.read_events(connection, earlier[0], limit=earlier[1])
+        chain.append(events)
+    messages: list[dict[str, Any]] = []
+    for one in reversed(chain):
+        messages = _folded(one, messages)
+    return messages
+
+
+def _folded(events: Sequence[Event], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return Fold(history=lambda _run, _seq: before).apply_all(events).messages
+
+
+def _goes_on_from(events: Sequence[Event]) -> tuple[str, int] | None:
+    """Return the run and seq whose messages stand before those of these events; None where none are needed."""
+    for event in reversed(events):
+        if event.kind == "context.compacted" and "system" in event.data():
+            return None
+        if event.kind in ("thread.continued", "run.forked") and (body := event.data()).get("run"):
+            return None if body.get("copied") else (str(body["run"]), int(body["seq"]))
+    return None
 
 
 def render(prompt: str, variables: Mapping[str, str]) -> str:

@@ -136,6 +136,7 @@ class Scripted:
     name: str = "scripted"
     max_in_flight: int = 8
     asked: list[Ask] = field(default_factory=list)
+    holds: int | None = None  # tokens
     takes: frozenset[str] = frozenset({"text"})
 
     async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
@@ -153,6 +154,9 @@ class Scripted:
 
     def cost(self, reply: Reply) -> float:
         return 0.0
+
+    async def context(self, model: str, provider: str | None) -> int | None:
+        return self.holds
 
     async def inputs(self, model: str) -> frozenset[str]:
         return self.takes

@@ -67,6 +67,7 @@ class Script:
 
     replies: list[Reply | UpstreamError]
     asked: list[Ask] = field(default_factory=list)
+    holds: int | None = None
     name: str = "script"
     max_in_flight: int = 4
     gate: asyncio.Event | None = None
@@ -89,6 +90,9 @@ class Script:
 
     def cost(self, reply: Reply) -> float:
         return 0.25
+
+    async def context(self, model: str, provider: str | None) -> int | None:
+        return self.holds
 
     async def inputs(self, model: str) -> frozenset[str]:
         return frozenset({"text"})

@@ -57,6 +57,7 @@ class Settings:
     max_tokens: int | None = None  # where the request says nothing
     inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     catalog: bool = False
+    context: dict[str, int] = field(default_factory=dict)  # tokens that models can take; "*" for all others
     note: str = ""  # shown to people beside its models
 
 
@@ -223,6 +224,14 @@ class OpenAICompatible:
         if named is not None:
             return frozenset({"text", *named})
         return self._catalog.get(model, Entry()).inputs
+
+    async def context(self, model: str, provider: str | None) -> int | None:
+        """Return the tokens that the model can take: by the operator's word, or by the router's list."""
+        if (named := self.settings.context.get(model) or self.settings.context.get("*")) is not None:
+            return named
+        if (reading := self._look_up()) is not None:
+            await asyncio.shield(reading)
+        return self._catalog.get(model, Entry()).context(provider)
 
     def _price(self, model: str, provider: str | None) -> Price | None:
         """By the operator's word for the model, by the router's list, by the operator's word for all."""
