@@ -149,6 +149,11 @@ class Fold:
             if proof and call.state == "started" and call.fence == self.fence:
                 call.proof = str(proof)
 
+    def _worker_died(self, event: Event, body: dict[str, Any]) -> None:
+        for name in body.get("calls") or []:  # the proof came when the run had been taken from it already
+            if (call := self.calls.get(str(name))) and call.open:
+                call.proof = str(body.get("proof"))
+
     def _requeued(self, event: Event, body: dict[str, Any]) -> None:
         self._lost(body.get("proof"))
         self._status("queued")
@@ -394,6 +399,7 @@ def as_text(value: Any) -> str:
 
 _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "run.leased": Fold._leased,
+    "worker.died": Fold._worker_died,
     "run.requeued": Fold._requeued,
     "run.parked": Fold._parked,
     "run.restored": Fold._restored,

@@ -350,7 +350,8 @@ class LiveRuns:
         """Keep the lease, or report the worker dead: then the run goes on elsewhere at once. Raises Fenced."""
         if request.dead is not None:
             why = request.dead[:500] or "the kernel died"
-            await self.db.write(lambda tx: leases.requeue(tx, run_id, fence, "the worker died", why))
+            if not await self.db.write(lambda tx: leases.died(tx, run_id, fence, why)):
+                raise Fenced(f"run {run_id}: fence {fence} holds nothing any more", hint="its death is known")
             return HeartbeatAnswer(lease=0.0, token="")
         await self.db.write(lambda tx: leases.renew(tx, run_id, fence, self.lease))
         live = await self.get(run_id, fence)

@@ -106,7 +106,7 @@ class Hold:
     next_beat: float
     sure: bool = True
     beating: bool = False
-    lost: bool = False  # a newer lease holds the run: nothing more is to be said about it
+    lost: bool = False  # a newer lease holds the run: it is renewed no more
     kill_at: float | None = None
     killed: str = ""  # why we ended the kernel
 
@@ -391,9 +391,9 @@ class Plan:
         return hold if hold and hold.claim.fence == fence else None
 
     def _give_up(self, hold: Hold, proof: str) -> None:
+        """Report the death, of a run that another one holds too: what was left in doubt is then proven."""
         del self.holds[hold.claim.run]
-        if not hold.lost:
-            self.reports[hold.claim.run] = Report(hold.claim.run, hold.claim.fence, proof)
+        self.reports[hold.claim.run] = Report(hold.claim.run, hold.claim.fence, proof)
 
     def _inbox(self, hold: Hold, events: Sequence[Event], now: float) -> list[Instruction]:
         wish = next((event for event in events if event.kind == "run.cancel_requested"), None)

@@ -139,6 +139,7 @@ const SAY = {
   'message.added': body => [body.role === 'system' ? 'Prompt' : body.role === 'user' ? 'Input' : body.role, text(body.content)],
   'thread.continued': body => ['Goes on from', body.run],
   'run.leased': body => [`Taken by ${body.worker}`, '', 'run'],
+  'worker.died': body => ['Proven dead', body.proof],
   'run.requeued': body => ['Queued again', [body.reason, body.proof].filter(Boolean).join(': '), 'wait'],
   'run.parked': body => ['Waits', body.reason, 'wait'],
   'run.paused': body => ['Paused', body.reason || '', 'wait'],

@@ -58,6 +58,8 @@ def follow(tx: Tx, before: Run, run: Run, events: Iterable[Event]) -> None:
             )
         elif event.kind in _ENDS and event.kind != "run.succeeded":
             _close(tx, run, "moot", event.by, f"the run {event.kind[4:]}")
+        elif event.kind == "worker.died":
+            _proven(tx, run, event.data())
         elif event.kind == "approval.voted":
             _vote(tx, run, event)
         elif event.kind == "approval.escalated":
@@ -73,6 +75,13 @@ def _times(asked: dict[str, Any], now: float) -> dict[str, Any]:
         "expires_at": now + expires if expires else None,
         "escalate_to": asked.get("escalate_to") or None,
     }
+
+
+def _proven(tx: Tx, run: Run, said: dict[str, Any]) -> None:
+    for item in waiting_of(tx.connection, run.run_id):
+        if item["kind"] == "in_doubt" and item["call"] in said["calls"]:
+            detail = msgspec.json.encode({**item["detail"], "proof": said["proof"]}).decode()
+            _update(tx, run, item["call"], detail=detail)
 
 
 def _vote(tx: Tx, run: Run, event: Event) -> None:

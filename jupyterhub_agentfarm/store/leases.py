@@ -108,6 +108,27 @@ def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> 
     return done
 
 
+def died(tx: Tx, run_id: str, fence: int, proof: str) -> bool:
+    """Take the word that a worker is dead: its run goes on elsewhere at once; False where it was taken from it before.
+
+    Then the proof is recorded for the calls that it left open: a person, and the tool's probe, may rely on it.
+    """
+    run = ledger.held(tx, run_id)
+    if run.fence == fence and run.lease_until is not None:
+        requeue(tx, run_id, fence, "the worker died", proof)
+        return True
+    if run.status not in ENDED:
+        left = [
+            c
+            for c in _fold(tx, run).open_calls
+            if c.state in ("started", "doubted") and c.fence == fence and not c.proof
+        ]
+        if names := [call.call for call in left]:
+            body = {"fence": fence, "proof": proof, "calls": names}
+            ledger.record(tx, run_id, "service", [new_event("worker.died", body)])
+    return False
+
+
 def go_on(tx: Tx, run_id: str, by: str, events: Sequence[NewEvent], reason: str) -> ledger.Appended:
     """Record what a person decided (or an outcome that came late) about a run, and what follows from it.
 

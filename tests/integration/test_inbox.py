@@ -418,6 +418,31 @@ async def test_the_death_of_who_asked_the_probe_proves_nothing_of_who_made_the_c
     assert item["worker"] == "only silent" and "only silent" in item["detail"]["reason"]
 
 
+@pytest.mark.parametrize("probe", [False, True], ids=["in doubt", "before its probe"])
+async def test_a_proof_of_death_that_comes_late_counts_for_the_calls_that_the_worker_left(
+    farm: Service, probe: bool
+) -> None:
+    await with_tool(farm, probe=probe)
+    claim, call = await paying(farm)
+    await lost(farm, claim, None)
+    report = {"fence": claim["fence"], "dead": "kernel exited with -9"}
+    for _ in range(2):  # the supervisor had no contact; it says so until it is answered
+        answer = await farm.ask("agent-analyst", "POST", f"/runs/{claim['run']}/heartbeat", report)
+        assert answer.json()["title"] and answer.status_code == 409
+    assert (await kinds(farm, claim["run"])).count("worker.died") == 1
+    if not probe:
+        (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+        assert item["worker"] == "proven dead: kernel exited with -9"
+        await decide(farm, "ann", item, "not_happened", reason="it is not in the bank's list")
+        (again,) = (await opened(farm))["calls"]
+        assert again["attempt"] == 2
+        return
+    taken = await opened(farm)
+    await append(farm, taken, 1, "tool.probed", {"answer": "not_happened"}, call["call"])
+    (again,) = (await farm.ok(taken["token"], "POST", f"/runs/{claim['run']}/open", {}))["calls"]
+    assert again["attempt"] == 2
+
+
 async def test_a_worker_says_of_a_call_only_what_it_may(farm: Service) -> None:
     await with_tool(farm, probe=True)
     claim, call = await paying(farm)

@@ -200,12 +200,19 @@ def test_a_cancel_before_the_run_has_a_kernel_goes_with_it() -> None:
     assert of(KillKernel, plan.tick(40.0)) == [KillKernel("1")]
 
 
-def test_a_lost_lease_stops_the_worker_and_nothing_is_reported(plan: Plan) -> None:
+def test_a_lost_lease_stops_the_worker_whose_death_is_reported_all_the_same_for_it_proves_what_it_left(
+    plan: Plan,
+) -> None:
     name = begin(plan, claim())
     plan.tick(10.0)
     assert Tell(name, {"cancel": "fenced"}) in plan.beat_refused("run-1", 1, "fenced", 10.1)
     assert of(Beat, plan.tick(30.0)) == []
-    assert of(Beat, plan.died(name, "kernel exited with -9", 31.0)) == []
+    (report,) = of(Beat, plan.died(name, "kernel exited with -9", 31.0))
+    assert (report.run, report.fence) == (
+        "run-1",
+        1,
+    ) and "kernel exited with -9 (it was to stop: fenced)" == report.dead
+    assert of(Beat, plan.reported("run-1", 1, True, 31.1)) == [] == of(Beat, plan.tick(60.0)), "told once"
 
 
 def test_a_claim_that_was_cut_is_asked_again_by_its_name_and_renewed_before_it_begins(plan: Plan) -> None:
