@@ -208,10 +208,7 @@ def test_a_lost_lease_stops_the_worker_whose_death_is_reported_all_the_same_for_
     assert Tell(name, {"cancel": "fenced"}) in plan.beat_refused("run-1", 1, "fenced", 10.1)
     assert of(Beat, plan.tick(30.0)) == []
     (report,) = of(Beat, plan.died(name, "kernel exited with -9", 31.0))
-    assert (report.run, report.fence) == (
-        "run-1",
-        1,
-    ) and "kernel exited with -9 (it was to stop: fenced)" == report.dead
+    assert report == Beat("run-1", 1, "kernel exited with -9 (it was to stop: fenced)")
     assert of(Beat, plan.reported("run-1", 1, True, 31.1)) == [] == of(Beat, plan.tick(60.0)), "told once"
 
 
