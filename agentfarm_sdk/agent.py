@@ -25,9 +25,10 @@ from .errors import Cancelled, Conflict, InDoubt, Invalid
 from .farm import Farm, run_error
 from .fold import Call, Fold
 from .ledger import FarmLedger, Ledger
-from .local import LocalFile, LocalLedger, render
+from .local import LocalFile, LocalLedger
 from .loop import Loop
 from .model import GatewayModel, Model, model_from_environment
+from .prompts import render
 from .protocol import Definition, Event, Limits, Mode, ModelSpec
 from .replay import Replayed, replay
 from .tools.context import Context
@@ -85,7 +86,7 @@ class Agent:
 
     def run(self, input: str, *, variables: dict[str, str] | None = None, timeout: float | None = None) -> Run:
         """Drive a run to its end, or to where it waits for a person; return it. `timeout` in seconds cancels it."""
-        render(self.definition.prompt, {**self.definition.variables, **(variables or {})})  # a missing one is said now
+        render(self.definition.prompt, self.definition.variables, variables or {}, input)  # a missing one is said now
         address = None if self._file is not None else settings.farm_address()
         run = self._in_farm(input, variables or {}, address) if address else self._here(input, variables or {})
         return run._drive(timeout)

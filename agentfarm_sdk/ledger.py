@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from .errors import AgentFarmError, Fenced, Hole, Transient, Unauthenticated, from_problem
+from .heartbeats import Heartbeats
 from .protocol import (
     BLOB_OVER,
     LEASE_SECONDS,
@@ -29,7 +30,6 @@ from .protocol import (
     AppendRequest,
     Event,
     HeartbeatAnswer,
-    HeartbeatRequest,
     NewEvent,
     Opened,
     beat_seconds,
@@ -119,6 +119,7 @@ class FarmLedger:
         self._tasks: list[asyncio.Task[None]] = []
         self._late: set[asyncio.Task[Any]] = set()  # outcomes under way of a run that is another's by now
         self._http: Any = None
+        self._beats: Heartbeats | None = None
 
     # -- what the loop asks for ----------------------------------------------------------------------------------
 
@@ -130,8 +131,8 @@ class FarmLedger:
         opened = msgspec.json.decode(await self.request("open", {}), type=Opened)
         self.n = max(self.n, opened.n)
         self.renewed_at(asked)
-        if self._renews and len(self._tasks) == 1:
-            self._tasks.append(asyncio.create_task(self._keep_lease()))
+        if self._renews and self._beats is None:
+            self._beats = self._keep_lease()
         return opened
 
     async def append(self, events: list[NewEvent]) -> asyncio.Future[AppendAnswer]:
@@ -191,6 +192,8 @@ class FarmLedger:
         if self._late:
             await asyncio.wait(self._late, timeout=LATE_SECONDS)
         self._end(Transient("the ledger was closed"))
+        if self._beats is not None:
+            self._beats.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -334,19 +337,20 @@ class FarmLedger:
                 one.answer.set_exception(self._ended)
         self._renewal.set()
 
-    async def _keep_lease(self) -> None:
-        while self._ended is None:
-            await asyncio.sleep(self._beat)
-            asked = time.monotonic()
-            try:
-                raw = await asyncio.wait_for(self.request("heartbeat", HeartbeatRequest(fence=self.fence)), self._beat)
-            except (Transient, asyncio.TimeoutError):
-                continue
-            except AgentFarmError as error:
-                self._end(error)
-                return
-            msgspec.json.decode(raw, type=HeartbeatAnswer)
-            self.renewed_at(asked)
+    def _keep_lease(self) -> Heartbeats:
+        loop = asyncio.get_running_loop()
+        beats = Heartbeats(
+            self._url, self.run, self.fence, socket=self._socket, beat=self._beat, token=lambda: self._token,
+            renewed=lambda asked, answer: loop.call_soon_threadsafe(self._beaten, asked, answer),
+            refused=lambda error: loop.call_soon_threadsafe(self._end, error),
+        )  # fmt: skip
+        beats.start()
+        return beats
+
+    def _beaten(self, asked: float, answer: HeartbeatAnswer) -> None:
+        self.renewed_at(asked)
+        self.use_token(answer.token)
+        self._deliver(answer.inbox)
 
     # -- what is too large for a frame ---------------------------------------------------------------------------
 

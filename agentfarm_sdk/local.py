@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import getpass
 import os
-import re
 import secrets
 import sqlite3
 import time
@@ -26,6 +25,7 @@ from . import conditions, effects, schemas, settings
 from .errors import Conflict, Fenced, Invalid, NotFound
 from .fold import Call, Fold, as_text, settles
 from .ledger import Inbox
+from .prompts import render
 from .protocol import (
     GENESIS,
     AdmittedCall,
@@ -101,7 +101,7 @@ class LocalFile:
                variables: dict[str, str] | None = None) -> str:  # fmt: skip
         """Begin a run; return its id."""
         events = []
-        if prompt := render(definition.prompt, {**definition.variables, **(variables or {})}):
+        if prompt := render(definition.prompt, definition.variables, variables or {}, input):
             events.append(new_event("message.added", {"role": "system", "content": prompt}))
         events.append(new_event("message.added", {"role": "user", "content": input}))
         return self._begin(definition, events, mode, name)
@@ -484,17 +484,6 @@ def _arguments(call: Call) -> dict[str, Any]:
     """Return arguments that were found without fault."""
     given: dict[str, Any] = msgspec.json.decode(call.arguments or "{}")
     return given
-
-
-def render(prompt: str, variables: dict[str, str]) -> str:
-    """Put the variables into a prompt's {{name}}. Raises Invalid for one that nobody gave."""
-
-    def value(found: re.Match[str]) -> str:
-        if found[1] not in variables:
-            raise Invalid(f"the prompt asks for {{{{{found[1]}}}}}", hint=f"give variables={{'{found[1]}': …}}")
-        return variables[found[1]]
-
-    return re.sub(r"\{\{\s*(\w+)\s*\}\}", value, prompt)
 
 
 def _fault(header: bytes, salt: bytes, body: bytes | None, *, run: str, seq: int, prev: str) -> str:

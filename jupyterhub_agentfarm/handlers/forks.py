@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from sqlalchemy.engine import Connection
 
+from agentfarm_sdk.prompts import render
 from agentfarm_sdk.protocol import Mode, Simulate
 
 from ..errors import Conflict
 from ..records import Run
-from ..store import definitions, forks, ledger, tasks, threads
+from ..store import definitions, forks, ledger, tasks
 from ..store.db import Tx
 from ..store.tables import FARM_RUN
 from . import modes
@@ -64,7 +65,7 @@ async def fork(call: Call) -> TaskView:
         if prompt is None and wish.version is not None:
             prompt = choice.definition.prompt
         if prompt is not None:
-            prompt = threads.render(prompt, {**choice.definition.variables, **wish.variables})
+            prompt = render(prompt, choice.definition.variables, wish.variables, wish.input)
         given = wish.simulate or (Simulate(recording=run.run_id) if wish.mode == "simulate" else None)
         mode, simulate = modes.settled(tx.connection, call.asker, wish.mode, given, "ask", choice.definition)
         old = tasks.show(tx.connection, run.task_id)

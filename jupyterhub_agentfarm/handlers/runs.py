@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.engine import Connection
 
+from agentfarm_sdk.prompts import render
 from agentfarm_sdk.protocol import (
     ENDED,
     MAX_APPEND_BYTES,
@@ -29,7 +30,7 @@ from agentfarm_sdk.protocol import (
 from .. import runtokens
 from ..errors import Fenced, Forbidden, Invalid, NotFound
 from ..records import Run, new_id
-from ..store import blobs, forks, leases, ledger, tasks, threads
+from ..store import blobs, forks, leases, ledger, tasks
 from ..store.db import Tx
 from ..store.tables import FARM_RUN
 from . import attachments, drafts, modes
@@ -298,9 +299,12 @@ def _begins(connection: Connection, asker: Asker, body: BoundRun) -> tuple[NewEv
         return ()
     run = reach_run(connection, asker, body.fork.run)
     found = forks.origin(connection, run.run_id, body.fork.step, again=body.input is not None)
-    values = {**body.definition.variables, **body.variables}
-    prompt = threads.render(body.definition.prompt, values) if body.fork.prompt else None
-    return tuple(forks.opening(found, prompt, body.input))
+    told = (
+        render(body.definition.prompt, body.definition.variables, body.variables, body.input)
+        if body.fork.prompt
+        else None
+    )
+    return tuple(forks.opening(found, told, body.input))
 
 
 ROUTES = [

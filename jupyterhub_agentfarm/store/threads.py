@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.fold import Fold, as_text
 from agentfarm_sdk.parts import are_parts
+from agentfarm_sdk.prompts import render
 from agentfarm_sdk.protocol import ENDED, Definition, Event, NewEvent, new_event, timestamp
 
 from ..errors import Conflict, Invalid, NotFound
@@ -97,7 +97,7 @@ def opening(definition: Definition, given: Any, variables: Mapping[str, str], pr
             new_event("thread.continued", {"run": previous.run_id, "seq": previous.seq, "head": previous.head})
         )
     elif definition.prompt:
-        text = render(definition.prompt, {**definition.variables, **variables})
+        text = render(definition.prompt, definition.variables, variables, given)
         events.append(new_event("message.added", {"role": "system", "content": text}))
     content = given if are_parts(given) else as_text(given)
     events.append(new_event("message.added", {"role": "user", "content": content}))
@@ -146,13 +146,3 @@ def _goes_on_from(events: Sequence[Event]) -> tuple[str, int] | None:
         if event.kind in ("thread.continued", "run.forked") and (body := event.data()).get("run"):
             return None if body.get("copied") else (str(body["run"]), int(body["seq"]))
     return None
-
-
-def render(prompt: str, variables: Mapping[str, str]) -> str:
-    """Fill {{name}} in a prompt. Raises Invalid: a variable has no value."""
-    missing = sorted(set(re.findall(r"\{\{\s*(\w+)\s*\}\}", prompt)) - set(variables))
-    if missing:
-        raise Invalid(
-            "the prompt needs " + ", ".join(missing), hint="give them as variables, or set defaults in the agent"
-        )
-    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: str(variables[found[1]]), prompt)

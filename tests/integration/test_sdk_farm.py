@@ -388,3 +388,28 @@ async def test_no_effect_starts_later_than_25_seconds_after_the_last_renewal(far
     assert not done
     stale.renewed_at(time.monotonic())
     await asyncio.wait_for(waiting, 1)
+
+
+async def test_a_tool_that_blocks_the_loop_for_longer_than_the_lease_is_slow_and_not_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @tool(effect="once")
+    async def blocks() -> str:
+        """An async tool that forgets where it runs."""
+        time.sleep(3.5)
+        return "done"
+
+    monkeypatch.delenv("AGENTFARM_SOCKET", raising=False)
+    async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch, lease=1.2) as farm:
+        monkeypatch.setenv("AGENTFARM_URL", farm.url)
+        monkeypatch.setenv("AGENTFARM_TOKEN", "ann")
+        looking = asyncio.create_task(farm.reaper.run())
+        try:
+            agent = Agent("slow", tools=[blocks], model=ScriptedModel(calls("blocks"), says("Done.")), mode="live")
+            run = await there(agent.run, "go")
+            assert await there(lambda: run.result) == "Done." and farm.reaper.reaped == 0
+            events = await there(run.events)
+            assert [event.kind for event in events].count("run.leased") == 1
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)

@@ -20,7 +20,7 @@ LEAVES = [
     "runtokens dotenv scheduling.placement",
     "records",
     "errors",
-    "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction",
+    "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts",
     "sdk.protocol",
     "sdk.errors sdk.schemas sdk.parts",
 ]
@@ -47,7 +47,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.replay",
         "sdk.tools sdk.limits sdk.local",
         "sdk.ledger sdk.model sdk.farm",
-        "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction",
+        "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts sdk.heartbeats",
         "sdk.settings sdk.protocol sdk.quirks sdk.batches",
         "sdk.errors sdk.schemas sdk.parts",
     ],
