@@ -74,11 +74,13 @@ class LiveRun:
             int, dict[str, Any]
         ] = {}  # messages with images and files, as the model is shown them, by place
         self.token_at = time.monotonic()
+        self.loaded: list[Event] = []  # the events that it was made of, until it is opened
         self._arrival = asyncio.Event()
         self.answers: Answers | None = None  # in mode `simulate`: instead of tools
 
     def apply(self, event: NewEvent | Event, by: str) -> None:
         """Fold an event in the order of its arrival."""
+        self.loaded = []
         if event.kind == "model.replied":
             self.attempts = 0
         if event.kind == "context.compacted":
@@ -245,6 +247,7 @@ class LiveRuns:
         """
         self.drop(run_id)
         live = await self.get(run_id, fence)
+        events, live.loaded = live.loaded, []  # what the fold was made of need not be read twice
         _held(live)
         lost = [c for c in live.fold.open_calls if c.state == "started" and c.effect == "once" and c.fence != fence]
         verdicts = [] if lost else [
@@ -257,7 +260,8 @@ class LiveRuns:
         ]  # fmt: skip
         if verdicts:
             await self._record(live, [verdict.event for verdict in verdicts])
-        events = await self.db.read(lambda c: ledger.read_events(c, run_id))
+        last = events[-1].seq if events else 0
+        events = [*events, *await self.db.read(lambda c: ledger.read_events(c, run_id, last))]
         calls = [
             AdmittedCall(
                 call=call.call,
@@ -440,6 +444,7 @@ def load(connection: Any, run_id: str, to_admit: bool = False) -> LiveRun:
     events = ledger.read_events(connection, run_id)
     fold = Fold(history=lambda _run, _seq: threads.said_before(connection, events)).apply_all(events)
     live = LiveRun(run, definitions.get(connection, run.definition_hash), fold)
+    live.loaded = events
     for event in reversed(events):
         if event.kind == "model.replied":
             break

@@ -436,3 +436,17 @@ async def test_a_service_killed_in_mid_append_has_written_all_that_it_answered(d
     assert run.last_n in (last, last + 1)
     assert (await db.read(lambda c: ledger.verify(c, run_id))).ok
     await db.close()
+
+
+async def test_megabytes_and_other_statements_in_one_commit_are_written(database_url: str) -> None:
+    db = Database.open(database_url)
+    run = await running(db)
+    large = [new_event("value.recorded", {"name": "x", "value": os.urandom(1000).hex()}) for _ in range(1500)]
+
+    def write(tx: Tx) -> ledger.Appended:
+        tx.execute(sa.select(runs.c.run_id)).all()  # a transaction has begun
+        return ledger.append(tx, run.run_id, run.fence, 1, large)
+
+    assert len((await asyncio.wait_for(db.write(write), 60)).events) == 1500
+    assert (await db.read(lambda c: ledger.verify(c, run.run_id))).ok
+    await db.close()
