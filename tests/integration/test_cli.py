@@ -193,6 +193,7 @@ def test_a_secret_comes_from_standard_input_and_is_never_shown(
 
 
 def test_a_broken_chain_is_exit_code_1_and_names_the_event(farm: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    farm.on("GET", "/audit/verify", DENIED, status=403)  # no operator
     farm.on("GET", "/tasks", [TASK])
     farm.on("GET", "/runs/run-1/verify", {"run_id": "run-1", "ok": True, "events": 4, "head": "h"})
     assert main(["audit", "verify"]) == 0
