@@ -127,8 +127,9 @@ def _bundle(file: Path, key: str) -> dict[str, Any]:
 
 
 def _run(one: dict[str, Any]) -> dict[str, Any]:
-    broken = f"{one['run_id']}: event {one['bad_seq']} is not what was recorded: {one['why']}"
-    return {**one, "says": f"whole: {one['run_id']}, {one['events']} events" if one["ok"] else broken}
+    if one["ok"]:
+        return {**one, "says": f"whole: {one['run_id']}, {one['events']} events"}
+    return {**one, "says": f"{one['run_id']}: event {one['bad_seq']} is not what was recorded: {one['why']}"}
 
 
 def _whole(farm: Farm) -> list[dict[str, Any]]:
