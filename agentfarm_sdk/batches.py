@@ -16,7 +16,7 @@ from urllib.parse import quote
 from .errors import AgentFarmError, Cancelled, Invalid, from_problem
 
 Json = dict[str, Any]
-AT_ONCE = 250  # tasks in one request: a transaction that others wait for
+AT_ONCE = 100  # tasks in one request: a transaction that others wait for
 BYTES_AT_ONCE = 2_000_000
 
 

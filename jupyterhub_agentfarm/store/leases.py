@@ -22,6 +22,11 @@ from . import definitions, effects, inbox, ledger, threads, turns
 from .db import Tx
 from .tables import runs, tasks
 
+MAX_DEATHS = 10  # of workers, one after the other, before a run is given up
+_STANDING = frozenset({  # what no step forward is
+    "run.created", "message.added", "thread.continued", "run.leased", "run.requeued", "model.requested", "model.failed",
+    "tool.started", "worker.died",
+})  # fmt: skip
 # Made once: to make a statement costs more than to execute it.
 _CLAIMED = ledger.RUN.where(
     runs.c.claim_id == sa.bindparam("claim_id"), runs.c.agent == sa.bindparam("agent"), runs.c.lease_until.is_not(None)
@@ -79,14 +84,15 @@ def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> 
 
     A started `read` is called again; an `idempotent` one too, after proof or its timeout; of a `once` one the next worker
     asks the tool's probe; where it has none, it is in doubt, and the run waits instead of queueing. A run bound to a kernel fails: it never enters the queue. A cancelled one ends
-    where nothing is open.
+    where nothing is open. One whose workers die again and again without getting anywhere fails: it may be what kills them.
 
     Raises Fenced: `fence` holds it no more.
     """
     run = ledger.held(tx, run_id)
     if run.fence != fence or run.lease_until is None:
         raise Fenced(f"run {run_id}: fence {fence} holds nothing any more")
-    fold = _fold(tx, run)
+    recorded = ledger.read_events(tx.connection, run_id)
+    fold = Fold(history=lambda _run, _seq: []).apply_all(recorded)
     started = [call for call in fold.open_calls if call.state == "started"]
     once = [call for call in started if call.effect == "once"]
     probed = _with_probe(tx, run) if once and not run.bound else frozenset()
@@ -98,6 +104,9 @@ def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> 
     elif run.cancel:
         ending = _ending(fold, run.cancel, reason, proof)
         events = ending if any(event.kind == "tool.doubted" for event in ending) else [*queued, *ending]
+    elif queued and proof and (deaths := _deaths(recorded) + 1) >= MAX_DEATHS:
+        message = f"{deaths} workers in a row died on it without a step forward, the last one so: {proof}"
+        events.append(new_event("run.failed", {"error": {"type": "worker-died", "message": message}}))
     else:
         events += queued
         if run.waiting == "paused":
@@ -127,6 +136,16 @@ def died(tx: Tx, run_id: str, fence: int, proof: str) -> bool:
             body = {"fence": fence, "proof": proof, "calls": names}
             ledger.record(tx, run_id, "service", [new_event("worker.died", body)])
     return False
+
+
+def _deaths(events: Sequence[Event]) -> int:
+    """Return how many workers have died on a run, proven, since it last got a step forward. Pure."""
+    died = 0
+    for event in reversed(events):
+        if event.kind not in _STANDING:
+            break
+        died += event.kind == "run.requeued" and bool(event.data().get("proof"))
+    return died
 
 
 def go_on(tx: Tx, run_id: str, by: str, events: Sequence[NewEvent], reason: str) -> ledger.Appended:

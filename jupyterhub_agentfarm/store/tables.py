@@ -237,8 +237,8 @@ runs = Table(
     _where_set("runs", "not_before"),
     Index(
         "ix_runs_concurrency", "owner", "concurrency_key",
-        sqlite_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL"),
-        postgresql_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL"),
+        sqlite_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL AND fence > 0"),
+        postgresql_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL AND fence > 0"),
     ),
     Index("ix_runs_claim_id", "claim_id"),
 )  # fmt: skip

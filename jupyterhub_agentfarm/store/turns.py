@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from .db import Tx
 from .tables import CLAIMABLE
 
+MANY = 1_000_000  # more owners or agents than any farm has
 AGE_SECONDS = 60.0  # a point of priority is worth so much waiting; also in the migration that began with it
 
 
@@ -30,25 +31,29 @@ _FREE = f"""q.{_CLAIMABLE} AND NOT q.bound AND (q.not_before IS NULL OR q.not_be
     AND h.concurrency_key = q.concurrency_key AND h.concurrency_key IS NOT NULL AND h.ended_at IS NULL AND h.fence > 0))"""
 
 # The first free run of each owner, found by the index without looking at the rest; the owner whose turn is longest ago first.
+# Written so that neither database reads all that waits: ORDER BY … LIMIT 1 for the smallest, a LIMIT that keeps the
+# subquery whole, rows by their number instead of joins.
+_RANK = "(SELECT r.rank FROM runs r WHERE r.run_no = f.run_no)"
 NEXT = sa.text(f"""WITH RECURSIVE owners(owner) AS (
-  SELECT min(owner) FROM runs WHERE agent = :agent AND {_CLAIMABLE}
-  UNION ALL SELECT (SELECT min(r.owner) FROM runs r WHERE r.agent = :agent AND r.{_CLAIMABLE} AND r.owner > owners.owner)
-  FROM owners WHERE owners.owner IS NOT NULL)
-SELECT runs.run_id, runs.owner, (SELECT count(owner) FROM owners) FROM owners
-JOIN runs ON runs.run_no = (SELECT q.run_no FROM runs q WHERE q.agent = :agent AND q.owner = owners.owner AND {_FREE}
-  ORDER BY q.rank, q.run_no LIMIT 1)
-LEFT JOIN turns ON turns.agent = :agent AND turns.owner = owners.owner
-WHERE owners.owner IS NOT NULL ORDER BY coalesce(turns.served, 0), runs.rank, runs.run_no LIMIT 1""")
+  SELECT (SELECT r.owner FROM runs r WHERE r.agent = :agent AND r.{_CLAIMABLE} ORDER BY r.owner LIMIT 1)
+  UNION ALL SELECT (SELECT r.owner FROM runs r WHERE r.agent = :agent AND r.{_CLAIMABLE} AND r.owner > owners.owner
+    ORDER BY r.owner LIMIT 1) FROM owners WHERE owners.owner IS NOT NULL)
+SELECT (SELECT r.run_id FROM runs r WHERE r.run_no = f.run_no), f.owner, (SELECT count(owner) FROM owners) FROM (
+  SELECT owners.owner, (SELECT q.run_no FROM runs q WHERE q.agent = :agent AND q.owner = owners.owner AND {_FREE}
+    ORDER BY q.rank, q.run_no LIMIT 1) AS run_no FROM owners WHERE owners.owner IS NOT NULL LIMIT {MANY}) f
+LEFT JOIN turns ON turns.agent = :agent AND turns.owner = f.owner
+WHERE f.run_no IS NOT NULL ORDER BY coalesce(turns.served, 0), {_RANK}, f.run_no LIMIT 1""")
 
 # A free run of each agent, and since when it waits.
 WAITING = sa.text(f"""WITH RECURSIVE agents(agent) AS (
-  SELECT min(agent) FROM runs WHERE {_CLAIMABLE}
-  UNION ALL SELECT (SELECT min(r.agent) FROM runs r WHERE r.{_CLAIMABLE} AND r.agent > agents.agent)
-  FROM agents WHERE agents.agent IS NOT NULL)
-SELECT runs.agent, runs.run_id, runs.created_at, runs.not_before FROM agents
-JOIN runs ON runs.run_no = (SELECT q.run_no FROM runs q WHERE q.agent = agents.agent AND {_FREE}
-  ORDER BY q.owner, q.rank, q.run_no LIMIT 1)
-WHERE agents.agent IS NOT NULL ORDER BY runs.rank, runs.run_no""")
+  SELECT (SELECT r.agent FROM runs r WHERE r.{_CLAIMABLE} ORDER BY r.agent LIMIT 1)
+  UNION ALL SELECT (SELECT r.agent FROM runs r WHERE r.{_CLAIMABLE} AND r.agent > agents.agent
+    ORDER BY r.agent LIMIT 1) FROM agents WHERE agents.agent IS NOT NULL)
+SELECT f.agent, (SELECT r.run_id FROM runs r WHERE r.run_no = f.run_no),
+  (SELECT r.created_at FROM runs r WHERE r.run_no = f.run_no), (SELECT r.not_before FROM runs r WHERE r.run_no = f.run_no) FROM (
+  SELECT agents.agent, (SELECT q.run_no FROM runs q WHERE q.agent = agents.agent AND {_FREE}
+    ORDER BY q.owner, q.rank, q.run_no LIMIT 1) AS run_no FROM agents WHERE agents.agent IS NOT NULL LIMIT {MANY}) f
+WHERE f.run_no IS NOT NULL ORDER BY {_RANK}, f.run_no""")
 
 _SERVED = sa.text(
     "INSERT INTO turns (agent, owner, served) VALUES (CAST(:agent AS varchar), CAST(:owner AS varchar), "

@@ -260,6 +260,30 @@ async def test_a_task_whose_run_began_a_once_call_is_never_tried_again_by_itself
     await db.close()
 
 
+async def test_a_run_that_every_worker_dies_on_is_given_up_unless_it_gets_a_step_forward(db: Database) -> None:
+    task = await submitted(db)
+
+    async def dies() -> Run:
+        run = await claimed(db)
+        assert run is not None
+        await db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, "the worker died", "exited with -9"))
+        return run
+
+    for _ in range(leases.MAX_DEATHS - 1):
+        run = await dies()
+    run = await claimed(db)  # type: ignore[assignment]
+    reply = new_event("model.replied", {"message": {"role": "assistant", "content": ""}})
+    await db.write(lambda tx: ledger.record(tx, run.run_id, "gateway", [reply], fence=run.fence))
+    await db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, "the worker died", "exited with -9"))
+    for _ in range(leases.MAX_DEATHS - 2):
+        await dies()
+    assert (await shown(db, task)).status == "queued", "a step forward counts anew"
+    await dies()
+    over = await shown(db, task)
+    assert over.status == "failed" and over.error and over.error["type"] == "worker-died"
+    assert "exited with -9" in over.error["message"]
+
+
 def test_only_what_may_be_gone_the_next_time_is_tried_again() -> None:
     policy = {"attempts": 9, "backoff": 2.0, "on": []}
     assert [links.may_retry(policy, made, "unavailable", []) for made in (1, 2, 3)] == [2.0, 4.0, 8.0]

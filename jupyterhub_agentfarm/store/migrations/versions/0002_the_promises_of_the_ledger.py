@@ -76,7 +76,13 @@ def _tasks() -> None:
     _index("tasks", "batch", "batch_id", "place", unique=True)
     _index("tasks", "batch_ended", "batch_id", "batch_ended", unique=True)
     _index("tasks", "parent_run", "parent_run", where="parent_run IS NOT NULL")
-    _index("runs", "concurrency", "owner", "concurrency_key", where="concurrency_key IS NOT NULL AND ended_at IS NULL")
+    _index(
+        "runs",
+        "concurrency",
+        "owner",
+        "concurrency_key",
+        where="concurrency_key IS NOT NULL AND ended_at IS NULL AND fence > 0",
+    )
     _index("runs", "not_before", "not_before", where="not_before IS NOT NULL")
     op.drop_index("ix_tasks_deadline", "tasks")
     _index("tasks", "deadline", "deadline", where="deadline IS NOT NULL AND ended_at IS NULL")
