@@ -63,7 +63,7 @@ def test_what_stays_fits_and_no_result_is_without_its_call(messages: list[Json],
     if any(one["role"] not in ("user", "system") for one in messages[len(messages) - own :]):
         return  # `message.added` holds no calls: the fold of those is what test_fold.py is about
     short = folded(messages, plan.body("short", system, "m1.summary"), len(messages) - own)
-    assert short[-plan.keep :] == kept if plan.keep else len(short) == 1 + (system is not None)
+    assert short[-plan.keep :] == kept if plan.keep else len(short) == 1 + bool(system)  # an empty prompt says nothing
 
 
 def test_the_longest_messages_of_a_transcript_lose_their_middle() -> None:
