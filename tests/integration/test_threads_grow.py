@@ -72,7 +72,7 @@ async def events(farm: Service, run: str) -> list[dict[str, Any]]:
 async def test_a_thread_near_the_model_s_context_goes_on_from_a_summary(farm: Service) -> None:
     thread = (await farm.ok("ann", "POST", "/threads", {"agent": "analyst"}))["thread_id"]
     shortened, talking = 0, cast(Talk, farm.model.script)
-    for number in range(14):
+    for number in range(9):
         said = f"message {number}: {LONG[:100]}"
         run = (await talk(farm, thread, said))["run"]
         asked = talking.shown[-1]
@@ -87,16 +87,16 @@ async def test_a_thread_near_the_model_s_context_goes_on_from_a_summary(farm: Se
             ]  # fmt: skip
             assert "SUMMARY" in asked[1]["content"]
         assert (await farm.ok("ann", "GET", f"/runs/{run}/verify"))["ok"]
-    assert 2 <= shortened < 10
+    assert 2 <= shortened < 8
     usage = (await farm.ok("ann", "GET", "/usage?by=agent"))["items"][0]["requests"]
-    assert usage == 14 + shortened
+    assert usage == 9 + shortened
 
 
 async def test_a_summary_that_is_recorded_is_not_asked_for_again(farm: Service) -> None:
     """The step behind it fails; whoever asks for that step again finds the conversation short already."""
     thread = (await farm.ok("ann", "POST", "/threads", {"agent": "analyst"}))["thread_id"]
     summaries, talking = 0, cast(Talk, farm.model.script)
-    for number in range(8):
+    for number in range(5):
         talking.shown.clear()
         talking.fails = 1
         run = (await talk(farm, thread, f"{number} {LONG}"))["run"]
