@@ -9,9 +9,20 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from agentfarm_sdk.audit import ANCHOR_V, Anchor, BundledAnchor, Leaf, Link, Signed, merkle_path, merkle_root
+from agentfarm_sdk.audit import (
+    ANCHOR_V,
+    Anchor,
+    BundledAnchor,
+    Leaf,
+    Link,
+    Signed,
+    merkle_path,
+    merkle_root,
+    signature_holds,
+)
 from agentfarm_sdk.protocol import header_hash, timestamp
 
+from ..errors import Invalid
 from .db import Tx
 from .tables import anchored, anchors, events, runs, tombstones
 
@@ -129,12 +140,17 @@ def flaw(connection: Connection, run_id: str, links: Sequence[Link]) -> tuple[in
 
 
 def damaged(connection: Connection) -> str:
-    """Say which anchor is not what its leaves and its successor say; "" where all are. Signatures are not looked at."""
+    """Say which anchor is not what its leaves, its successor and its signature say; "" where all are."""
     before = ""
     for row in connection.execute(sa.select(anchors).order_by(anchors.c.number)):
         signed = Signed(row.anchor, row.signature)
-        anchor = signed.read()
         held = leaves(connection, row.number)
+        try:
+            anchor = signed.read()
+        except Invalid as error:
+            return f"anchor {row.number}: {error.detail}"
+        if not signature_holds(signed, anchor):
+            return f"anchor {row.number} was changed: its signature does not hold"
         if anchor.number != row.number or anchor.prev != before:
             return f"anchor {row.number} does not follow the one before it"
         if (anchor.leaves, anchor.root) != (len(held), merkle_root(held)):

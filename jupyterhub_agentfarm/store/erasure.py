@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.audit import Link
 from agentfarm_sdk.fold import ERASED
-from agentfarm_sdk.protocol import ENDED, Header, new_event
+from agentfarm_sdk.protocol import ENDED, Header, new_event, timestamp
 
 from ..errors import Conflict, Invalid
 from ..records import Run
@@ -231,9 +231,12 @@ def flaws(connection: Connection) -> list[tuple[str, str]]:
     for event in ledger.read_events(connection, FARM_RUN):
         if event.kind == "run.deleted":
             body = event.data()
-            told[str(body.get("run"))] = (body.get("epoch"), body.get("seq"), body.get("head"))
+            told[str(body.get("run"))] = (body.get("epoch"), body.get("seq"), body.get("head"), event.by, event.at)
     found = []
-    stones = {str(one.run_id): (one.epoch, one.seq, one.head) for one in connection.execute(sa.select(tombstones))}
+    stones = {
+        str(one.run_id): (one.epoch, one.seq, one.head, one.deleted_by, timestamp(one.deleted_at))
+        for one in connection.execute(sa.select(tombstones))
+    }
     for run_id in sorted(told.keys() | stones.keys()):
         if run_id not in stones:
             found.append((run_id, "the farm's chain says that it was deleted, and its tombstone is gone"))
@@ -241,7 +244,7 @@ def flaws(connection: Connection) -> list[tuple[str, str]]:
             found.append((run_id, "its tombstone says another thing than the farm's chain: one of the two was changed"))
     a = anchored.c
     for row in connection.execute(sa.select(anchored).where(a.run_id.in_(sa.select(tombstones.c.run_id)))):
-        _, seq, head = stones[row.run_id]
+        _, seq, head, *_ = stones[row.run_id]
         if row.seq > seq or (row.seq == seq and row.head != head):
             found.append((row.run_id, f"anchor {row.number} holds another end than its tombstone"))
     still = sa.select(runs.c.run_id).where(runs.c.run_id.in_(sa.select(tombstones.c.run_id)))

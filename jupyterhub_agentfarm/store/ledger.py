@@ -32,7 +32,7 @@ from agentfarm_sdk.protocol import (
 
 from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid, NotFound
 from ..records import Committed, Run
-from . import anchors, effects
+from . import anchors, contents, effects
 from .appending import Row
 from .db import Tx
 from .inbox import follow as follow_inbox
@@ -41,6 +41,10 @@ from .tables import events as events_table
 from .tables import runs, tasks, tombstones
 
 LATE_KINDS = frozenset({"body.erased"})  # what an ended run still takes
+_CREATED = {  # what run.created and the row say alike
+    "task": "task_id", "agent": "agent", "owner": "owner", "version": "version", "definition": "definition_hash", "mode": "mode",
+    "thread": "thread_id", "bound": "bound",
+}  # fmt: skip
 _ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 _COLUMNS = tuple(field.name for field in fields(Run))
 RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
@@ -380,6 +384,8 @@ def verify(connection: Connection, run_id: str) -> Verification:
         return Verification(run_id, False, gone[0] - 1, found.head, *gone)
     if found.ok and (why := _row_flaw(run, links)):
         return Verification(run_id, False, found.events, found.head, max(found.events, 1), why)
+    if found.ok and (gone := contents.flaw(connection, run, links)):
+        return Verification(run_id, False, gone[0] - 1, found.head, *gone)
     return Verification(run_id, found.ok, found.events, found.head, found.bad_seq, found.why)
 
 
@@ -411,6 +417,11 @@ def _row_flaw(run: Run, links: Sequence[Link]) -> str:
             return f"the run's row says {name} {row}, its events {told}: one of the two was changed"
     if (ended is not None and run.status != ended) or (ended is None and run.status in ENDED):
         return f"the run's row says {run.status}, its events {ended or 'that it has not ended'}"
+    created = read_event(links[0].header, links[0].body) if links else None
+    for name, value in created.data().items() if created and created.kind == "run.created" else ():
+        column = _CREATED.get(name)
+        if column and getattr(run, column) != value:
+            return f"the run's row says {column} {getattr(run, column)}, its first event {value}: one of the two was changed"
     return ""
 
 
