@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from jupyterhub_agentfarm.records import unit_name
@@ -71,6 +73,7 @@ class Place:
         self.gate = self.state / "gate"
         self.gate.touch()
         ports = {name: free_port() for name in ("PUBLIC", "HUB", "API")}
+        self.api_port = str(ports["API"])
         self.url = f"http://127.0.0.1:{ports['HUB']}/hub/api"
         text = CONFIG.replace("ADMIN", ADMIN).replace("SMALL", str(HERE / "smallserver.py"))
         for name, port in ports.items():
@@ -101,6 +104,13 @@ class Place:
 
     def text(self) -> str:
         return (self.state / "log").read_text()
+
+    def end_proxy(self) -> None:
+        """End the proxy that a Hub started, which was killed itself: a later Hub takes it over and does not own it."""
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if "configurable-http-proxy" in " ".join(one.cmdline()) and self.api_port in one.cmdline():
+                    one.kill()
 
     def units_answer(self) -> bool:
         transport = httpx.HTTPTransport(uds=str(self.state / "fleet.sock"))
@@ -172,6 +182,7 @@ def place() -> Iterator[Place]:
     finally:
         made.hub.terminate()
         made.hub.wait(20)
+        made.end_proxy()
         made.daemon.terminate()
         made.daemon.wait(10)
         for unit in (made.state / "units").iterdir():
