@@ -204,6 +204,7 @@ class Fold:
     def _forked(self, event: Event, body: dict[str, Any]) -> None:
         if body.get("copied") or event.erased:  # in a local file: the events themselves follow
             return
+        self.steps = int(body.get("step") or 0)  # counted on: choices by step, ids of calls
         self._continued(event, body)
         if isinstance(prompt := body.get("prompt"), str):
             rest = [one for one in self.messages if one["role"] != "system"]

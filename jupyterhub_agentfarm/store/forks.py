@@ -42,22 +42,26 @@ def origin(connection: Connection, run_id: str, step: int, *, again: bool) -> Or
     Raises NotFound; Invalid: there is no such step. Conflict: a call of the step before has no outcome.
     """
     events = ledger.read_events(connection, run_id)
-    fold, asked, last = Fold(history=lambda _run, _seq: []), 0, 0
+    fold, asked, last, first = Fold(history=lambda _run, _seq: []), 0, 0, 0
     for event in events:
         if event.kind in ("model.replied", "model.reported") and fold.steps == step:
             break
         fold.apply(event)
+        first = fold.steps if event.kind == "run.forked" else first
         if event.kind == "message.added" and event.data().get("role") == "user":
             asked = event.seq
         last = event.seq
-    if fold.steps < step or step < 0:
-        raise Invalid(f"run {run_id} has {fold.steps} steps", hint=f"fork at a step from 0 to {fold.steps}")
+    if not first <= step <= fold.steps:
+        before = "; for an earlier one fork the run that it was forked from" if first else ""
+        raise Invalid(
+            f"run {run_id} has {fold.steps} steps", hint=f"fork at a step from {first} to {fold.steps}{before}"
+        )
     if fold.open_calls:
         raise Conflict(
             f"call {fold.open_calls[0].call} of the step before has no outcome",
             hint=f"fork at an earlier step: {step - 1}",
         )
-    if step == 0 and again and asked:
+    if step == first == 0 and again and asked:
         last = asked - 1
     return Origin(run_id, last, events[last - 1].hash if last else "", step)
 

@@ -76,6 +76,8 @@ async def test_a_fork_begins_behind_a_step_and_the_old_run_stays_as_it_is(farm: 
     forked = await worked(farm, ["It is 391."])
     assert forked == task["run_id"]
     assert shown(farm) == [("system", "You are brief."), ("user", "What is 17*23?"), ("assistant", ""), ("tool", "391")]
+    answer = await farm.ask("ann", "POST", f"/runs/{forked}/fork", {"step": 0})
+    assert answer.status_code == 422 and "from 1 to 2" in answer.json()["hint"]
     kinds = [one["kind"] for one in (await farm.ok("ann", "GET", f"/runs/{forked}/events"))["items"]]
     assert kinds[:2] == ["run.created", "run.forked"]
     assert (await farm.ok("ann", "GET", f"/runs/{forked}/verify"))["ok"]
@@ -94,6 +96,15 @@ async def test_a_fork_may_ask_something_else_from_the_start_and_be_run_again(far
     await farm.ok("ann", "POST", f"/runs/{run}/fork", {"step": 2, "input": "And half of it?"})
     await worked(farm, ["195.5"])
     assert shown(farm)[-2:] == [("assistant", "391"), ("user", "And half of it?")]
+
+
+async def test_the_steps_of_a_fork_are_counted_on(farm: Service) -> None:
+    await farm.agent(tools=[{"name": "calculator", "source": "builtin"}], tool_choice=["required", "none"])
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "What is 17*23?"})
+    run = await worked(farm, [("calculator", {"expression": "17*23"}), "391"])
+    await farm.ok("ann", "POST", f"/runs/{run}/fork", {"step": 1})
+    await worked(farm, ["It is 391."])
+    assert farm.model.asked[-1].tool_choice == "none"
 
 
 async def test_a_fork_of_a_step_that_is_not_there_is_refused(farm: Service) -> None:
