@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from .asking import Ask, AskedCall, Reply
+from .asking import Ask, AskedCall, Reply, UpstreamError
 
 
 def translate(ask: Ask) -> tuple[Ask, dict[str, Any] | None]:
@@ -39,22 +39,34 @@ def response_format(ask: Ask) -> dict[str, Any] | None:
 
 
 def read(ask: Ask, reply: Reply) -> Reply:
-    """Return the reply with the call that its text stands for, or with the answer out of its form."""
+    """Return the reply with the call that its text stands for, or with the answer out of its form.
+
+    Raises UpstreamError: a call was required, or the reply ends in its middle, and it cannot be read: it is no answer.
+    """
     if not ask.tools or ask.tool_choice == "none":
         return reply
     try:
         value = json.loads(reply.content)
     except (ValueError, RecursionError):
-        return reply
-    if not isinstance(value, dict):
-        return reply
-    if "tool" in value:
+        value = None
+    if isinstance(value, dict) and "tool" in value:
         call = AskedCall(str(value["tool"]), json.dumps(value.get("arguments", {})))
         return replace(reply, content="", calls=[call], finish="tool_calls")
-    if "answer" in value:
+    if isinstance(value, dict) and "answer" in value and ask.tool_choice != "required":
         answer = value["answer"]
         return replace(reply, content=answer if isinstance(answer, str) else json.dumps(answer))
+    if ask.tool_choice == "required" or reply.finish == "length":
+        raise _unreadable(reply)
     return reply
+
+
+def _unreadable(reply: Reply) -> UpstreamError:
+    cut = reply.finish == "length"
+    said = "the model's reply was cut off in the middle of a call" if cut else "the model made no call that can be read"
+    hint = "raise max_tokens of the agent's model" if cut else "ask for less at once, or use a larger model"
+    error = UpstreamError("unreadable", said, hint=hint)
+    error.used = (reply.tokens_in, reply.tokens_out)
+    return error
 
 
 def _call_form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
