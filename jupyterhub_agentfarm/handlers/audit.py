@@ -19,7 +19,7 @@ class AnchorPage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`cursor`: the number of the last anchor that is known."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 50
-    cursor: Annotated[int, msgspec.Meta(ge=0)] = 0
+    cursor: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
 
 
 class AnchorView(msgspec.Struct, frozen=True):

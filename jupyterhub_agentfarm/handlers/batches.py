@@ -12,7 +12,7 @@ from ..store import batches, tasks
 from ..store.db import Tx
 from .asking import Asker, may
 from .feed import ENDS, Sse, resume_from
-from .routes import Call, Route
+from .routes import Call, Place, Route
 from .tasks import Reason
 
 CANCELLED_AT_ONCE = 50  # tasks in one transaction: others write in between
@@ -44,7 +44,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`order`: as they were submitted, or as they end. `after`: the id of the last one that was read."""
 
     order: Literal["input", "completion"] = "input"
-    after: int = 0
+    after: Place = 0
 
 
 def reach_batch(connection: Connection, asker: Asker, batch_id: str) -> dict[str, Any]:

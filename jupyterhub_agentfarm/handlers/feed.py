@@ -68,7 +68,7 @@ def resume_from(handler: Any, after: int) -> int:
     text = str(handler.request.headers.get("Last-Event-ID", "")).strip()
     if not text:
         return after
-    if not text.isdigit():
+    if not text.isdecimal() or len(text) > 15:
         raise Invalid(f"Last-Event-ID {text!r}", hint="send the id of the last event that you have")
     return int(text)
 

@@ -27,6 +27,9 @@ KIB = 1024
 BODY_BYTES = 1024 * KIB
 
 
+Place = typing.Annotated[int, msgspec.Meta(ge=-1, le=2**53)]  # behind which a list or stream goes on
+
+
 class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A body without fields."""
 

@@ -36,7 +36,7 @@ from ..store.tables import FARM_RUN
 from . import attachments, drafts, modes
 from .asking import Asker, may
 from .feed import Sse, resume_from, wants_stream
-from .routes import KIB, Call, Empty, Route
+from .routes import KIB, Call, Empty, Place, Route
 from .tasks import owner_of
 from .views import Listed, RunView, run_view
 
@@ -44,12 +44,12 @@ NOTEBOOK = "~"  # before the name of a notebook's agent: no agent of the farm ha
 
 
 class EventsPage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    after: int = 0
+    after: Place = 0
     limit: int = 200
 
 
 class After(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    after: int = 0
+    after: Place = 0
 
 
 class Verified(msgspec.Struct, frozen=True):

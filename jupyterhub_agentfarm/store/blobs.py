@@ -21,18 +21,22 @@ def put(tx: Tx, run_id: str, sha256: str, content: bytes) -> None:
     Raises:
         TooLarge: over MAX_BLOB_BYTES.  Invalid: the bytes have another hash.
     """
+    _fits(content)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise Invalid("the bytes do not have the hash that they are named by", hint="send them again")
     _keep(tx, sha256, content)
     link(tx, run_id, [sha256])
 
 
-def _keep(tx: Tx, sha256: str, content: bytes) -> None:
+def _fits(content: bytes) -> None:
     if len(content) > MAX_BLOB_BYTES:
         raise TooLarge(
             f"this blob has {len(content)} bytes",
             hint=f"at most {MAX_BLOB_BYTES} bytes; write a file and name it instead",
         )
+
+
+def _keep(tx: Tx, sha256: str, content: bytes) -> None:
     if not tx.connection.execute(sa.select(blobs.c.sha256).where(blobs.c.sha256 == sha256)).scalar():
         tx.execute(blobs.insert().values(sha256=sha256, size=len(content), content=content, created_at=tx.now))
 
@@ -47,6 +51,7 @@ def link(tx: Tx, run_id: str, hashes: Iterable[str]) -> None:
 
 def upload(tx: Tx, owner: str, sha256: str, content: bytes) -> None:
     """Keep a blob for tasks of an owner. Raises TooLarge."""
+    _fits(content)
     _keep(tx, sha256, content)
     if sha256 not in uploaded(tx.connection, owner, [sha256]):
         tx.execute(uploads.insert().values(owner=owner, sha256=sha256, created_at=tx.now))

@@ -16,6 +16,7 @@ PROXY = HERE.parents[1] / "node_modules" / ".bin"
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("hub suites")  # they share ports
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("suite", "starts"),
