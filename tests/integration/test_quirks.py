@@ -97,7 +97,9 @@ async def test_what_a_server_refuses_by_name_is_left_out_from_the_next_attempt_o
         tool_choice="required",
         parameters=parameters,
     )
-    came, requests = await replay(no(message, status), YES, YES, ask=ask, native_tools=None)
+    # Without tools of its own the model is asked for a call by a form.
+    then = whole({"content": '{"tool": "look", "arguments": {"n": 1}}'}) if gone == "tools" else YES
+    came, requests = await replay(no(message, status), then, then, ask=ask, native_tools=None)
     assert isinstance(came[0], UpstreamError) and (came[0].kind, came[0].retry_after) == ("unsupported", 0.0)
     assert isinstance(came[1], Reply) and isinstance(came[2], Reply)
     assert not gone or [gone in request for request in requests] == [True, False, False]
