@@ -121,6 +121,7 @@ class AgentFarm(Application):
 
     async def serve(self) -> None:
         """Build the parts, serve, and take everything down again."""
+        stopped = asked_to_stop()
         directory = Path(self.state or self.env.get("AGENTFARM_STATE", "") or ".farm").absolute()
         key, rules = service_key(directory), checked(self.retention)
         port = self.port or _port(self.env.get("AGENTFARM_SERVICE_PORT", ""))
@@ -145,8 +146,8 @@ class AgentFarm(Application):
             server.add_sockets(sockets)
             log.info("serving on 127.0.0.1:%d, epoch %s, %s", port, db.epoch, "SQLite" if db.sqlite else "PostgreSQL")
             await parts.models.budgets.ready()  # what a former life reserved is settled before anything is asked
-            await until_stopped(
-                scheduler.run(), reaper.run(), parts.models.budgets.run(), anchoring.run(), keeping.run()
+            await run_until(
+                stopped, scheduler.run(), reaper.run(), parts.models.budgets.run(), anchoring.run(), keeping.run()
             )
             server.stop()
             await asyncio.wait_for(server.close_all_connections(), 5)
@@ -316,11 +317,16 @@ def _read(path: Path) -> str:
         return ""
 
 
-async def until_stopped(*loops: Awaitable[None]) -> None:
-    """Run the loops until SIGTERM or SIGINT. A loop that ends by itself ends the process, with what ended it."""
+def asked_to_stop() -> asyncio.Event:
+    """Return what SIGTERM and SIGINT set from now on: also one that comes while the service starts ends it in order."""
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    return stopped
+
+
+async def run_until(stopped: asyncio.Event, *loops: Awaitable[None]) -> None:
+    """Run the loops until the event is set. A loop that ends by itself ends the process, with what ended it."""
     running = [asyncio.ensure_future(one) for one in loops]
     waiting = asyncio.create_task(stopped.wait())
     done, _ = await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
