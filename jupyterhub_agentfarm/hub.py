@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +31,14 @@ class Minted:
     expires_at: str
 
 
+@dataclass(frozen=True)
+class Starting:
+    """How far a server's start is; `said`: the spawner's latest words."""
+
+    ready: bool
+    said: str = ""
+
+
 class Hub:
     """`api_url` up to and with /hub/api. Names of users are the Hub's: an agent's begins with agent-."""
 
@@ -41,18 +51,21 @@ class Hub:
         if self._session is not None:
             await self._session.close()
 
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                headers={"Authorization": f"token {self._token}"}, timeout=aiohttp.ClientTimeout(total=SECONDS)
+            )
+        return self._session
+
     async def _ask(self, method: str, path: str, body: Any = None, *, absent: bool = False) -> Any:
         """Return the answer's JSON, None where there is none, or on 404 with `absent`.
 
         Raises:
             Transient: the Hub does not answer.  UserError: it refuses, in its own words.
         """
-        if self._session is None or self._session.closed:
-            self._session = aiohttp.ClientSession(
-                headers={"Authorization": f"token {self._token}"}, timeout=aiohttp.ClientTimeout(total=SECONDS)
-            )
         try:
-            async with self._session.request(method, self.api_url + path, json=body) as response:
+            async with self._open().request(method, self.api_url + path, json=body) as response:
                 if response.status == 404 and absent:
                     return None
                 if response.status >= 500:
@@ -64,9 +77,7 @@ class Hub:
                     raise error
                 return await response.json(content_type=None) if response.content_type.endswith("json") else None
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
-            raise Transient(
-                "the Hub does not answer", hint="try again shortly; runs go on meanwhile", retry_after=5.0
-            ) from error
+            raise _away() from error
 
     async def user(self, name: str) -> dict[str, Any] | None:
         """Return the user as far as the service may see it, None where there is none."""
@@ -96,6 +107,35 @@ class Hub:
         server = ((found or {}).get("servers") or {}).get("")
         return server if server and (server.get("ready") or server.get("pending")) else None
 
+    async def follow_start(self, user: str, seconds: float) -> Starting:
+        """Follow the start of the user's default server until it is up, for at most so many seconds.
+
+        Raises:
+            Conflict: it failed; in the spawner's words.  Transient: the Hub does not answer.
+        """
+        said = ""
+        url = f"{self.api_url}/users/{quote(user)}/server/progress"
+        try:
+            async with self._open().get(url, timeout=aiohttp.ClientTimeout(total=seconds)) as response:
+                if response.status == 400:  # neither up nor on its way, and no failure that the Hub remembers
+                    raise Conflict(f"the server of {user} was stopped while it started", hint="try again")
+                if response.status != 200:
+                    raise Transient(f"the Hub failed: {await _message(response)}", retry_after=5.0)
+                async for line in response.content:
+                    event = json.loads(line[5:]) if line.startswith(b"data:") else {}
+                    if event.get("failed"):
+                        raise Conflict(
+                            str(event.get("message")), hint="agentfarm doctor, and the server's log, say more"
+                        )
+                    if event.get("ready"):
+                        return Starting(True)
+                    said = str(event.get("message") or said)
+        except asyncio.TimeoutError:
+            return Starting(False, said)
+        except (aiohttp.ClientError, ValueError) as error:
+            raise _away() from error
+        return Starting(False, said)
+
     async def share(self, user: str, person: str, rights: str | None) -> None:
         """Mirror a grant to a share of the user's default server; None takes it away. Raises Transient, UserError."""
         path = f"/shares/{quote(user)}/"
@@ -111,6 +151,17 @@ class Hub:
         if not isinstance(made, dict) or "token" not in made:
             raise Conflict(f"the Hub made no token for {user}")
         return Minted(str(made["token"]), str(made.get("id", "")), str(made.get("expires_at") or ""))
+
+    async def drop_tokens(self, user: str, chosen: Callable[[str], bool]) -> None:
+        """Delete those tokens of the user whose note is chosen. Raises Transient, UserError."""
+        known = await self._ask("GET", f"/users/{quote(user)}/tokens", absent=True) or {}
+        for token in known.get("api_tokens", []):
+            if chosen(str(token.get("note") or "")):
+                await self._ask("DELETE", f"/users/{quote(user)}/tokens/{quote(str(token['id']))}", absent=True)
+
+
+def _away() -> Transient:
+    return Transient("the Hub does not answer", hint="try again shortly; runs go on meanwhile", retry_after=5.0)
 
 
 async def _message(response: aiohttp.ClientResponse) -> str:

@@ -1,4 +1,4 @@
-"""Agents: made, shown, edited, retired; started and stopped; shared; a token for an editor. Versions: versions.py."""
+"""Agents: made, shown, edited, retired; started and stopped; shared. Versions: versions.py, editors: connect.py."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..store import agents
 from ..store.db import Tx
 from . import drafts
 from .asking import RANK, Asker, Rights, in_use, reach_agent, rights
+from .connect import close_of, editors
 from .routes import Call, Empty, Page, Route
 from .views import AgentView, Listed, agent_view, page
 
 log = logging.getLogger(__name__)
-CONNECT_SECONDS = 8 * 3600
 
 
 class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -61,15 +61,6 @@ class ServerView(msgspec.Struct, frozen=True):
     url: str
 
 
-class Connection_(msgspec.Struct, frozen=True):
-    """What an editor needs: address, user and token (of the agent, for a few hours)."""
-
-    url: str
-    user: str
-    token: str
-    expires_at: str
-
-
 class AgentsPage(Page, frozen=True, forbid_unknown_fields=True):
     pool: str | None = None
     retired: bool = False
@@ -104,7 +95,8 @@ async def listed(call: Call) -> Listed[AgentView]:
         found = agents.listed(
             connection, names=names, after=query.cursor, limit=query.limit + 1, retired=query.retired, pool=query.pool
         )
-        return [agent_view(one, has) for one in found if (has := rights(connection, asker, one))]
+        may = [(one, has) for one in found if (has := rights(connection, asker, one))]
+        return [agent_view(one, has, editors(call.parts, one, has)) for one, has in may]
 
     return page(await call.read(read), query.limit, lambda one: one.name)
 
@@ -153,7 +145,7 @@ def _free(connection: Connection, name: str, asker: Asker) -> None:
 async def show(call: Call) -> AgentView:
     agent, has = await call.read(lambda c: reach_agent(c, call.asker, call.path["name"], "view"))
     call.etag(agent.draft_rev)
-    return agent_view(agent, has)
+    return agent_view(agent, has, editors(call.parts, agent, has))
 
 
 async def change(call: Call) -> AgentView:
@@ -182,6 +174,7 @@ async def retire(call: Call) -> AgentView:
     name = call.path["name"]
     _, has = await call.read(lambda c: reach_agent(c, call.asker, name, "owner"))
     retired: AgentView = await call.commit(lambda tx: agent_view(agents.retire(tx, name, call.asker.by), has))
+    await close_of(call, name, "retired")
     await call.parts.hub.stop_server(hub_user(name))
     await call.parts.fleet.delete_user(hub_user(name))
     return retired
@@ -213,17 +206,6 @@ async def _server(call: Call, agent: Agent) -> ServerView:
     return ServerView(agent.name, bool(found.get("ready")), found.get("pending"), url)
 
 
-async def connect(call: Call) -> Connection_:
-    """Start the agent's server and mint a token of the agent's hub user that reaches it, for a few hours."""
-    agent = await _reach(call, "manage")
-    user = hub_user(agent.name)
-    await call.parts.hub.start_server(user)
-    server = await _server(call, agent)
-    scopes = [f"access:servers!server={user}/", f"read:servers!server={user}/"]
-    minted = await call.parts.hub.mint(user, scopes, CONNECT_SECONDS, f"AgentFarm: an editor of {call.asker.name}")
-    return Connection_(server.url, user, minted.token, minted.expires_at)
-
-
 # -- with whom it is shared ----------------------------------------------------------------------------------------
 
 
@@ -234,7 +216,7 @@ async def shares(call: Call) -> Listed[Shared]:
 
 
 async def share(call: Call) -> Listed[Shared]:
-    """Share with a person, and mirror it to the Hub, so that the server opens for them too."""
+    """Share with a person, and mirror it to the Hub, so that the server opens for them too. Less than manage ends their editors."""
     wish: Share = call.body
     agent, has = await call.read(lambda c: reach_agent(c, call.asker, call.path["name"], "manage"))
     in_use(agent)
@@ -256,18 +238,20 @@ async def share(call: Call) -> Listed[Shared]:
             [Shared(person, granted) for person, granted in agents.grants_of(tx.connection, agent.name).items()]
         )
 
-    return await call.commit(write)  # type: ignore[no-any-return]
+    shared: Listed[Shared] = await call.commit(write)
+    if wish.rights != "manage":
+        await close_of(call, agent.name, "unshared", wish.person)
+    return shared
 
 
-ROUTES = [
+ROUTES = [  # keeps=False: repeated, it does again what follows the commit
     Route("GET", "/agents", listed, "List the agents that the asker may see", query=AgentsPage, answer=Listed[AgentView]),
     Route("POST", "/agents", create, "Create an agent, and its user at the Hub", who="person", body=NewAgent, answer=AgentView, status=201),
     Route("GET", "/agents/{name}", show, "Show an agent with its draft", answer=AgentView),
     Route("PATCH", "/agents/{name}", change, "Edit the draft", who="person", body=DraftChange, answer=AgentView),
-    Route("DELETE", "/agents/{name}", retire, "Retire an agent; its record stays", who="person", answer=AgentView),
+    Route("DELETE", "/agents/{name}", retire, "Retire an agent; its record stays", who="person", answer=AgentView, keeps=False),
     Route("POST", "/agents/{name}/start", start, "Start its server", who="person", body=Empty, answer=ServerView),
     Route("POST", "/agents/{name}/stop", stop, "Stop its server", who="person", body=Empty, answer=Empty),
-    Route("POST", "/agents/{name}/connect", connect, "Start its server and mint a token for an editor", who="person", body=Empty, answer=Connection_, keeps=False),
     Route("GET", "/agents/{name}/shares", shares, "With whom it is shared", who="person", answer=Listed[Shared]),
-    Route("POST", "/agents/{name}/shares", share, "Share it with a person, or end that", who="person", body=Share, answer=Listed[Shared]),
+    Route("POST", "/agents/{name}/shares", share, "Share it with a person, or end that", who="person", body=Share, answer=Listed[Shared], keeps=False),
 ]  # fmt: skip

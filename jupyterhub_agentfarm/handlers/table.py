@@ -10,6 +10,7 @@ from . import (
     audit,
     batches,
     budgets,
+    connect,
     erasure,
     forks,
     inbox,
@@ -27,7 +28,7 @@ from .base import url_specs
 from .routes import Parts, Route
 
 ROUTES: list[Route] = [
-    *agents.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
+    *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
     *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import typing
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,6 +22,14 @@ class Listed(msgspec.Struct, typing.Generic[T], frozen=True):
     next: str | int | None = None
 
 
+class EditorView(msgspec.Struct, frozen=True):
+    """In what the asker can open an agent's server; `url` of vscode is what to type into "Remote to JupyterHub"."""
+
+    name: Literal["lab", "vscode", "code-server"]
+    title: str
+    url: str
+
+
 class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     owner: str
@@ -32,6 +41,7 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     retired_at: str | None
     rights: str
     user: str  # its name at the Hub
+    editors: list[EditorView] = []  # of one agent, and in the list; for those who may open its server
 
 
 class VersionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,8 +151,9 @@ def _values(kind: type[Any], record: Any) -> dict[str, Any]:
     return values
 
 
-def agent_view(agent: Agent, rights: str) -> AgentView:
-    return AgentView(**{**_values(AgentView, agent), "rights": rights, "user": f"agent-{agent.name}"})
+def agent_view(agent: Agent, rights: str, editors: Sequence[EditorView] = ()) -> AgentView:
+    named = {"rights": rights, "user": f"agent-{agent.name}", "editors": list(editors)}
+    return AgentView(**{**_values(AgentView, agent), **named})
 
 
 def version_view(version: Version) -> VersionView:

@@ -17,6 +17,8 @@ GET,PATCH,DELETE agents/*
 GET agents/*/versions|agents/*/versions/*|agents/*/diff|agents/*/export
 GET,POST agents/*/shares
 POST agents/import|agents/*/publish|agents/*/restore|agents/*/start|agents/*/stop|agents/*/connect
+GET,DELETE agents/*/connections
+DELETE agents/*/connections/*
 GET threads/*|tasks/*|inbox/*
 POST blobs|tasks/*/cancel|tasks/*/pause|tasks/*/resume|tasks/*/rerun
 GET runs|runs/*|runs/*/events|runs/*/tokens|runs/*/verify|runs/*/bundle|runs/*/replay

@@ -103,6 +103,17 @@ grants = Table(  # with whom an agent is shared; mirrored to the Hub's shares
     Column("created_at", Double, nullable=False),
 )
 
+connections = Table(  # tokens of agents that people hold in an editor; the token itself is the Hub's, and nowhere here
+    "connections",
+    metadata,
+    Column("connection_id", String(64), primary_key=True),  # stands in the token's note at the Hub
+    Column("agent", String(64), nullable=False),
+    Column("person", String(255), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Index("ix_connections_agent", "agent"),
+)
+
 threads = Table(
     "threads",
     metadata,

@@ -61,6 +61,9 @@ class FakeHub:
         self.running: set[str] = set()
         self.refuses_start: str | None = None
         self.started = asyncio.Event()
+        self.starting = ""  # what a spawner says that is not done yet
+        self.tokens: dict[str, dict[str, Any]] = {}  # id -> what was asked for, and whose it is
+        self.minting: Any = None  # awaited before a token is made
 
     async def start(self) -> None:
         app = web.Application()
@@ -96,14 +99,34 @@ class FakeHub:
                 return web.json_response({}, status=201)
             self.running.discard(user)
             return web.Response(status=204)
-        if kind == "users" and path.endswith("/tokens"):
-            return web.json_response({"token": "minted-for-" + user, "id": "t1", "expires_at": "soon"}, status=201)
+        if kind == "users" and path.endswith("/server/progress"):
+            return self.progress(user)
+        if kind == "users" and "/tokens" in path:
+            return await self.answer_tokens(request.method, user, path.rpartition("/")[2], body)
         if kind == "users":
             if user not in self.people and not user.startswith("agent-"):
                 return web.json_response({"message": "No such user"}, status=404)
             servers = {"": {"ready": True, "pending": None, "url": f"/user/{user}/"}} if user in self.running else {}
             return web.json_response({"name": user, "servers": servers})
         return web.json_response({})
+
+    def progress(self, user: str) -> web.Response:
+        if user not in self.running:
+            return web.json_response({"message": "is not starting"}, status=400)
+        event = {"progress": 50, "message": self.starting} if self.starting else {"progress": 100, "ready": True}
+        return web.Response(text=f"data: {json.dumps(event)}\n\n", content_type="text/event-stream")
+
+    async def answer_tokens(self, method: str, user: str, token: str, body: Any) -> web.Response:
+        if method == "GET":
+            found = [{"id": name, "note": one["note"]} for name, one in self.tokens.items() if one["user"] == user]
+            return web.json_response({"api_tokens": found})
+        if method == "DELETE":
+            return web.Response(status=204 if self.tokens.pop(token, None) else 404)
+        if self.minting:
+            await self.minting()
+        name = f"t{len(self.asked)}"
+        self.tokens[name] = {"user": user, **body}
+        return web.json_response({"token": "minted-for-" + user, "id": name, "expires_at": "soon"}, status=201)
 
     async def stop(self) -> None:
         await self.runner.cleanup()

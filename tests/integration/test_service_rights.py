@@ -28,6 +28,9 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "POST /agents/{name}/start": (IN, IN, NO, HIDE, IN, NO, NO, WHO),
     "POST /agents/{name}/stop": MANAGES,
     "POST /agents/{name}/connect": MANAGES,
+    "GET /agents/{name}/connections": MANAGES,
+    "DELETE /agents/{name}/connections": MANAGES,
+    "DELETE /agents/{name}/connections/{connection}": MANAGES,
     "GET /agents/{name}/shares": MANAGES,
     "POST /agents/{name}/shares": MANAGES,
     "GET /agents/{name}/memory": SEES,
@@ -187,7 +190,7 @@ async def things(farm: Service) -> dict[str, str]:
     await farm.ok(claim["token"], "POST", "/model/v1/chat/completions", body)
     (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
     return {
-        "name": "analyst", "number": "1", "task": task["task_id"], "batch": many["batch_id"], "thread": thread["thread_id"], "run": claim["run"], "call": "c0-0",
+        "name": "analyst", "number": "1", "task": task["task_id"], "batch": many["batch_id"], "thread": thread["thread_id"], "run": claim["run"], "call": "c0-0", "connection": "connection-0",
         "item": item["inbox_id"], "sha256": "0" * 64, "token": claim["token"],
     }  # fmt: skip
 
@@ -211,7 +214,10 @@ async def test_every_route_lets_in_whom_it_should(tmp_path: Path, monkeypatch: p
                     said = "" if got == 200 else (await answer.aread()).decode()
                 fine = got not in (401, 403) and "there is no agent" not in said if due == IN else got == due
                 if due == IN and got == 404:  # a thing that is not there, and not one that is hidden
-                    fine = any(word in said for word in ("tool file", "no secret", "no blob", "remembers nothing"))
+                    fine = any(
+                        word in said
+                        for word in ("tool file", "no secret", "no blob", "remembers nothing", "no connection")
+                    )
                 if got >= 500 or not fine:
                     wrong.append(f"{route} by {asker}: {got} {said}, expected {due}")
     assert not wrong, "\n".join(wrong)

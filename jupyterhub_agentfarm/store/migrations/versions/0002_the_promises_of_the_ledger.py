@@ -13,6 +13,7 @@ def upgrade() -> None:
     _audit()
     _budgets()
     _memory()
+    _connections()
 
 
 def _inbox() -> None:
@@ -185,3 +186,17 @@ def _memory() -> None:
         sa.PrimaryKeyConstraint("run_id", "call", name=op.f("pk_timers")),
     )
     op.create_index("ix_timers_due_at", "timers", ["due_at"])
+
+
+def _connections() -> None:
+    """Tokens of agents that people hold in an editor."""
+    op.create_table(
+        "connections",
+        sa.Column("connection_id", sa.String(length=64), nullable=False),
+        sa.Column("agent", sa.String(length=64), nullable=False),
+        sa.Column("person", sa.String(length=255), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("expires_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("connection_id", name=op.f("pk_connections")),
+    )
+    op.create_index("ix_connections_agent", "connections", ["agent"])
