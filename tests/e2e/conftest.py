@@ -9,9 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hands as tools
+import msgspec
 import pytest
 from farmkit import Counter, Farm, Person, clean_env, end_with_us, until
 from ledgercheck import faults
+
+from agentfarm_sdk.tools.registry import pinned
 
 DATABASES = ["sqlite", "postgresql"]
 
@@ -83,6 +87,25 @@ def scripted_farm(request: pytest.FixtureRequest, short_directory: Path, model: 
     """A farm whose model does what the task says: for tests that kill."""
     env = {"HF_API_URL": model, "HUGGING_FACE_AUTH_TOKEN": "none-needed"}
     yield from run_farm(request, short_directory / f"kill-{request.param}", "--no-demo", **env)
+
+
+@pytest.fixture(scope="session")
+def hands(scripted_farm: Farm) -> dict[str, str]:
+    """Two agents of Alice's with one tool each, driven by the scripted model; by the tool's name."""
+    alice = scripted_farm.person("alice")
+    with alice.api() as api:
+        for name, tool in (("charge", tools.charge), ("store", tools.store)):
+            spec, code = pinned(tool)
+            draft = {
+                "prompt": "Do what you are told.",
+                "model": {"name": "scripted"},
+                "tools": [msgspec.to_builtins(spec)],
+            }
+            files = {"hands.py": code.decode()}
+            made = api.post("/agents", json={"name": f"hands-{name}", "draft": draft, "files": files})
+            assert made.status_code == 201, made.text
+            api.post(f"/agents/hands-{name}/publish", json={}).raise_for_status()
+    return {"charge": "hands-charge", "store": "hands-store"}
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 import websockets
 from ledgercheck import engine_url
 
+from agentfarm_sdk.protocol import ENDED
 from jupyterhub_agentfarm.store.tables import runs
 
 ROOT = Path(__file__).parents[2]
@@ -243,6 +244,60 @@ class Farm:
     def kernels(self, user: str, token: str) -> Kernel:
         public = httpx.URL(self.ready["public_url"])
         return Kernel(f"http://127.0.0.1:{public.port}/user/{user}/", f"{user}.{public.host}:{public.port}", token)
+
+
+class Held:
+    """A run whose effect has just happened outside, and whose worker still waits for the answer."""
+
+    def __init__(self, person: Person, agent: str, tool: str, counter: Counter) -> None:
+        self.person, self.counter, self.name = person, counter, f"{tool}-{uuid.uuid4().hex[:8]}"
+        self.gate = counter.directory / f"{self.name}.go"
+        where = f"{counter.url}/effect/{self.name}?hold={self.gate}"
+        self.task_id = person.submit(agent, json.dumps({"tool": tool, "arguments": {"where": where}}))["task_id"]
+
+    def reached(self, times: int = 1, seconds: float = 60) -> None:
+        def look() -> bool:
+            task = self.person.task(self.task_id)
+            assert task["status"] not in ENDED, (task, self.kinds())
+            return len(self.counter.requests(self.name)) >= times
+
+        until(look, seconds, f"{self.name} reached the outside world")
+
+    def release(self) -> None:
+        self.gate.touch()
+
+    def settled(self, seconds: float = 120) -> dict[str, Any]:
+        return self.person.settled(self.task_id, seconds)
+
+    def kinds(self) -> list[str]:
+        return [event["kind"] for event in self.person.events(self.person.task(self.task_id)["run_id"])]
+
+    def worker(self) -> psutil.Process:
+        """Find the process that waits for the counter's answer to this run."""
+        agent = self.person.task(self.task_id)["agent"]
+        for process in psutil.process_iter():
+            try:
+                here = any(c.raddr and c.raddr.port == self.counter.port for c in process.net_connections("tcp"))
+                if here and process.pid != self.counter.process.pid and self.agent_of(process) == agent:
+                    return process
+            except psutil.Error:
+                continue
+        raise AssertionError(f"no worker of {agent} speaks to the counter")
+
+    @staticmethod
+    def agent_of(process: psutil.Process) -> str | None:
+        for one in [process, *process.parents()]:
+            try:
+                if agent := one.environ().get("AGENTFARM_AGENT"):
+                    return agent
+            except psutil.Error:
+                continue
+        return None
+
+    def server(self) -> psutil.Process:
+        """Find the agent's Jupyter server: the topmost process with the agent's name in its environment."""
+        worker = self.worker()
+        return [one for one in [worker, *worker.parents()] if "singleuser" in " ".join(one.cmdline())][-1]
 
 
 def kill(pid: int) -> None:

@@ -6,96 +6,16 @@ happened, and the farm cannot know yet.
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hands as tools
 import httpx
-import msgspec
 import psutil
 import pytest
-from farmkit import Counter, Farm, Person, kill, until
-
-from agentfarm_sdk.protocol import ENDED
-from agentfarm_sdk.tools.registry import pinned
+from farmkit import Counter, Farm, Held, Person, kill, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="session")
-def hands(scripted_farm: Farm) -> dict[str, str]:
-    """Two agents of Alice's with one tool each, driven by the scripted model; by the tool's name."""
-    alice = scripted_farm.person("alice")
-    with alice.api() as api:
-        for name, tool in (("charge", tools.charge), ("store", tools.store)):
-            spec, code = pinned(tool)
-            draft = {
-                "prompt": "Do what you are told.",
-                "model": {"name": "scripted"},
-                "tools": [msgspec.to_builtins(spec)],
-            }
-            files = {"hands.py": code.decode()}
-            made = api.post("/agents", json={"name": f"hands-{name}", "draft": draft, "files": files})
-            assert made.status_code == 201, made.text
-            api.post(f"/agents/hands-{name}/publish", json={}).raise_for_status()
-    return {"charge": "hands-charge", "store": "hands-store"}
-
-
-class Held:
-    """A run whose effect has just happened outside, and whose worker still waits for the answer."""
-
-    def __init__(self, person: Person, agent: str, tool: str, counter: Counter) -> None:
-        self.person, self.counter, self.name = person, counter, f"{tool}-{uuid.uuid4().hex[:8]}"
-        self.gate = counter.directory / f"{self.name}.go"
-        where = f"{counter.url}/effect/{self.name}?hold={self.gate}"
-        self.task_id = person.submit(agent, json.dumps({"tool": tool, "arguments": {"where": where}}))["task_id"]
-
-    def reached(self, times: int = 1, seconds: float = 60) -> None:
-        def look() -> bool:
-            task = self.person.task(self.task_id)
-            assert task["status"] not in ENDED, (task, self.kinds())
-            return len(self.counter.requests(self.name)) >= times
-
-        until(look, seconds, f"{self.name} reached the outside world")
-
-    def release(self) -> None:
-        self.gate.touch()
-
-    def settled(self, seconds: float = 120) -> dict[str, Any]:
-        return self.person.settled(self.task_id, seconds)
-
-    def kinds(self) -> list[str]:
-        return [event["kind"] for event in self.person.events(self.person.task(self.task_id)["run_id"])]
-
-    def worker(self) -> psutil.Process:
-        """Find the process that waits for the counter's answer to this run."""
-        agent = self.person.task(self.task_id)["agent"]
-        for process in psutil.process_iter():
-            try:
-                here = any(c.raddr and c.raddr.port == self.counter.port for c in process.net_connections("tcp"))
-                if here and process.pid != self.counter.process.pid and self.agent_of(process) == agent:
-                    return process
-            except psutil.Error:
-                continue
-        raise AssertionError(f"no worker of {agent} speaks to the counter")
-
-    @staticmethod
-    def agent_of(process: psutil.Process) -> str | None:
-        for one in [process, *process.parents()]:
-            try:
-                if agent := one.environ().get("AGENTFARM_AGENT"):
-                    return agent
-            except psutil.Error:
-                continue
-        return None
-
-    def server(self) -> psutil.Process:
-        """Find the agent's Jupyter server: the topmost process with the agent's name in its environment."""
-        worker = self.worker()
-        return [one for one in [worker, *worker.parents()] if "singleuser" in " ".join(one.cmdline())][-1]
 
 
 @pytest.fixture
