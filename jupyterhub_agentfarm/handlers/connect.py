@@ -110,15 +110,22 @@ async def listed(call: Call) -> Listed[ConnectionView]:
     return Listed([_view(one) for one in await _listed(call, agent)])
 
 
-async def disconnect(call: Call) -> Listed[ConnectionView]:
-    """End one connection, or all; answer those that are left. Again is harmless."""
+async def revoke(call: Call) -> Listed[ConnectionView]:
+    """End one connection; answer those that are left."""
     agent = await _reach(call)
-    held, wanted = await _listed(call, agent), call.path.get("connection")
-    chosen = [one for one in held if wanted in (None, one.connection_id)]
-    if wanted and not chosen:
+    held, wanted = await _listed(call, agent), call.path["connection"]
+    chosen = [one for one in held if one.connection_id == wanted]
+    if not chosen:
         raise NotFound(f"there is no connection {wanted} to {agent.name}", hint="it has ended, or was never there")
     await close(call, chosen, "revoked")
     return Listed([_view(one) for one in held if one not in chosen])
+
+
+async def revoke_all(call: Call) -> Listed[ConnectionView]:
+    """End every connection; answer those that came meanwhile."""
+    agent = await _reach(call)
+    await close_of(call, agent.name, "revoked")
+    return Listed([_view(one) for one in await _listed(call, agent)])
 
 
 async def close_of(call: Call, agent: str, reason: str, person: str | None = None) -> None:
@@ -161,6 +168,6 @@ async def _listed(call: Call, agent: Agent) -> list[Held]:
 ROUTES = [
     Route("POST", "/agents/{name}/connect", connect, "Start its server and mint a token for an editor; 202 while it starts", who="person", body=ConnectWish, answer=Connected, keeps=False),
     Route("GET", "/agents/{name}/connections", listed, "Who holds a token for an editor, until when", who="person", answer=Listed[ConnectionView]),
-    Route("DELETE", "/agents/{name}/connections", disconnect, "Revoke all tokens for editors", who="person", answer=Listed[ConnectionView]),
-    Route("DELETE", "/agents/{name}/connections/{connection}", disconnect, "Revoke one", who="person", answer=Listed[ConnectionView]),
+    Route("DELETE", "/agents/{name}/connections", revoke_all, "Revoke all tokens for editors", who="person", answer=Listed[ConnectionView]),
+    Route("DELETE", "/agents/{name}/connections/{connection}", revoke, "Revoke one", who="person", answer=Listed[ConnectionView]),
 ]  # fmt: skip
