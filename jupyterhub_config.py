@@ -19,6 +19,7 @@ ports = json.loads((state / "ports.json").read_text())
 passwords = json.loads((state / "secrets" / "passwords.json").read_text())
 admins = list(passwords["admin"])
 public = f"http://farm.localhost:{ports['public']}"
+pages = f"http://agentfarm--service.farm.localhost:{ports['public']}/services/{SERVICE}/"
 service = f"http://127.0.0.1:{ports['service']}"
 reached = os.environ.get("AGENTFARM_SERVICE_URL", service)  # by servers: another address where something stands between
 
@@ -62,7 +63,7 @@ configure(
     service_token=secret("hub-service.token"),
     fleet_token=secret("hub-fleet.token"),
     admins=admins,
-    pages=f"http://agentfarm--service.farm.localhost:{ports['public']}/services/{SERVICE}/",
+    pages=pages,
 )
 # The launcher: tells the Hub to fill a restarted proxy, and mints the command line's token.
 c.JupyterHub.services.append({"name": "agentfarm-launcher", "api_token": secret("hub-launcher.token")})
@@ -77,7 +78,8 @@ c.JupyterHub.oauth_require_pkce = True  # a code that leaks from a redirect is w
 c.JupyterHub.concurrent_spawn_limit = 4  # a start costs two seconds of a core
 c.Spawner.start_timeout = 120  # old machines are slow, and many servers may start together
 c.Spawner.http_timeout = 60
-c.Spawner.environment = {"AGENTFARM_URL": reached}  # how a server reaches the farm
+# How a server reaches the farm, and where people find its pages (the panel's links).
+c.Spawner.environment = {"AGENTFARM_URL": reached, "AGENTFARM_PAGES": pages}
 
 # --- who signs in ------------------------------------------------------------------------------------------------
 

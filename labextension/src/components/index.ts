@@ -1,0 +1,5 @@
+/** The kit. Views import from here. */
+export * from './basic';
+export * from './data';
+export * from './dialog';
+export * from './list';

@@ -1,0 +1,354 @@
+/** State of the farm as this person sees it: resources that refresh when something changes, runs event by event.
+ *
+ * One stream of all changes feeds everything (browsers allow six connections to a server, and JupyterLab needs some). It is
+ * open while somebody looks, and goes on behind the last number that it gave; after each cut everything shown is read again.
+ */
+import { Api, Problem } from './api';
+import { Store } from './store';
+import type { Event, InboxView, Listed } from './protocol';
+
+export type Link = 'idle' | 'connecting' | 'live' | 'away' | 'signed-out';
+
+/** What `/events` says: an event of a run of this agent. */
+export interface Change {
+  agent: string;
+  event: Event;
+}
+
+export interface Loaded<T> {
+  state: 'loading' | 'ready' | 'error';
+  value?: T;
+  /** Why the last reading failed; a value read before stays. */
+  problem?: Problem;
+}
+
+export type Touches = (change: Change) => boolean;
+
+const CALM_MS = 120; // a burst of changes is read again once in so long; the first one at once
+const FIRST_WAIT_MS = 500;
+const LONGEST_WAIT_MS = 10_000;
+
+export class FarmModel {
+  readonly link = new Store<Link>('idle');
+  private readonly resources = new Map<string, Resource<unknown>>();
+  private readonly runs = new Map<string, RunState>();
+  private readonly followers = new Set<Follower>();
+  private stop: AbortController | null = null;
+  private skip: (() => void) | null = null;
+  private last = 0;
+
+  constructor(readonly api: Api) {}
+
+  /** What a GET answers, shared by all who ask for the same path; read again at the changes that touch it. */
+  resource<T>(path: string, touches: Touches = () => true): Resource<T> {
+    let found = this.resources.get(path);
+    if (!found) {
+      found = new Resource<unknown>(this, path, touches);
+      this.resources.set(path, found);
+    }
+    return found as Resource<T>;
+  }
+
+  /** The events of a run, all of them, in order, as they come. */
+  run(run_id: string): RunState {
+    let found = this.runs.get(run_id);
+    if (!found) {
+      found = new RunState(this, run_id);
+      this.runs.set(run_id, found);
+    }
+    return found;
+  }
+
+  get inbox(): Resource<Listed<InboxView>> {
+    return this.resource('/inbox?limit=500', change => /^(approval|tool|question|simulation|budget|run)\./.test(change.event.kind));
+  }
+
+  /** Read again what begins with this path: after an own change that no event tells. */
+  refresh(path: string): void {
+    this.resources.forEach((resource, key) => key.startsWith(path) && resource.refresh());
+  }
+
+  /** Have everything shown read again, at once: the machine slept, the network came back. */
+  readonly wake = (): void => {
+    this.skip?.();
+    this.followers.forEach(follower => follower.resync());
+  };
+
+  join(follower: Follower): void {
+    this.followers.add(follower);
+    if (!this.stop) {
+      this.stop = new AbortController();
+      void this.listen(this.stop.signal);
+    }
+  }
+
+  leave(follower: Follower): void {
+    this.followers.delete(follower);
+    // not at once: a view that is redrawn leaves and joins in the same moment
+    setTimeout(() => {
+      if (this.followers.size === 0) {
+        this.stop?.abort();
+        this.stop = null;
+      }
+    }, 1000);
+  }
+
+  /** For those whose reading was refused: is it this person's session? */
+  judge(problem: Problem): void {
+    if (problem.signedOut) {
+      this.link.set('signed-out');
+    }
+  }
+
+  private async listen(signal: AbortSignal): Promise<void> {
+    let wait = FIRST_WAIT_MS;
+    this.link.set('connecting');
+    while (!signal.aborted) {
+      try {
+        for await (const message of this.api.stream('/events', this.last, signal)) {
+          wait = FIRST_WAIT_MS;
+          if (this.link.get() !== 'live') {
+            this.link.set('live');
+            this.followers.forEach(follower => follower.resync());
+          }
+          if (message.data !== undefined) {
+            this.last = message.id;
+            this.tell(message.data as Change);
+          }
+        }
+      } catch (error) {
+        if (signal.aborted) {
+          break;
+        }
+        this.link.set(Problem.of(error).signedOut ? 'signed-out' : 'away');
+      }
+      if (this.link.get() === 'live') {
+        this.link.set('away'); // it ended without an error: the farm was restarted
+      }
+      await this.pause(wait * (0.75 + Math.random() / 2), signal);
+      wait = Math.min(wait * 2, LONGEST_WAIT_MS);
+    }
+    this.link.set('idle');
+  }
+
+  private tell(change: Change): void {
+    this.followers.forEach(follower => follower.heard(change));
+  }
+
+  private pause(ms: number, signal: AbortSignal): Promise<void> {
+    return new Promise(resolve => {
+      const over = (): void => {
+        clearTimeout(timer);
+        this.skip = null;
+        signal.removeEventListener('abort', over);
+        resolve();
+      };
+      const timer = setTimeout(over, ms);
+      this.skip = over;
+      signal.addEventListener('abort', over);
+    });
+  }
+}
+
+interface Follower {
+  heard(change: Change): void;
+  /** The stream stands (again): what came in between is read now. */
+  resync(): void;
+}
+
+/** One answer of the farm, kept true while somebody looks. */
+export class Resource<T> extends Store<Loaded<T>> implements Follower {
+  private reading: AbortController | null = null;
+  private again = false;
+  private due: ReturnType<typeof setTimeout> | null = null;
+  private lastRead = 0;
+  private read = false;
+
+  constructor(private readonly model: FarmModel, readonly path: string, private readonly touches: Touches) {
+    super({ state: 'loading' });
+  }
+
+  heard(change: Change): void {
+    if (this.touches(change)) {
+      this.refresh();
+    }
+  }
+
+  resync(): void {
+    this.refresh();
+  }
+
+  /** Read it again: at once, or as soon as the burst allows. */
+  readonly refresh = (): void => {
+    if (this.reading) {
+      this.again = true;
+    } else if (this.due === null) {
+      this.due = setTimeout(() => {
+        this.due = null;
+        void this.reread();
+      }, Math.max(0, this.lastRead + CALM_MS - Date.now()));
+    }
+  };
+
+  /** What the asker did is shown at once; the next reading decides. */
+  patch(change: (value: T) => T): void {
+    const now = this.get();
+    if (now.value !== undefined) {
+      this.set({ ...now, value: change(now.value) });
+    }
+  }
+
+  private async reread(): Promise<void> {
+    const reading = new AbortController();
+    this.reading = reading;
+    this.lastRead = Date.now();
+    try {
+      this.set({ state: 'ready', value: await this.model.api.get<T>(this.path, reading.signal) });
+      this.read = true;
+    } catch (error) {
+      if (reading.signal.aborted) {
+        return;
+      }
+      const problem = Problem.of(error);
+      this.model.judge(problem);
+      this.set({ ...this.get(), state: this.read ? 'ready' : 'error', problem });
+    } finally {
+      if (this.reading === reading) {
+        this.reading = null;
+      }
+    }
+    if (this.again) {
+      this.again = false;
+      this.refresh();
+    }
+  }
+
+  protected override watched(by: boolean): void {
+    if (by) {
+      this.model.join(this);
+      this.refresh();
+      return;
+    }
+    this.model.leave(this);
+    if (this.due !== null) {
+      clearTimeout(this.due);
+      this.due = null;
+    }
+    this.reading?.abort();
+    this.reading = null;
+  }
+}
+
+export interface RunEvents {
+  /** In order, without a hole; the same array grows: `count` tells how far. */
+  events: readonly Event[];
+  count: number;
+  /** Whether all that was recorded until now is here. */
+  complete: boolean;
+  problem?: Problem;
+}
+
+const PAGE = 500;
+
+/** A run's events: the history by pages, then what the stream of changes says; a hole is read. */
+export class RunState extends Store<RunEvents> implements Follower {
+  private readonly list: Event[] = [];
+  private early: Event[] = [];
+  private reading = false;
+  private again = false;
+  private looked = false;
+
+  constructor(private readonly model: FarmModel, readonly run_id: string) {
+    super({ events: [], count: 0, complete: false });
+  }
+
+  heard(change: Change): void {
+    if (change.event.run !== this.run_id) {
+      return;
+    }
+    if (this.reading) {
+      this.early.push(change.event);
+      return;
+    }
+    if (!this.take([change.event])) {
+      void this.catchUp();
+    } else {
+      this.show(true);
+    }
+  }
+
+  resync(): void {
+    void this.catchUp();
+  }
+
+  /** Append what follows; says false where something is missing in between. */
+  private take(events: readonly Event[]): boolean {
+    for (const event of events) {
+      const next = this.list.length + 1;
+      if (event.seq === next) {
+        this.list.push(event);
+      } else if (event.seq > next) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  private show(complete: boolean, problem?: Problem): void {
+    const before = this.get();
+    if (before.count !== this.list.length || before.complete !== complete || before.problem !== problem) {
+      this.set({ events: this.list, count: this.list.length, complete, ...(problem ? { problem } : {}) });
+    }
+  }
+
+  private async catchUp(): Promise<void> {
+    if (this.reading) {
+      this.again = true;
+      return;
+    }
+    this.reading = true;
+    try {
+      do {
+        this.again = false;
+        await this.pages();
+      } while (this.again && this.looked);
+    } catch (error) {
+      const problem = Problem.of(error);
+      this.model.judge(problem);
+      this.show(false, problem);
+    } finally {
+      this.reading = false;
+    }
+  }
+
+  private async pages(): Promise<void> {
+    for (;;) {
+      const path = `/runs/${this.run_id}/events?after=${this.list.length}&limit=${PAGE}`;
+      const page = await this.model.api.get<Listed<Event>>(path);
+      this.take(page.items);
+      if (page.next == null || page.items.length === 0) {
+        break;
+      }
+      this.show(false);
+    }
+    const early = this.early;
+    this.early = [];
+    this.again = !this.take(early) || this.again;
+    this.show(!this.again);
+  }
+
+  protected override watched(by: boolean): void {
+    this.looked = by;
+    if (by) {
+      this.model.join(this);
+      void this.catchUp();
+    } else {
+      this.model.leave(this);
+    }
+  }
+}
+
+/** Whether a change may move the list of tasks: words of the model in the middle of a run do not. */
+export const movesTasks: Touches = change => /^(run|approval|tool\.doubted|tool\.resolved|budget|question|timer|child|simulation)/.test(change.event.kind);
+/** Whether a change may move agents: only operators are told of the farm's own chain; own changes refresh. */
+export const movesAgents: Touches = change => /^(agent|version)\./.test(change.event.kind);

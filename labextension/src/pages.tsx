@@ -1,0 +1,107 @@
+/** The farm pages: the same views without JupyterLab, routed by the address. */
+import React from 'react';
+import { createRoot } from 'react-dom/client';
+
+import { Api, pageTransport } from './api';
+import { FarmProvider, type Farm, type Translate } from './context';
+import { farmIcon } from './icons';
+import { FarmModel } from './model';
+import { findView } from './routes';
+import { LinkState, Routed, SignedOut } from './shell';
+import { views } from './views';
+import '../style/pages.css';
+import '../style/kit.css';
+
+const page = document.querySelector<HTMLMetaElement>('meta[name="farm"]')!.dataset as Record<string, string>;
+const base = page.base ?? '/services/agentfarm/';
+
+const t: Translate = (text, ...args) => text.replace(/%(\d)/g, (all, at: string) => String(args[Number(at) - 1] ?? all));
+
+const HOME = 'agents';
+const routeNow = (): string => decodeURI(location.pathname.slice(base.length)) + location.search;
+
+function App(): JSX.Element {
+  const [route, setRoute] = React.useState(routeNow);
+  const main = React.useRef<HTMLElement>(null);
+  const farm = React.useMemo<Farm>(() => {
+    const api = new Api(pageTransport(base, page.xsrf ?? ''));
+    return {
+      api, model: new FarmModel(api), t, page: true, person: page.person ?? '', approver: Boolean(page.approver), operator: Boolean(page.operator),
+      href: to => base + to,
+      navigate: to => {
+        history.pushState(null, '', base + to);
+        setRoute(to);
+        main.current?.focus();
+      }
+    };
+  }, []);
+  React.useEffect(() => {
+    const back = (): void => setRoute(routeNow());
+    const seen = (): void => void (document.visibilityState === 'visible' && farm.model.wake());
+    window.addEventListener('popstate', back);
+    window.addEventListener('online', farm.model.wake);
+    document.addEventListener('visibilitychange', seen);
+    return () => {
+      window.removeEventListener('popstate', back);
+      window.removeEventListener('online', farm.model.wake);
+      document.removeEventListener('visibilitychange', seen);
+    };
+  }, [farm]);
+  const shown = findView(views, route || HOME)?.view;
+  React.useEffect(() => {
+    document.title = shown ? `${shown.title(t)} · AgentFarm` : 'AgentFarm';
+  }, [shown]);
+  return (
+    <FarmProvider farm={farm}>
+      <Header farm={farm} now={shown?.route.split('/')[0] ?? ''} />
+      <SignedOut />
+      {page.note && <aside className="af-note" aria-label={t('Model')}><strong>{page.model}</strong> {page.note}</aside>}
+      <main ref={main} tabIndex={-1}>
+        <Routed route={route || HOME} />
+      </main>
+    </FarmProvider>
+  );
+}
+
+function Header({ farm, now }: { farm: Farm; now: string }): JSX.Element {
+  const links = views.filter(view => view.nav !== undefined && view.where !== 'lab').sort((a, b) => a.nav! - b.nav!);
+  return (
+    <header className="af-header">
+      <a
+        className="af-brand" href={base}
+        onClick={event => {
+          event.preventDefault();
+          farm.navigate('');
+        }}
+      >
+        <Icon svg={farmIcon} /> AgentFarm
+      </a>
+      <nav aria-label={t('Farm')}>
+        {links.map(view => (
+          <a
+            key={view.id} href={base + view.route} aria-current={view.route === now ? 'page' : undefined}
+            onClick={event => {
+              if (!event.ctrlKey && !event.metaKey && !event.shiftKey) {
+                event.preventDefault();
+                farm.navigate(view.route);
+              }
+            }}
+          >
+            <Icon svg={view.icon} /> {view.title(t)}
+          </a>
+        ))}
+      </nav>
+      <span className="af-spring" />
+      <LinkState />
+      <span className="af-quiet">{page.person}</span>
+      <a href={page.hub}>Hub</a>
+    </header>
+  );
+}
+
+/** Our own constant SVG alone. */
+function Icon({ svg }: { svg: string }): JSX.Element {
+  return <span className="af-icon" aria-hidden="true" dangerouslySetInnerHTML={{ __html: svg }} />;
+}
+
+createRoot(document.getElementById('app')!).render(<App />);

@@ -1,0 +1,158 @@
+/** The Lumino shell: the list at the left, a tab of the main area for each route, the figure in the status bar. */
+import { ReactWidget } from '@jupyterlab/apputils';
+import { LabIcon } from '@jupyterlab/ui-components';
+import type { Message } from '@lumino/messaging';
+import React from 'react';
+
+import { Badge, Empty } from './components';
+import { agentBadge } from './views/Agents';
+import { FarmProvider, useFarm, useResource, useStore, type Farm } from './context';
+import { farmIcon } from './icons';
+import { movesAgents, movesTasks } from './model';
+import type { AgentView, Listed, TaskView } from './protocol';
+import { findView } from './routes';
+import { LinkState, Routed, SignedOut } from './shell';
+import { views } from './views';
+import { oneLine, statusWord } from './words';
+
+export const icon = new LabIcon({ name: 'agentfarm:farm', svgstr: farmIcon });
+
+/** A React tree in a Lumino widget that asks for nothing while it is hidden. */
+abstract class FarmWidget extends ReactWidget {
+  constructor(protected readonly farm: Farm) {
+    super();
+    this.addClass('jp-AgentFarm');
+  }
+
+  protected abstract draw(): JSX.Element;
+
+  protected override render(): JSX.Element {
+    return <FarmProvider farm={this.farm} shown={this.isVisible}>{this.draw()}</FarmProvider>;
+  }
+
+  protected override onAfterShow(message: Message): void {
+    super.onAfterShow(message);
+    this.update();
+  }
+
+  protected override onAfterHide(message: Message): void {
+    super.onAfterHide(message);
+    this.update();
+  }
+}
+
+/** A tab of the main area: one route. */
+export class RouteWidget extends FarmWidget {
+  constructor(farm: Farm, readonly route: string) {
+    super(farm);
+    const view = findView(views, route)?.view;
+    const name = decodeURIComponent(route.split('?')[0]!.split('/').slice(1).join('/'));
+    this.id = `agentfarm-${route.replace(/[^A-Za-z0-9]+/g, '-')}`;
+    this.title.label = [view?.title(farm.t) ?? 'AgentFarm', name.replace(/^(run|task)-0*(\w{8})\w*$/, '$2')].filter(Boolean).join(' ');
+    this.title.caption = `AgentFarm: ${route}`;
+    this.title.icon = icon;
+    this.title.closable = true;
+    this.addClass('jp-AgentFarm-main');
+  }
+
+  protected draw(): JSX.Element {
+    return <><SignedOut /><Routed route={this.route} /></>;
+  }
+}
+
+/** The list at the left. */
+export class PanelWidget extends FarmWidget {
+  constructor(farm: Farm) {
+    super(farm);
+    this.id = 'agentfarm-panel';
+    this.title.icon = icon;
+    this.title.caption = 'AgentFarm';
+    this.node.setAttribute('aria-label', 'AgentFarm');
+    this.addClass('jp-AgentFarm-panel');
+  }
+
+  protected draw(): JSX.Element {
+    return <><SignedOut /><Panel /></>;
+  }
+}
+
+function Panel(): JSX.Element {
+  const { t, navigate } = useFarm();
+  const links = views.filter(view => view.nav !== undefined && view.where !== 'page').sort((a, b) => a.nav! - b.nav!);
+  return (
+    <div className="af-panel">
+      <div className="af-head"><h2>AgentFarm</h2><span className="af-spring" /><LinkState /></div>
+      <nav aria-label="AgentFarm">
+        {links.map(view => (
+          <button key={view.id} type="button" className="af-row" onClick={() => navigate(view.route)}>
+            <span className="af-icon" aria-hidden="true" dangerouslySetInnerHTML={{ __html: view.icon }} />
+            <span className="af-grow">{view.title(t)}</span>
+          </button>
+        ))}
+      </nav>
+      <PanelAgents />
+      <PanelTasks />
+    </div>
+  );
+}
+
+function PanelAgents(): JSX.Element {
+  const { t, navigate } = useFarm();
+  const { value, problem } = useResource<Listed<AgentView>>('/agents?limit=500', movesAgents);
+  return (
+    <section aria-label={t('Agents')}>
+      <h3>{t('Agents')}</h3>
+      {problem && <p className="af-bad" role="alert">{problem.message}</p>}
+      {value?.items.length === 0 && <Empty title={t('No agent yet.')} />}
+      {value?.items.map(agent => (
+        <button key={agent.name} type="button" className="af-row" onClick={() => navigate(`agents/${agent.name}`)}>
+          <span className="af-grow">{agent.name}</span>
+          {agentBadge(agent, t)}
+        </button>
+      ))}
+    </section>
+  );
+}
+
+function PanelTasks(): JSX.Element {
+  const { t, navigate } = useFarm();
+  const { value } = useResource<Listed<TaskView>>('/tasks?limit=20', movesTasks);
+  return (
+    <section aria-label={t('Latest tasks')}>
+      <h3>{t('Latest tasks')}</h3>
+      {value?.items.length === 0 && <Empty title={t('Nothing was asked for yet.')} />}
+      {value?.items.map(task => (
+        <button key={task.task_id} type="button" className="af-row" onClick={() => navigate(task.run_id ? `runs/${task.run_id}` : `tasks/${task.task_id}`)}>
+          <span className="af-grow">{oneLine(task.input, 80)}</span>
+          <Badge state={task.status} word={statusWord(task.status, task.waiting)} />
+        </button>
+      ))}
+    </section>
+  );
+}
+
+/** How much waits for a person, in the status bar. */
+export class InboxFigure extends FarmWidget {
+  constructor(farm: Farm) {
+    super(farm);
+    this.addClass('jp-AgentFarm-figure');
+  }
+
+  protected draw(): JSX.Element {
+    return <Figure />;
+  }
+}
+
+function Figure(): JSX.Element {
+  const { model, t, navigate } = useFarm();
+  const { value } = useStore(model.inbox);
+  const count = value?.items.length ?? 0;
+  const words = count === 1 ? t('1 waits for a person') : t('%1 wait for a person', count);
+  return (
+    <button type="button" className="af-figure" title={words} onClick={() => navigate('inbox')} data-count={count}>
+      <span className="af-icon" aria-hidden="true" dangerouslySetInnerHTML={{ __html: farmIcon }} />
+      <span className="af-hidden">{words}</span>
+      <span aria-hidden="true">{count}</span>
+    </button>
+  );
+}

@@ -1,0 +1,791 @@
+// Written by scripts/protocol_ts.py from the service's table of routes; changed there, never here.
+
+export type Mode = 'live' | 'ask' | 'simulate';
+export type Status = 'queued' | 'assigned' | 'running' | 'waiting' | 'cancelling' | 'succeeded' | 'failed' | 'cancelled';
+export type Waiting = 'approval' | 'in_doubt' | 'paused' | 'budget' | 'question' | 'timer' | 'child' | 'after' | 'restored';
+export type ToolEffect = 'read' | 'idempotent' | 'once';
+
+/** A page of a list; `next` is the cursor of the following one. */
+export interface Listed<T> {
+  items: T[];
+  next?: string | number | null;
+}
+
+/** A call and what may be done with it. */
+export interface AdmittedCall {
+  call: string;
+  tool: string;
+  arguments?: { [name: string]: unknown };
+  state?: 'admitted' | 'answered' | 'awaiting' | 'failed' | 'probe';
+  key?: string;
+  attempt?: number;
+  error?: string;
+  result?: unknown;
+  secrets?: { [name: string]: string };
+}
+
+export interface After {
+  after?: number;
+}
+
+/** `confirm`: the effects of the old run are known, and may happen a second time. */
+export interface Again {
+  confirm?: boolean;
+}
+
+export interface AgentView {
+  name: string;
+  owner: string;
+  pool: string | null;
+  draft: Definition;
+  draft_rev: number;
+  published: number | null;
+  created_at: string;
+  retired_at: string | null;
+  rights: string;
+  user: string;
+}
+
+export interface AgentsPage {
+  limit?: number;
+  cursor?: string;
+  pool?: string | null;
+  retired?: boolean;
+}
+
+/** `cursor`: the number of the last anchor that is known. */
+export interface AnchorPage {
+  limit?: number;
+  cursor?: number;
+}
+
+export interface AnchorView {
+  number: number;
+  anchor: string;
+  signature: string;
+}
+
+export interface AppendAnswer {
+  n: number;
+  seq: number;
+  head: string;
+  admitted?: AdmittedCall[];
+  inbox?: Event[];
+  token?: string;
+}
+
+/** POST /runs/{id}/events. `events` stay raw: their bytes are the digest by which a repeat is known. */
+export interface AppendRequest {
+  fence: number;
+  n: number;
+  events: unknown;
+}
+
+/** `agentfarm`: a ModelRequest. A plain OpenAI request gives `messages`; the run's version says model and tools. */
+export interface Asked {
+  agentfarm?: ModelRequest | null;
+  messages?: { [name: string]: unknown }[] | null;
+  stream?: boolean;
+  model?: string;
+}
+
+export interface BatchView {
+  batch_id: string;
+  owner: string;
+  submitted_by: string;
+  key: string | null;
+  created_at: string;
+  tasks: number;
+  counts: { [name: string]: number };
+}
+
+/** `from` and `to`: numbers of versions; left out: the published one, and the draft. */
+export interface Between {
+  from?: number | null;
+  to?: number | null;
+}
+
+export interface Bound {
+  run: string;
+  task: string;
+  fence: number;
+  token: string;
+  lease: number;
+  epoch: string;
+}
+
+/** A run driven by the kernel that asks: it never enters the queue. */
+export interface BoundRun {
+  definition: Definition;
+  input: unknown;
+  name?: string;
+  mode?: 'ask' | 'live' | 'simulate' | null;
+  simulate?: Simulate | null;
+  variables?: { [name: string]: string };
+  fork?: ForkOf | null;
+}
+
+export interface Broken {
+  run_id: string;
+  bad_seq: number | null;
+  why: string;
+}
+
+/** `spent`: in the present period; `reserved`: by requests under way; `warning`: why it cannot be kept, "" where it can. */
+export interface BudgetView {
+  scope: string;
+  name: string;
+  unit: string;
+  period: string;
+  amount: number | null;
+  action: string;
+  spent: number;
+  reserved: number;
+  left: number | null;
+  set_by: string;
+  set_at: string | null;
+  warning?: string;
+}
+
+export interface Claim {
+  run: string;
+  fence: number;
+  token: string;
+  lease: number;
+  agent: string;
+  definition: string;
+  fresh_kernel?: boolean;
+}
+
+export interface ClaimRequest {
+  worker: string;
+  claim_id: string;
+  wait?: number;
+  kernels?: string[];
+}
+
+/** What an editor needs: address, user and token (of the agent, for a few hours). */
+export interface Connection {
+  url: string;
+  user: string;
+  token: string;
+  expires_at: string;
+}
+
+/** For an approval: approve (with other `arguments`, if need be) or refuse. For a call in doubt: happened (with its */
+export interface Decision {
+  decision: 'answer' | 'approve' | 'give_up' | 'given_up' | 'happened' | 'not_happened' | 'refuse';
+  reason?: string;
+  arguments?: { [name: string]: unknown } | null;
+  result?: unknown;
+  force?: boolean;
+}
+
+/** What a version fixes. Its content hash is over the canonical JSON of the fields that differ from their defaults: */
+export interface Definition {
+  prompt?: string;
+  model?: ModelSpec;
+  tools?: ToolSpec[];
+  limits?: Limits;
+  tool_choice?: string | string[];
+  answer?: { [name: string]: unknown } | null;
+  variables?: { [name: string]: string };
+  fresh_kernel?: boolean;
+  description?: string;
+}
+
+export interface Difference {
+  path: string;
+  from: unknown;
+  to: unknown;
+}
+
+/** What is left out stays. */
+export interface DraftChange {
+  pool?: string | null;
+  draft?: { [name: string]: unknown } | null;
+  definition?: { [name: string]: unknown } | null;
+  files?: { [name: string]: string };
+}
+
+/** A call that did something in the world, or may have. `arguments`: JSON text. */
+export interface Effect {
+  call: string;
+  tool: string;
+  arguments: string;
+  effect: string;
+  state: string;
+  key: string;
+}
+
+/** A body without fields. */
+export interface Empty {
+}
+
+/** `value`: JSON. `run_id`: the run that remembered it. */
+export interface Entry {
+  key: string;
+  value: unknown;
+  run_id: string;
+  changed_at: string;
+}
+
+export interface ErasedView {
+  run_id: string;
+  bodies: number;
+  blobs: number;
+  seq: number;
+  head: string;
+}
+
+/** What is to go: events by number, all of a kind, or all that may go; of an ended run. */
+export interface Erasure {
+  reason: string;
+  seqs?: number[];
+  kinds?: string[];
+  all?: boolean;
+}
+
+/** A recorded event as readers get it. `body` is JSON as kept, or null where it was erased. */
+export interface Event {
+  run: string;
+  seq: number;
+  kind: string;
+  at: string;
+  by: string;
+  call?: string | null;
+  hash?: string;
+  body?: unknown;
+}
+
+export interface EventsPage {
+  after?: number;
+  limit?: number;
+}
+
+/** `agent`: whose server. */
+export interface Explained {
+  agent: string;
+}
+
+/** `after`: the number of the last event that is known; numbers only grow. */
+export interface ExportPage {
+  after?: number;
+  limit?: number;
+}
+
+/** An event. header, body: the texts that were hashed (body null: erased); salt, digest: hex. `id` only grows. */
+export interface Exported {
+  id: number;
+  run: string;
+  seq: number;
+  hash: string;
+  header: string;
+  salt: string | null;
+  body: string | null;
+  n: number | null;
+  digest: string | null;
+}
+
+/** Begin with the messages of a run before reply number `step`; then the prompt of `definition` and `input`, where given. */
+export interface ForkOf {
+  run: string;
+  step: number;
+  prompt?: boolean;
+}
+
+/** `status`: ok, or degraded with `problems`. */
+export interface Health {
+  status: string;
+  version: string;
+  epoch: string;
+  database: string;
+  model: { [name: string]: unknown } | null;
+  problems: string[];
+}
+
+export interface HeartbeatAnswer {
+  lease: number;
+  token: string;
+  inbox?: Event[];
+}
+
+export interface HeartbeatRequest {
+  fence: number;
+  dead?: string | null;
+}
+
+/** `all`: also what was decided. `escalated`: only what waited too long for those whom it was shown first. */
+export interface InboxPage {
+  limit?: number;
+  cursor?: string;
+  all?: boolean;
+  escalated?: boolean;
+}
+
+export interface InboxView {
+  inbox_id: string;
+  run_id: string;
+  call: string;
+  kind: string;
+  agent: string;
+  owner: string;
+  detail: { [name: string]: unknown };
+  asked_at: string;
+  decided_at: string | null;
+  decision: string | null;
+  decided_by: string | null;
+  reason: string | null;
+  votes?: { [name: string]: unknown }[];
+  expires_at?: string | null;
+  escalated_at?: string | null;
+  escalate_to?: string | null;
+  worker?: string | null;
+}
+
+/** None = no limit of this kind. seconds: wall time of the run from its first lease, without those that it was parked; cost in USD. */
+export interface Limits {
+  steps?: number | null;
+  calls?: number | null;
+  tokens?: number | null;
+  seconds?: number | null;
+  cost?: number | null;
+}
+
+/** `key`, or words that all must stand in key or value. */
+export interface Look {
+  key?: string;
+  query?: string;
+  limit?: number;
+}
+
+/** `query`: words that all must stand in key or value; then the latest come first, on one page. */
+export interface MemoryPage {
+  limit?: number;
+  cursor?: string;
+  query?: string;
+}
+
+/** A model request of a run, without messages: the gateway folds them from the ledger itself. */
+export interface ModelRequest {
+  run: string;
+  fence: number;
+  request: string;
+  n: number;
+  tool_choice?: string | null;
+  messages?: { [name: string]: unknown }[] | null;
+  stream?: boolean;
+}
+
+export interface ModelSpec {
+  name?: string;
+  provider?: string | null;
+  parameters?: { [name: string]: unknown };
+  context?: number | null;
+  retry?: Retry;
+}
+
+/** `name`: another one than the file says. */
+export interface Named {
+  name?: string | null;
+}
+
+/** `definition` is another word for `draft`. */
+export interface NewAgent {
+  name: string;
+  pool?: string | null;
+  draft?: { [name: string]: unknown } | null;
+  definition?: { [name: string]: unknown } | null;
+  files?: { [name: string]: string };
+}
+
+/** `name`: the agent's or the owner's, "" for the farm. `amount`: USD or tokens in the period (UTC); null takes the limit away. */
+export interface NewBudget {
+  scope: 'agent' | 'farm' | 'owner';
+  name?: string;
+  unit: 'tokens' | 'usd';
+  period: 'day' | 'month' | 'total';
+  amount: number | null;
+  action?: 'ask' | 'stop';
+}
+
+/** An event before it has a place: as a worker appends it, or as the service records it. */
+export interface NewEvent {
+  kind: string;
+  body?: unknown;
+  call?: string | null;
+}
+
+/** `step`: before which reply of the model (from 0). `prompt` stands in place of the run's own; `input` is asked next. */
+export interface NewFork {
+  step?: number;
+  prompt?: string | null;
+  input?: unknown;
+  mode?: 'ask' | 'live' | 'simulate' | null;
+  simulate?: Simulate | null;
+  version?: number | 'draft' | null;
+  variables?: { [name: string]: string };
+}
+
+export interface NewSecret {
+  name: string;
+  value: string;
+}
+
+/** `target`: an agent, or `pool:<name>`. `version`: a number, or "draft"; left out: the published one. */
+export interface NewTask {
+  target?: string;
+  input?: unknown;
+  priority?: number;
+  mode?: 'ask' | 'live' | 'simulate' | null;
+  simulate?: Simulate | null;
+  key?: string | null;
+  thread_id?: string | null;
+  thread?: string | null;
+  version?: number | 'draft' | null;
+  variables?: { [name: string]: string };
+  workspace?: 'home' | 'none';
+  deadline?: number | string | null;
+  requirements?: { [name: string]: unknown };
+  after?: string[];
+  after_any_end?: boolean;
+  results?: boolean;
+  retry?: TasksRetry | null;
+  concurrency_key?: string | null;
+  concurrency?: number;
+}
+
+/** One task, or many under `tasks`: all or none, as one batch. The same key of a `batch` adds to it. */
+export interface NewTasks {
+  target?: string;
+  input?: unknown;
+  priority?: number;
+  mode?: 'ask' | 'live' | 'simulate' | null;
+  simulate?: Simulate | null;
+  key?: string | null;
+  thread_id?: string | null;
+  thread?: string | null;
+  version?: number | 'draft' | null;
+  variables?: { [name: string]: string };
+  workspace?: 'home' | 'none';
+  deadline?: number | string | null;
+  requirements?: { [name: string]: unknown };
+  after?: string[];
+  after_any_end?: boolean;
+  results?: boolean;
+  retry?: TasksRetry | null;
+  concurrency_key?: string | null;
+  concurrency?: number;
+  batch?: string | null;
+  tasks?: NewTask[];
+}
+
+export interface NewThread {
+  agent: string;
+  title?: string;
+  policy?: 'enqueue' | 'interrupt' | 'reject';
+}
+
+export interface OfVersion {
+  version?: number | null;
+}
+
+/** What a worker is told when it takes a run up: GET /runs/{id}/open with a run token, op "open" on the WebSocket. */
+export interface Opened {
+  run: string;
+  epoch: string;
+  fence: number;
+  n: number;
+  definition: Definition;
+  mode?: 'ask' | 'live' | 'simulate';
+  events?: Event[];
+  calls?: AdmittedCall[];
+  inbox?: Event[];
+  files?: string[];
+  task?: string;
+  agent?: string;
+}
+
+/** `order`: as they were submitted, or as they end. `after`: the id of the last one that was read. */
+export interface Order {
+  order?: 'completion' | 'input';
+  after?: number;
+}
+
+/** The outcome of a call that comes late. `fence`: under which the call was started. */
+export interface Outcome {
+  fence: number;
+  event: NewEvent;
+}
+
+/** What every list takes. */
+export interface Page {
+  limit?: number;
+  cursor?: string;
+}
+
+export interface Problem {
+  type: string;
+  title: string;
+  status: number;
+  detail: string;
+  hint: string;
+}
+
+export interface Publish {
+  note?: string;
+}
+
+export interface Reason {
+  reason?: string;
+}
+
+/** `keys`: how many the agent remembers in all. */
+export interface Recalled {
+  items: Entry[];
+  keys: number;
+}
+
+/** A recorded reply of the model. */
+export interface ReplyView {
+  step: number;
+  seq: number;
+  request: string;
+  message: { [name: string]: unknown } | null;
+  usage: { [name: string]: unknown };
+}
+
+export interface Restore {
+  number: number;
+}
+
+/** What follows when the model's server fails. Each attempt is an event; when they are over the run fails. */
+export interface Retry {
+  attempts?: number;
+  max_wait?: number;
+  on?: ('busy' | 'down' | 'failed' | 'nonsense' | 'slow')[];
+}
+
+export interface RunView {
+  run_id: string;
+  task_id: string | null;
+  agent: string;
+  owner: string;
+  thread_id: string | null;
+  version: number | null;
+  definition_hash: string;
+  mode: string;
+  epoch: string;
+  bound: boolean;
+  status: string;
+  waiting: string | null;
+  fence: number;
+  seq: number;
+  head: string;
+  worker: string | null;
+  lease_until: string | null;
+  cancel: string | null;
+  created_at: string;
+  ended_at: string | null;
+}
+
+export interface SecretView {
+  name: string;
+  updated_at: string | null;
+}
+
+export interface Seq {
+  seq: number;
+  head: string;
+}
+
+export interface ServerView {
+  name: string;
+  ready: boolean;
+  pending: string | null;
+  url: string;
+}
+
+/** `rights` null ends it. */
+export interface Share {
+  person: string;
+  rights: 'chat' | 'manage' | 'view' | null;
+}
+
+export interface Shared {
+  person: string;
+  rights: string;
+}
+
+/** What answers the calls of a run in mode `simulate`: `stubs` by tool, then what an earlier run (`recording`) got */
+export interface Simulate {
+  stubs?: { [name: string]: unknown };
+  recording?: string | null;
+  otherwise?: 'person' | 'refuse';
+}
+
+export interface Submitted {
+  items: TaskView[];
+  batch_id: string;
+  next?: null;
+}
+
+export interface TaskView {
+  task_id: string;
+  owner: string;
+  submitted_by: string;
+  target: string;
+  agent: string | null;
+  thread_id: string | null;
+  input: unknown;
+  priority: number;
+  mode: string;
+  key: string | null;
+  workspace: string;
+  deadline: string | null;
+  requirements: { [name: string]: unknown };
+  status: string;
+  waiting: string | null;
+  run_id: string | null;
+  result: unknown;
+  error: { [name: string]: unknown } | null;
+  created_at: string;
+  ended_at: string | null;
+  options?: { [name: string]: unknown };
+  concurrency_key?: string | null;
+  parent_run?: string | null;
+  parent_call?: string | null;
+  batch_id?: string | null;
+  place?: number | null;
+  note?: string;
+}
+
+export interface TasksPage {
+  limit?: number;
+  cursor?: string;
+  status?: string | null;
+  agent?: string | null;
+  thread?: string | null;
+  batch?: string | null;
+  parent?: string | null;
+}
+
+/** Another run where one has failed: `attempts` runs in all, `backoff` seconds before the second, doubled each time. */
+export interface TasksRetry {
+  attempts?: number;
+  backoff?: number;
+  on?: string[];
+}
+
+export interface ThreadView {
+  thread_id: string;
+  agent: string;
+  owner: string;
+  title: string;
+  policy: string;
+  created_at: string;
+}
+
+/** What stays of a deleted run: how many events it had, and the hash of the last. */
+export interface TombstoneView {
+  run_id: string;
+  epoch: string;
+  seq: number;
+  head: string;
+}
+
+/** A tool as a version pins it. `source`: builtin | package==v#module:function | file@sha256 | kernel (notebook runs). */
+export interface ToolSpec {
+  name: string;
+  description?: string;
+  schema?: { [name: string]: unknown };
+  effect?: 'idempotent' | 'once' | 'read';
+  approval?: string;
+  timeout?: number;
+  source?: string;
+  schema_hash?: string;
+  secrets?: string[];
+  config?: { [name: string]: unknown };
+  approvers?: number;
+  approval_expires?: number | null;
+  escalate_after?: number | null;
+  escalate_to?: string;
+  probe?: boolean;
+}
+
+export interface ToolView {
+  name: string;
+  description: string;
+  schema: { [name: string]: unknown };
+  effect: string;
+  approval: string;
+  timeout: number;
+  source: string;
+  schema_hash: string;
+  available: boolean;
+  reason: string;
+}
+
+export interface Uploaded {
+  sha256: string;
+  size: number;
+}
+
+/** `since`, `until`: days, 2026-11-21, inclusive. `by`: what to sum by, of day, agent, owner and model. */
+export interface UsagePage {
+  since?: string;
+  until?: string;
+  by?: string;
+}
+
+/** Keys that were not asked for are "". `estimated`: requests whose tokens nobody counted; `unpriced`: without a price. */
+export interface Used {
+  day?: string;
+  agent?: string;
+  owner?: string;
+  model?: string;
+  requests: number;
+  tokens_in: number;
+  tokens_out: number;
+  cost: number;
+  estimated?: number;
+  unpriced?: number;
+}
+
+export interface Verified {
+  run_id: string;
+  ok: boolean;
+  events: number;
+  head: string;
+  bad_seq: number | null;
+  why: string;
+}
+
+export interface VersionView {
+  agent: string;
+  number: number;
+  hash: string;
+  definition: Definition;
+  note: string;
+  created_at: string;
+  created_by: string;
+}
+
+export interface Which {
+  key?: string;
+}
+
+/** `anchor`: up to which the farm's record is whole; `since`: events recorded after it. `broken`: what is not whole. */
+export interface Whole {
+  ok: boolean;
+  runs: number;
+  events: number;
+  anchor: number | null;
+  anchored_at: string | null;
+  since: number;
+  broken: Broken[];
+}
+
+export interface Why {
+  reason: string;
+}

@@ -1,0 +1,56 @@
+/** The agents that I may see: whose, published or draft. */
+import React from 'react';
+
+import { Badge, Empty, ErrorBox, Head, Loading, Table } from '../components';
+import { useFarm, useResource } from '../context';
+import { agentIcon } from '../icons';
+import { movesAgents } from '../model';
+import type { AgentView, Listed } from '../protocol';
+import { oneLine } from '../words';
+import type { View } from './view';
+
+export const AGENTS = '/agents?limit=500';
+
+function Agents(): JSX.Element {
+  const { t, navigate } = useFarm();
+  const { state, value, problem, resource } = useResource<Listed<AgentView>>(AGENTS, movesAgents);
+  return (
+    <section className="af-view" aria-label={t('Agents')}>
+      <Head title={t('Agents')} />
+      <ErrorBox problem={problem} onRetry={resource.refresh} />
+      {state === 'loading' && <Loading />}
+      {value && (
+        <Table<AgentView>
+          items={value.items}
+          label={t('Agents')}
+          keyOf={agent => agent.name}
+          onOpen={agent => navigate(`agents/${agent.name}`)}
+          empty={
+            <Empty title={t('No agent yet.')}>
+              <p className="af-quiet">{t('Make one at the command line: agentfarm agent create')}</p>
+            </Empty>
+          }
+          columns={[
+            { id: 'name', title: t('Agent'), cell: agent => <strong>{agent.name}</strong> },
+            { id: 'what', title: t('What it does'), width: 'minmax(0, 2fr)', cell: agent => oneLine(agent.draft.description || agent.draft.prompt) },
+            { id: 'owner', title: t('Owner'), cell: agent => agent.owner },
+            { id: 'status', title: t('Status'), width: '9rem', cell: agent => agentBadge(agent, t) }
+          ]}
+        />
+      )}
+    </section>
+  );
+}
+
+export function agentBadge(agent: AgentView, t: ReturnType<typeof useFarm>['t']): JSX.Element {
+  if (agent.retired_at) {
+    return <Badge state="retired" word={t('retired')} />;
+  }
+  return agent.published
+    ? <Badge state="published" word={t('version %1', agent.published)} />
+    : <Badge state="draft" word={t('draft')} />;
+}
+
+export const agentsView: View = {
+  id: 'agents', title: t => t('Agents'), icon: agentIcon, route: 'agents', nav: 10, Component: Agents
+};

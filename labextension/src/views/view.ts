@@ -1,0 +1,20 @@
+/** What a view is. One file in this folder each; index.ts lists them. */
+import type React from 'react';
+
+import type { Translate } from '../context';
+
+export interface View {
+  id: string;
+  title: (t: Translate) => string;
+  /** SVG text, 16 by 16, drawn in `currentColor`. */
+  icon: string;
+  /** `agents`, or with parameters `runs/:id`. */
+  route: string;
+  /** Its place in the navigation, small first; undefined: reached from other views alone. */
+  nav?: number;
+  /** Shown on farm pages alone (deciding, audit, people), or in JupyterLab alone. */
+  where?: 'page' | 'lab';
+  Component: React.ComponentType<{ params: Params }>;
+}
+
+export type Params = Record<string, string>;

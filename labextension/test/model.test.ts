@@ -1,0 +1,146 @@
+/// <reference types="node" />
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { Api, parser, Problem, type Transport } from '../src/api';
+import { differences } from '../src/components/diff';
+import { Heights } from '../src/components/heights';
+import { FarmModel } from '../src/model';
+import type { Event } from '../src/protocol';
+import { findView } from '../src/routes';
+import { sayEvent } from '../src/words';
+import type { View } from '../src/views/view';
+
+const event = (seq: number, kind = 'value.recorded', run = 'run-1'): Event => ({ run, seq, kind, at: '2026-11-21T00:00:00.000000Z', by: 'service', body: {} });
+
+/** A farm of two answers: the run's history as it is now, and streams that the test writes. */
+class FakeFarm {
+  history: Event[] = [];
+  asked: string[] = [];
+  private streams: ReadableStreamDefaultController<Uint8Array>[] = [];
+  resumed: (string | undefined)[] = [];
+  private waiting: (() => void)[] = [];
+
+  readonly transport: Transport = async (path, init) => {
+    this.asked.push(path);
+    if (path === '/events') {
+      this.resumed.push((init.headers as Record<string, string>)['Last-Event-ID']);
+      const body = new ReadableStream<Uint8Array>({
+        start: stream => {
+          this.streams.push(stream);
+          stream.enqueue(new TextEncoder().encode(':here\n\n'));
+          init.signal?.addEventListener('abort', () => stream.error(new Error('aborted')));
+        }
+      });
+      this.waiting.splice(0).forEach(go => go());
+      return new Response(body);
+    }
+    const url = new URL(path, 'http://farm');
+    const after = Number(url.searchParams.get('after'));
+    const limit = Number(url.searchParams.get('limit'));
+    const items = this.history.slice(after, after + limit);
+    return Response.json({ items, next: items.length === limit ? after + limit : null });
+  };
+
+  say(id: number, one: Event): void {
+    this.streams.at(-1)!.enqueue(new TextEncoder().encode(`id: ${id}\nevent: ${one.kind}\ndata: ${JSON.stringify({ agent: 'a', event: one })}\n\n`));
+  }
+
+  cut(): void {
+    this.streams.at(-1)!.close();
+  }
+
+  connected(times: number): Promise<void> {
+    return new Promise(resolve => {
+      const look = (): void => (this.streams.length >= times ? resolve() : void this.waiting.push(look));
+      look();
+    });
+  }
+}
+
+const until = async (look: () => boolean): Promise<void> => {
+  const end = Date.now() + 10_000;
+  while (!look()) {
+    assert.ok(Date.now() < end, 'it did not come to be');
+    await new Promise(resolve => setTimeout(resolve, 5));
+  }
+};
+
+test('a run is whole over a cut: history by pages, then the stream, a hole is read', async () => {
+  const farm = new FakeFarm();
+  farm.history = Array.from({ length: 1200 }, (_, at) => event(at + 1));
+  const model = new FarmModel(new Api(farm.transport));
+  const run = model.run('run-1');
+  const leave = run.subscribe(() => undefined);
+  await until(() => run.get().complete && run.get().count === 1200);
+  farm.history.push(event(1201), event(1202));
+  farm.say(7, event(1201));
+  farm.say(8, event(1202));
+  await until(() => run.get().count === 1202);
+  farm.history.push(event(1203), event(1204));
+  farm.say(10, event(1204)); // 1203 is missing: it is read
+  await until(() => run.get().count === 1204);
+  farm.cut();
+  farm.history.push(event(1205));
+  await farm.connected(2);
+  await until(() => run.get().count === 1205);
+  assert.equal(farm.resumed[1], '10');
+  assert.deepEqual(run.get().events.map(one => one.seq), farm.history.map(one => one.seq));
+  leave();
+});
+
+test('what is shown by many is asked for once, and a hidden one asks for nothing', async () => {
+  const farm = new FakeFarm();
+  const model = new FarmModel(new Api(farm.transport));
+  const list = model.resource('/tasks', () => true);
+  const leave = [list.subscribe(() => undefined), list.subscribe(() => undefined)];
+  await until(() => list.get().state === 'ready');
+  await farm.connected(1);
+  await until(() => farm.asked.filter(path => path === '/tasks').length >= 1);
+  leave.forEach(one => one());
+  const before = farm.asked.length;
+  await until(() => model.link.get() === 'idle');
+  assert.equal(farm.asked.length, before);
+});
+
+test('an answer without JSON is a problem with its status', async () => {
+  const api = new Api(async () => new Response('<html>', { status: 502 }));
+  await assert.rejects(api.get('/tasks'), (error: unknown) => error instanceof Problem && error.status === 502 && error.passing);
+});
+
+test('server-sent events are read however they are cut', () => {
+  const parse = parser();
+  const text = 'id: 3\nevent: run.created\ndata: {"a":"x: y"}\n\n:\n\n';
+  const found = [...text].flatMap(one => parse(one));
+  assert.deepEqual(found, [{ id: 3, event: 'run.created', data: { a: 'x: y' } }, { id: 0, event: 'message' }]);
+});
+
+test('a route finds its view and parameters, or none', () => {
+  const views = [{ route: 'agents' }, { route: 'agents/:name' }] as View[];
+  assert.equal(findView(views, 'agents')?.view.route, 'agents');
+  assert.deepEqual(findView(views, 'agents/an%20agent?tab=x')?.params, { name: 'an agent', tab: 'x' });
+  assert.equal(findView(views, 'nothing'), null);
+});
+
+test('texts side by side keep every line in order', () => {
+  const rows = differences('a\nb\nc', 'a\nx\nc\nd');
+  assert.deepEqual(rows.map(row => row.kind), ['same', 'changed', 'same', 'changed']);
+  assert.deepEqual(rows.flatMap(row => row.before ?? []), ['a', 'b', 'c']);
+  assert.deepEqual(rows.flatMap(row => row.after ?? []), ['a', 'x', 'c', 'd']);
+});
+
+test('ten thousand rows of unknown height are found by where they stand', () => {
+  const heights = new Heights(50);
+  heights.resize(10_000);
+  heights.measured(3, 150);
+  assert.equal(heights.total, 10_000 * 50 + 100);
+  assert.equal(heights.at(299), 3);
+  assert.equal(heights.at(300), 4);
+  heights.resize(10_001);
+  assert.equal(heights.top(10_000), 500_100);
+});
+
+test('a kind that nobody knows is shown as it is, an erased body as erased', () => {
+  assert.equal(sayEvent({ ...event(1, 'moon.risen'), body: { full: true } }).title, 'moon.risen');
+  assert.equal(sayEvent({ ...event(1, 'run.failed'), body: null }).text, 'erased');
+});
