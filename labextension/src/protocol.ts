@@ -44,6 +44,7 @@ export interface AgentView {
   retired_at: string | null;
   rights: string;
   user: string;
+  editors?: EditorView[];
 }
 
 export interface AgentsPage {
@@ -164,11 +165,28 @@ export interface ClaimRequest {
   kernels?: string[];
 }
 
-/** What an editor needs: address, user and token (of the agent, for a few hours). */
-export interface Connection {
+/** `hours`: how long the token is good for. */
+export interface ConnectWish {
+  hours?: number;
+}
+
+/** What an editor needs. While the server is not up (status 202) there is no token yet: `note` says how far it is, ask again. */
+export interface Connected {
+  ready: boolean;
+  pending?: string | null;
+  note?: string;
   url: string;
   user: string;
-  token: string;
+  token?: string;
+  expires_at?: string | null;
+  connection_id?: string;
+  server_url?: string;
+}
+
+export interface ConnectionView {
+  connection_id: string;
+  person: string;
+  created_at: string;
   expires_at: string;
 }
 
@@ -206,6 +224,13 @@ export interface DraftChange {
   draft?: { [name: string]: unknown } | null;
   definition?: { [name: string]: unknown } | null;
   files?: { [name: string]: string };
+}
+
+/** In what the asker can open an agent's server; `url` of vscode is what to type into "Remote to JupyterHub". */
+export interface EditorView {
+  name: 'code-server' | 'lab' | 'vscode';
+  title: string;
+  url: string;
 }
 
 /** A call that did something in the world, or may have. `arguments`: JSON text. */
