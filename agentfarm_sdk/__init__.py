@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from .farm import Farm as Farm
     from .farm import Task as Task
     from .model import OpenAIModel as OpenAIModel
+    from .reopened import open_run as open_run
     from .tools.context import Context as Context
     from .tools.registry import happened as happened
     from .tools.registry import not_happened as not_happened
     from .tools.registry import tool as tool
+    from .watching import watch as watch
     from .worker import current as current
 
 __version__ = "0.1.0"
@@ -27,6 +29,8 @@ _PLACES = {
     "Farm": "farm",
     "Task": "farm",
     "OpenAIModel": "model",
+    "open_run": "reopened",
+    "watch": "watching",
     "Context": "tools.context",
     "happened": "tools.registry",
     "not_happened": "tools.registry",
@@ -43,3 +47,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PLACES])
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext agentfarm_sdk`: the magics %agentfarm and %%agent."""
+    importlib.import_module(".magics", __name__).load(shell)

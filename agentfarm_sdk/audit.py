@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from .errors import Invalid
-from .protocol import GENESIS, Header, NewEvent, batch_digest, body_hash, header_hash
+from .protocol import GENESIS, Event, Header, NewEvent, batch_digest, body_hash, header_hash, read_event
 
 BUNDLE_V = 1
 ANCHOR_V = 1
@@ -390,6 +390,23 @@ def verify_bundle(path: Path, key: str = "") -> Verdict:
         if one.leaf.seq >= held:
             held, anchor = one.leaf.seq, found
     return Verdict(run.run_id, checked, held, anchor, sum(link.body is None for link in links), flaws)
+
+
+def read_bundle(path: Path) -> tuple[BundledRun, list[Event], bytes]:
+    """Return a bundle's run, its events and its definition (JSON), unchecked: verify_bundle checks. Raises Invalid."""
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            files = {name: bundle.read(name) for name in ("run.json", "events.jsonl", "definition.json")}
+    except (OSError, zipfile.BadZipFile, RuntimeError, KeyError) as error:
+        raise Invalid(f"{path} is not an evidence bundle, or it is damaged: {error}") from error
+    try:
+        events = [
+            read_event(one.header.encode(), None if one.body is None else one.body.encode())
+            for one in _lines(files, "events.jsonl", BundledEvent)
+        ]
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise Invalid(f"an event of {path} cannot be read: {error}") from error
+    return _part(files, "run.json", BundledRun), events, files["definition.json"]
 
 
 def _anchored(one: BundledAnchor, run: BundledRun, links: list[Link], key: str) -> Anchor:

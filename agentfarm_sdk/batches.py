@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from .errors import AgentFarmError, Cancelled, Invalid, from_problem
+from .shown.live import Live, Progress, in_notebook
+from .shown.things import batch_bundle
 
 Json = dict[str, Any]
 AT_ONCE = 100  # tasks in one request: a transaction that others wait for
@@ -54,6 +56,17 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} of {self.size}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return batch_bundle(self.id, self.progress())
+
+    def _ipython_display_(self) -> None:
+        """Show how far it is in this cell, until it has ended."""
+        if not in_notebook():
+            raise NotImplementedError
+        progress = Progress(self)
+        progress.ask()
+        Live(progress.read, progress.bundle).start()
 
     def progress(self) -> Json:
         """Ask how far it is: `{"tasks", "counts": {status: number}, …}`."""

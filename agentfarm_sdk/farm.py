@@ -21,6 +21,9 @@ import msgspec
 from . import batches, settings
 from .errors import AgentFarmError, Cancelled, Invalid, Transient, from_problem
 from .protocol import ENDED, PROTOCOL, Event
+from .shown.live import Following, in_notebook, progress_of, show
+from .shown.records import Listing, Record, RunRecord
+from .shown.things import task_text
 
 Json = dict[str, Any]
 SILENCE_SECONDS = 60.0  # a stream sends at least a byte every 15 s
@@ -51,6 +54,7 @@ class Farm:
         self._http = httpx.Client(
             base_url=address.url, headers=headers, timeout=timeout, transport=transport, follow_redirects=False
         )
+        self._page: str | None = None
 
     def __repr__(self) -> str:  # never the token
         return f"<Farm {self.address.socket or self.address.url}>"
@@ -63,6 +67,16 @@ class Farm:
 
     def close(self) -> None:
         self._http.close()
+
+    @property
+    def page(self) -> str:
+        """The address of the farm's page, for a browser; "" where the farm does not say."""
+        if self._page is None:
+            try:
+                self._page = str(self.status().get("page") or "")
+            except AgentFarmError:
+                return ""
+        return self._page
 
     # -- the API as it is ----------------------------------------------------------------------------------------
 
@@ -215,16 +229,21 @@ class Farm:
 
     def map(
         self, target: str, inputs: Iterable[Any], *, ordered: bool = True, key: str = "", errors: str = "raise",
-        timeout: float | None = None, **options: Any,
+        timeout: float | None = None, progress: bool = True, **options: Any,
     ) -> Iterator[Any]:  # fmt: skip
         """Submit a task for each input, thousands too; return an iterator of the results, in order or as they come.
 
         With a `key`, asking again submits nothing twice, also where this process died in the middle. errors: `raise` at
         the first that failed, or `return` the error in its place. timeout: seconds for all. options: as for `submit`.
+        progress: show how far it is while the results are taken, in a notebook or a terminal.
         """
-        return self.submit_many(target, inputs, key=key, **options).values(
-            ordered=ordered, errors=errors, timeout=timeout
-        )
+        batch = self.submit_many(target, inputs, key=key, **options)
+
+        def values() -> Iterator[Any]:
+            with progress_of(batch, progress):
+                yield from batch.values(ordered=ordered, errors=errors, timeout=timeout)
+
+        return values()
 
     def submit_many(self, target: str, inputs: Iterable[Any], *, key: str = "", **options: Any) -> batches.Batch:
         """Submit a task for each input; return the batch, whose `results()` name each input's place."""
@@ -243,13 +262,16 @@ class Farm:
         return Task(self, self.request("GET", f"/tasks/{_id(task_id)}"))
 
     def tasks(self, limit: int | None = None, **filters: Any) -> Iterator[Json]:
-        return self.items("/tasks", filters, limit)
+        return self._listed("tasks", limit, filters)
+
+    def _listed(self, kind: str, limit: int | None, filters: Json | None = None) -> Iterator[Json]:
+        return Listing(lambda most: self.items(f"/{kind}", filters, most), self, kind, limit)
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
-    def run(self, run_id: str) -> Json:
-        answer: Json = self.request("GET", f"/runs/{_id(run_id)}")
-        return answer
+    def run(self, run_id: str) -> RunRecord:
+        """Return a run's row; in a notebook it shows the run, and `notebook(path)` writes it as one."""
+        return RunRecord(self.request("GET", f"/runs/{_id(run_id)}"), self)
 
     def events(
         self, run_id: str, after: int = 0, follow: bool = False, timeout: float | None = None
@@ -322,11 +344,10 @@ class Farm:
     # -- agents --------------------------------------------------------------------------------------------------
 
     def agents(self, limit: int | None = None) -> Iterator[Json]:
-        return self.items("/agents", None, limit)
+        return self._listed("agents", limit)
 
     def agent(self, name: str) -> Json:
-        answer: Json = self.request("GET", f"/agents/{_id(name)}")
-        return answer
+        return Record(self.request("GET", f"/agents/{_id(name)}"), self, "agents")
 
     def create_agent(self, name: str, draft: Json | None = None, **options: Any) -> Json:
         answer: Json = self.request("POST", "/agents", _given({"name": name, "draft": draft, **options}))
@@ -365,7 +386,10 @@ class Farm:
     # -- what waits for a person, and the state of things --------------------------------------------------------
 
     def inbox(self, limit: int | None = None, **filters: Any) -> Iterator[Json]:
-        return self.items("/inbox", filters, limit)
+        return self._listed("inbox", limit, filters)
+
+    def budgets(self, limit: int | None = None) -> Iterator[Json]:
+        return self._listed("budgets", limit)
 
     def resolve(
         self, item: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None, force: bool = False
@@ -403,7 +427,17 @@ class Task:
         self.id: str = str(data.get("id") or data.get("task_id") or data.get("task"))
 
     def __repr__(self) -> str:
-        return f"<Task {self.id} {self.data.get('status', '')}>"
+        return task_text({**self.data, "task_id": self.id})
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        following = Following(self._farm, {**self.data, "task_id": self.id})
+        return (following.read_once() if in_notebook() else following).bundle()
+
+    def _ipython_display_(self) -> None:
+        """Show it in this cell, and go on with what becomes of it."""
+        if not in_notebook() or self.data.get("status") in ENDED:
+            raise NotImplementedError  # nothing will change: the ordinary way shows it
+        show(Following(self._farm, {**self.data, "task_id": self.id}))
 
     def refresh(self) -> Task:
         self.data = self._farm.request("GET", f"/tasks/{_id(self.id)}")
@@ -464,6 +498,16 @@ class Task:
             why = (self.data.get("error") or {}).get("message")
             raise Cancelled(f"task {self.id} was cancelled" + (f": {why}" if why else ""))
         raise run_error(self.data.get("error"))
+
+    def pause(self, reason: str = "") -> Task:
+        """Let it wait: a running one after its step."""
+        self.data = self._farm.request("POST", f"/tasks/{_id(self.id)}/pause", {"reason": reason})
+        return self
+
+    def resume(self) -> Task:
+        """Let a paused or restored task go on."""
+        self.data = self._farm.request("POST", f"/tasks/{_id(self.id)}/resume", {})
+        return self
 
     def rerun(self, *, confirm: bool = False) -> Task:
         """Submit the same input anew. Raises Conflict: the old run had effects; `confirm` says that they are known."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from .tools.context import Context
 from .tools.registry import builtin
 
 Again = Callable[[Call, Sequence[Mapping[str, Any]]], Awaitable[Any]]
+Told = Callable[[str, Literal["same", "kept"]], None]  # what a call came to
 KEPT = object()  # what `again` returns for a call that cannot be made here
 COMPUTES = frozenset({"calculator"})  # built-in tools that need nothing but their arguments
 
@@ -36,40 +37,46 @@ class Replayed:
     result: Any = None
 
 
-async def replay(events: Sequence[Event], prompt: str, tools: Mapping[str, ToolSpec], again: Again) -> Replayed:
+async def replay(
+    events: Sequence[Event], prompt: str, tools: Mapping[str, ToolSpec], again: Again, told: Told = lambda call, what: None
+) -> Replayed:  # fmt: skip
     """Hold the events against today's prompt (rendered) and tools; `again(call, values)` calls a tool.
 
+    `told(call, what)` hears of each outcome: the same today, or kept as it is on record.
+
     Raises:
-        Divergence: with what was recorded and what is now, in `recorded` and `today`.
+        Divergence: with what was recorded and what is now, in `recorded` and `today`; `seq`: of the event that differs.
         Invalid: bodies of it were erased.
     """
     for event in events:
         if event.erased and event.kind in ("message.added", "model.replied", "model.reported", "tool.succeeded"):
             raise Invalid(f"event {event.seq} ({event.kind}) was erased: it cannot be held against anything")
     fold, repeated, kept = Fold(), 0, 0
-    system = _prompt(events)
+    system = prompt_of(events)
     if system is not None and system != prompt:
-        raise _differs("the prompt is another one", system, prompt)
+        raise _differs("the prompt is another one", system, prompt, 1)
     for event in events:
         fold.apply(event)
         call = fold.calls.get(event.call or "")
         if event.kind in ("model.replied", "model.reported"):
             for asked in (event.data().get("message") or {}).get("tool_calls") or []:
                 if (name := asked["function"]["name"]) not in tools and _was_made(events, asked["id"]):
-                    raise _differs(f"the tool {name} is gone", name, sorted(tools))
+                    raise _differs(f"the tool {name} is gone", name, sorted(tools), event.seq)
         elif event.kind == "tool.succeeded" and call is not None:
             spec = tools[call.tool]
             if flaw := schemas.check(spec.schema or {})(msgspec.json.decode(call.arguments or "{}")):
-                raise _differs(f"call {call.call} of {call.tool}: {flaw}", call.arguments, spec.schema)
+                raise _differs(f"call {call.call} of {call.tool}: {flaw}", call.arguments, spec.schema, event.seq)
             then, now = event.data().get("result"), KEPT
             if spec.effect == "read" and "simulated" not in event.data():
                 now = await again(call, event.data().get("values") or [])
             if now is KEPT:
                 kept += 1
+                told(call.call, "kept")
                 continue
             if not _same(then, now):
-                raise _differs(f"call {call.call} of {call.tool} gives another result", then, now)
+                raise _differs(f"call {call.call} of {call.tool} gives another result", then, now, event.seq)
             repeated += 1
+            told(call.call, "same")
     return Replayed(fold.steps, repeated, kept, fold.result)
 
 
@@ -87,7 +94,7 @@ async def replay_run(farm: Farm, run_id: str, version: int | str | None = None) 
         raw = farm.request("GET", f"/agents/{run['agent']}/versions/{number}")["definition"]
     definition = msgspec.convert(raw, Definition)
     events = list(farm.events(run_id))
-    prompt = (_prompt(events) or "") if "{{" in definition.prompt else definition.prompt
+    prompt = (prompt_of(events) or "") if "{{" in definition.prompt else definition.prompt
 
     async def again(call: Call, values: Sequence[Mapping[str, Any]]) -> Any:
         spec = definition.tool(call.tool)
@@ -99,7 +106,7 @@ async def replay_run(farm: Farm, run_id: str, version: int | str | None = None) 
     return await replay(events, prompt, {spec.name: spec for spec in definition.tools}, again)
 
 
-def _prompt(events: Sequence[Event]) -> str | None:
+def prompt_of(events: Sequence[Event]) -> str | None:
     """Return the prompt that a run was begun with; None where it went on with the messages of another run."""
     for event in events:
         if event.kind == "thread.continued":
@@ -122,6 +129,6 @@ def _was_made(events: Sequence[Event], call: str) -> bool:
     return any(event.kind == "tool.started" and event.call == call for event in events)
 
 
-def _differs(what: str, recorded: Any, today: Any) -> Divergence:
+def _differs(what: str, recorded: Any, today: Any, seq: int) -> Divergence:
     sides = (msgspec.json.encode(recorded).decode()[:300], msgspec.json.encode(today).decode()[:300])
-    return Divergence(f"{what}: recorded {sides[0]}, today {sides[1]}", recorded=recorded, today=today)
+    return Divergence(f"{what}: recorded {sides[0]}, today {sides[1]}", recorded=recorded, today=today, seq=seq)

@@ -19,7 +19,7 @@ from agentfarm_sdk.farm import Farm, Task
 from agentfarm_sdk.protocol import Event
 
 from ..launcher.story import line_of, short
-from . import batches
+from . import batches, notebooks
 from .show import Out, noun
 
 TASKS = ("task_id", "target", "agent", "status", "waiting", "priority", "created_at", "input")
@@ -43,6 +43,11 @@ def add(nouns: Any) -> None:
     )
     bundle.add_argument("run")
     bundle.add_argument("-o", "--output", metavar="FILE", help="default: RUN.zip")
+    notebook = verb("notebook", notebooks.write, "write it as a notebook whose cells replay it")
+    notebook.add_argument("run", help="a run, or a bundle's file: then no farm is asked")
+    notebook.add_argument("-o", "--output", metavar="FILE", help="default: RUN.ipynb")
+    notebook.add_argument("--bundle", action="store_true", help="save the bundle beside it: it replays without a farm")
+    notebook.set_defaults(offline=notebooks.offline)
     erase = verb("erase", erase_run, "erase bodies of an ended run's events; hashes stay, and who did it, and why")
     erase.add_argument("run")
     erase.add_argument("--seq", type=int, action="append", default=[], metavar="N", help="this event; may be repeated")

@@ -22,7 +22,7 @@ from .views import Listed
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`status`: ok, or degraded with `problems`."""
+    """`status`: ok, or degraded with `problems`. `page`: the farm's page, for browsers ("": not known)."""
 
     status: str
     version: str
@@ -30,6 +30,7 @@ class Health(msgspec.Struct, frozen=True):
     database: str
     model: dict[str, Any] | None
     problems: list[str]
+    page: str = ""
 
 
 async def health(call: Call) -> Health:
@@ -48,7 +49,7 @@ async def health(call: Call) -> Health:
         call.status = 503
     kind = "sqlite" if parts.db.sqlite else "postgresql"
     status = "degraded" if problems else "ok"
-    return Health(status, jupyterhub_agentfarm.__version__, parts.db.epoch, kind, model, problems)
+    return Health(status, jupyterhub_agentfarm.__version__, parts.db.epoch, kind, model, problems, parts.public_page)
 
 
 def default_model(upstreams: Any) -> dict[str, Any] | None:

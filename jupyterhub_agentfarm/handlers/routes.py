@@ -72,6 +72,7 @@ class Parts:
     lease: float = LEASE_SECONDS
     prefix: str = "/services/agentfarm/"
     public_hub: str = "/hub/"  # for people's browsers
+    public_page: str = ""  # the farm's page, for them
 
 
 @dataclass

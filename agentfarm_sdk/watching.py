@@ -1,0 +1,60 @@
+"""`watch(task)`: show what a task, a run or a batch does until it has ended."""
+
+from __future__ import annotations
+
+import sys
+
+from .batches import Batch
+from .errors import Invalid
+from .farm import Farm, Task
+from .shown.live import Following, Live, Progress, in_notebook, show
+from .shown.records import RunRecord
+
+
+def watch(what: Task | RunRecord | Batch | str, *, timeout: float | None = None) -> None:
+    """Show it in this cell while it goes on, and return at its end; in a terminal only what came of it is printed.
+
+    what: a task, a run, a batch, or the id of a task or run. Ctrl-C stops watching, and nothing else.
+    Raises TimeoutError: it has not ended after so many seconds.
+    """
+    if isinstance(what, str):
+        what = _found(what)
+    if isinstance(what, Batch):
+        progress = Progress(what)
+        progress.ask()
+        live = Live(progress.read, progress.bundle).start() if in_notebook() else None
+        if live is None:
+            progress.read(lambda: False, lambda: None)
+            print(progress.bundle()["text/plain"], file=sys.stderr)
+            return
+    else:
+        following = following_of(what)
+        if not in_notebook():
+            following.read(lambda: False, lambda: None)
+            print(following.bundle()["text/plain"])
+            return
+        live = show(following)
+    wait_for(live, timeout)
+
+
+def following_of(what: Task | RunRecord) -> Following:
+    if isinstance(what, Task):
+        return Following(what._farm, {**what.data, "task_id": what.id})
+    return Following(what._farm, run_id=what.id)
+
+
+def wait_for(live: Live, timeout: float | None = None) -> None:
+    """Wait for the end of what is shown. Raises TimeoutError, KeyboardInterrupt; then it is not followed any more."""
+    try:
+        if not live.wait(timeout):
+            raise TimeoutError(f"it has not ended after {timeout} s")
+    finally:
+        live.close()
+
+
+def _found(name: str) -> Task | RunRecord:
+    if name.startswith("task-"):
+        return Farm().task(name)
+    if name.startswith("run-"):
+        return Farm().run(name)
+    raise Invalid(f"{name!r} is no task and no run", hint="task-… or run-…")
