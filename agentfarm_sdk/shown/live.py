@@ -7,7 +7,6 @@ they show, when it is closed, and when the cell that it stands in runs again.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import sys
 import threading
 import time
@@ -90,12 +89,11 @@ class Live:
 
     def start(self) -> Live:
         for work, name in ((self._reading, "agentfarm-reads"), (self._drawing, "agentfarm-draws")):
-            context = contextvars.copy_context()  # the output belongs to this cell
-            threading.Thread(target=context.run, args=(work,), name=name, daemon=True).start()
+            threading.Thread(target=work, name=name, daemon=True).start()
         return self
 
     def close(self) -> None:
-        """Stop looking. What is shown stays as it is."""
+        """Stop looking: it is drawn once more, and stays so."""
         self._closed.set()
         self._changed.set()
 
@@ -296,13 +294,16 @@ def progress_of(batch: Batch, wanted: bool = True) -> Iterator[None]:
     """Show how far a batch is while the block lasts: in a notebook as a bar, in a terminal as a line, else not at all."""
     if wanted and in_notebook():
         progress = Progress(batch)
+        with contextlib.suppress(AgentFarmError):
+            progress.ask()
         live = Live(progress.read, progress.bundle).start()
         try:
             yield
         finally:
-            if progress.told and not batch_counts(progress.told)["left"]:
-                live.wait(5)
-            live.close()
+            with contextlib.suppress(AgentFarmError):  # the results say what went wrong; this is for the eye alone
+                progress.ask()
+            live.close()  # which draws once more
+            live.wait(5)
     elif wanted and sys.stderr is not None and sys.stderr.isatty():
         line = _Line(Progress(batch))
         try:
@@ -322,7 +323,7 @@ class _Line:
         self._thread.start()
 
     def _work(self) -> None:
-        with contextlib.suppress(AgentFarmError):  # the results say what went wrong; this is for the eye alone
+        with contextlib.suppress(AgentFarmError):
             self._progress.read(self._over.is_set, self._write)
 
     def _write(self) -> None:
