@@ -319,7 +319,7 @@ export interface ForkOf {
   prompt?: boolean;
 }
 
-/** `status`: ok, or degraded with `problems`. */
+/** `status`: ok, or degraded with `problems`. `page`: the farm's page, for browsers ("": not known). */
 export interface Health {
   status: string;
   version: string;
@@ -327,6 +327,7 @@ export interface Health {
   database: string;
   model: { [name: string]: unknown } | null;
   problems: string[];
+  page?: string;
 }
 
 export interface HeartbeatAnswer {
