@@ -45,6 +45,9 @@ _CREATED = {  # what run.created and the row say alike
     "task": "task_id", "agent": "agent", "owner": "owner", "version": "version", "definition": "definition_hash", "mode": "mode",
     "thread": "thread_id", "bound": "bound",
 }  # fmt: skip
+_DOUBTS = frozenset({"tool.doubted"})
+_VERDICTS = frozenset({"tool.started", "tool.failed", "tool.succeeded", "approval.requested", "simulation.requested"})
+MAX_BEHIND = 1000  # events that are looked at behind an append: a reply has no more calls
 _ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 _COLUMNS = tuple(field.name for field in fields(Run))
 RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
@@ -173,7 +176,7 @@ def append(
     run = held(tx, run_id)
     digest = batch_digest(events)
     if run.fence == fence and 1 <= n <= run.last_n:  # also after the run was parked or has ended: the answer was lost
-        return _answered_before(tx, run, fence, n, digest)
+        return _answered_before(tx, run, fence, n, digest, reported=any(e.kind == "model.reported" for e in events))
     _fence(run, fence)
     if n != run.last_n + 1:
         raise Hole(f"append {n} came after {run.last_n}", hint=f"append {run.last_n + 1} first", last_n=run.last_n)
@@ -238,8 +241,8 @@ def _open_for(run: Run, events: Iterable[NewEvent]) -> None:
         )
 
 
-def _answered_before(tx: Tx, run: Run, fence: int, n: int, digest: bytes) -> Appended:
-    """Return the answer that append `n` got; what stood behind it in its transaction is not told again."""
+def _answered_before(tx: Tx, run: Run, fence: int, n: int, digest: bytes, *, reported: bool) -> Appended:
+    """Return the answer that append `n` got: with what the gateway recorded behind it in its transaction, not told again."""
     e = events_table.c
     rows = tx.connection.execute(
         sa.select(e.seq, e.header, e.digest).where(e.run_no == run.run_no, e.n == n).order_by(e.seq.desc())
@@ -251,8 +254,27 @@ def _answered_before(tx: Tx, run: Run, fence: int, n: int, digest: bytes) -> App
             raise Conflict(
                 f"append {n} was another one before", hint="a repeat must have the same bytes; use the next number"
             )
-        return Appended(n, seq, header_hash(header), (), repeated=True)
+        return Appended(n, *_behind(tx, run, seq, header, reported), (), repeated=True)
     raise Conflict(f"append {n} is not on record under fence {fence}", hint="claim the run anew")
+
+
+def _behind(tx: Tx, run: Run, seq: int, header: bytes, reported: bool) -> tuple[int, str]:
+    """Return seq and hash of the last event of the transaction that wrote an append whose last event this is.
+
+    The gateway writes nothing of these kinds right behind an append but with it: verdicts on the calls of a reported reply
+    (else they stand behind a reply of its own, or a lease), and doubts that a probe left.
+    """
+    kinds = _VERDICTS if reported else _DOUBTS
+    e = events_table.c
+    rows = tx.connection.execute(
+        sa.select(e.seq, e.header).where(e.run_no == run.run_no, e.seq > seq).order_by(e.seq).limit(MAX_BEHIND)
+    )
+    for at, raw in rows:
+        written = msgspec.json.decode(raw, type=Header)
+        if written.by != "gateway" or written.kind not in kinds:
+            break
+        seq, header = at, raw
+    return seq, header_hash(header)
 
 
 def _write(

@@ -117,7 +117,8 @@ class Life(RuleBasedStateMachine):
             worker.fenced = True
             return False
         told = [[(call.call, call.state) for call in one.admitted] for one in (answer, again)]
-        assert again.n == answer.n and told[0] == told[1], "sent again, it is only answered again"
+        places = [(one.n, one.seq, one.head) for one in (answer, again)]
+        assert places[0] == places[1] and told[0] == told[1], "sent again, it is only answered again"
         worker.n += 1
         self.take(worker, answer.admitted)
         return True
