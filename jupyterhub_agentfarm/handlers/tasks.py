@@ -191,7 +191,7 @@ def _submit(tx: Tx, call: Call, new: NewTask, known: Known, batch: tuple[str, in
     mode, simulate = modes.settled(tx.connection, call.asker, new.mode, new.simulate, usual, definition)
     asked = tasks.Submission(
         owner=owner, submitted_by=call.asker.hub_name, target=new.target, input=new.input, priority=new.priority, mode=mode, key=new.key,
-        thread_id=thread, workspace=new.workspace, deadline=_deadline(new.deadline, tx.now), deadline_asked=new.deadline,
+        mode_asked="simulate" if new.simulate else new.mode or usual, thread_id=thread, workspace=new.workspace, deadline=_deadline(new.deadline, tx.now), deadline_asked=new.deadline,
         requirements=new.requirements, variables=new.variables, after=new.after, after_any_end=new.after_any_end, results=new.results,
         retry=asdict(new.retry) if new.retry else None, concurrency_key=new.concurrency_key, concurrency=new.concurrency, simulate=simulate,
         batch_id=batch[0] if batch else None, place=batch[1] if batch else None,
@@ -338,7 +338,8 @@ async def rerun(call: Call) -> TaskView:
         owner = owner_of(tx.connection, call.asker)
         choice = choose(tx.connection, call.asker, owner, NewTask(target=task.agent))
         assert choice is not None
-        return task_view(tasks.rerun(tx, call.parts.db.epoch, task.task_id, call.asker.hub_name, choice))
+        mode = modes.not_livelier(tx.connection, call.asker, None, task.mode)  # type: ignore[arg-type]
+        return task_view(tasks.rerun(tx, call.parts.db.epoch, task.task_id, call.asker.hub_name, choice, mode))
 
     return await call.commit(write)  # type: ignore[no-any-return]
 

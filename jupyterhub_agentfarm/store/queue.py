@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from agentfarm_sdk.protocol import ENDED
+from agentfarm_sdk.protocol import ENDED, Mode
 
 from . import turns
 from .tables import CLAIMABLE, agents, grants, runs, tasks
@@ -48,6 +48,16 @@ def load(connection: Connection, names: list[str]) -> dict[str, int]:
         .group_by(runs.c.agent)
     )
     return {name: int(count) for name, count in rows}
+
+
+def under_way(connection: Connection, agent: str) -> list[tuple[str, Mode]]:
+    """Return run and mode of the agent's runs that a worker holds, but for live ones."""
+    rows = connection.execute(
+        sa.select(runs.c.run_id, runs.c.mode).where(
+            runs.c.agent == agent, runs.c.lease_until.is_not(None), runs.c.mode != "live"
+        )
+    )
+    return [(run_id, mode) for run_id, mode in rows]
 
 
 def members(connection: Connection, pool: str, owner: str) -> list[str]:

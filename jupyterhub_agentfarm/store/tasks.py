@@ -41,6 +41,7 @@ class Submission:
     input: Any
     priority: int = 0
     mode: str = "live"
+    mode_asked: str = ""  # what was asked for, where the mode is another one: what the same key is compared by
     key: str | None = None
     thread_id: str | None = None
     workspace: str = "home"
@@ -226,8 +227,8 @@ def resume(tx: Tx, task_id: str, by: str) -> Task:
     return show(tx.connection, task_id)
 
 
-def rerun(tx: Tx, epoch: str, task_id: str, by: str, choice: Choice) -> Task:
-    """Submit the same input anew, as a task of its own. Raises Conflict: it has not ended."""
+def rerun(tx: Tx, epoch: str, task_id: str, by: str, choice: Choice, mode: str = "") -> Task:
+    """Submit the same input anew, as a task of its own; `mode`: another one than before. Raises Conflict: it has not ended."""
     task = show(tx.connection, task_id)
     if task.status not in ENDED:
         raise Conflict(f"task {task_id} has not ended", hint="cancel it first")
@@ -236,6 +237,7 @@ def rerun(tx: Tx, epoch: str, task_id: str, by: str, choice: Choice) -> Task:
     alone = replace(
         _asked(task),
         submitted_by=by,
+        mode=mode or task.mode,
         key=None,
         after=(),
         results=False,
@@ -347,7 +349,7 @@ def _digest(asked: Submission) -> str:
             "target": asked.target,
             "input": asked.input,
             "priority": asked.priority,
-            "mode": asked.mode,
+            "mode": asked.mode_asked or asked.mode,
             "thread": asked.thread_id,
             "workspace": asked.workspace,
             "deadline": asked.deadline if asked.deadline_asked is None else asked.deadline_asked,

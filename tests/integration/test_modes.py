@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from servicekit import Service
 from test_inbox import FILES, PAY, append, ask_model, decide, farm, kinds, opened, paying, shown, until
 
@@ -148,3 +149,37 @@ async def test_a_stranger_s_run_is_no_recording(farm: Service) -> None:
     await farm.agent("other", owner="bob")
     task = {"target": "other", "input": "x", "simulate": {"recording": claim["run"]}}
     assert (await farm.ask("bob", "POST", "/tasks", task)).status_code == 404
+
+
+@pytest.mark.parametrize(("mode", "livelier"), [("ask", ["live"]), ("simulate", ["live", "ask"])])
+async def test_what_an_agent_submits_by_itself_is_not_livelier_than_its_run_under_way(
+    farm: Service, mode: str, livelier: list[str]
+) -> None:
+    """A kernel that submits in its agent's name would else do live what its run may only ask for."""
+    await with_tools(farm)
+    await farm.agent("helper")
+    task, tried = {"target": "helper", "input": "x"}, {"definition": {"prompt": "p"}, "input": "x"}
+    mine = await farm.ok("agent-analyst", "POST", "/tasks", {**task, "key": "k"})
+    assert mine["mode"] == "live", "nothing is under way"
+    await farm.ok("agent-analyst", "POST", f"/tasks/{mine['task_id']}/cancel", {})
+
+    claim, _ = await paying(farm, mode=mode)
+    for wanted in livelier:
+        for path, body in (
+            ("/tasks", {**task, "mode": wanted}),
+            ("/tasks", {"tasks": [task, {**task, "mode": wanted}]}),
+            ("/runs", {**tried, "mode": wanted}),
+            (f"/runs/{claim['run']}/fork", {"mode": wanted}),
+        ):
+            answer = await farm.ask("agent-analyst", "POST", path, body)
+            assert answer.status_code == 403 and f"mode {mode} under way" in answer.json()["detail"], answer.text
+    held = await farm.ok("agent-analyst", "POST", "/tasks", task)
+    again = await farm.ok("agent-analyst", "POST", f"/tasks/{mine['task_id']}/rerun", {})
+    fork = await farm.ok("agent-analyst", "POST", f"/runs/{claim['run']}/fork", {})
+    assert [one["mode"] for one in (held, again, fork)] == [mode] * 3
+    known = await farm.ok("agent-analyst", "POST", "/tasks", {**task, "key": "k"})
+    assert known["task_id"] == mine["task_id"], "the same key is the same task, whatever goes on meanwhile"
+    assert (await farm.ok("ann", "POST", "/tasks", task))["mode"] == "live", "a person may"
+
+    await append(farm, claim, 1, "run.failed", {"error": {"type": "x", "message": "over"}})
+    assert (await farm.ok("agent-analyst", "POST", "/tasks", task))["mode"] == "live"
