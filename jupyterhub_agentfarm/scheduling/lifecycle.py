@@ -18,6 +18,7 @@ class Attempts:
     last: float
     tries: int = 0
     why: str = ""  # what the latest try was answered
+    refused: bool = False  # the latest try
 
 
 Move = Literal["none", "start", "fail"]

@@ -12,23 +12,25 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ..errors import AgentFarmError, Conflict, Invalid, NotFound, Transient
+from agentfarm_sdk.protocol import ENDED
+
+from ..errors import AgentFarmError, Conflict, Transient
 from ..hub import Hub
-from ..records import Committed, Task, hub_user
-from ..store import agents, children, leases, ledger, queue, tasks
+from ..records import Committed, hub_user
+from ..store import leases, ledger, pools, queue, tasks
 from ..store.db import Database, Tx
-from .lifecycle import ASSIGNED_SECONDS, Attempts, next_move
-from .priority import choose_member
+from .lifecycle import ASSIGNED_SECONDS, Attempts, Move, next_move
+from .pools import Listening, Pools, Stuck
+from .priority import to_start
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # for what no commit tells: supervisors that come and go
-WAKES = frozenset({"run.created", "run.requeued", "run.resumed"})
+PATIENCE = 2.0  # seconds that a pool's task waits for a member that listens, before another one's server is started
+WAKES = frozenset({"run.created", "run.requeued", "run.resumed", "worker.died"})
+FREES = frozenset({"run.leased", *(f"run.{end}" for end in ENDED)})  # room in a member, or a concurrency key
 
 
-class Supervisors(Protocol):
-    """Which agents' supervisors listen for runs."""
-
-    def seen(self, agent: str) -> bool: ...
+class Supervisors(Listening, Protocol):
     def wake(self, agent: str) -> None: ...
 
 
@@ -44,14 +46,17 @@ class Scheduler:
         deadline: float = ASSIGNED_SECONDS,
     ) -> None:
         self.db, self.hub, self.supervisors, self.explain, self.deadline = db, hub, supervisors, explain, deadline
+        self.pools = Pools(db, supervisors)
         self.attempts: dict[str, Attempts] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
+        self._ends = False  # the end of a run may let one of another agent, or a pool's task, go on
         self._soonest: float | None = None  # when time alone has something to do next (the database's clock)
         db.on_commit(self._heard)
 
     def _heard(self, committed: list[Committed]) -> None:
-        if any(event.kind in WAKES for one in committed for event in one.events):
+        kinds = WAKES | FREES if self._ends or self.pools.left else WAKES
+        if any(event.kind in kinds for one in committed for event in one.events):
             self.wake()
 
     def wake(self) -> None:
@@ -91,50 +96,28 @@ class Scheduler:
     async def look(self) -> None:
         """Make the moves that are due now."""
         now = self.db.now()
-        unassigned, waiting, (overdue, deadline), pause_ends = await self.db.read(
+        stuck = await self.pools.look()
+        waiting, (overdue, deadline), pause_ends, self._ends = await self.db.read(
             lambda c: (
-                tasks.unassigned(c),
                 queue.waiting(c, now),
                 queue.deadlines(c, now),
                 queue.next_not_before(c, now),
+                queue.keyed(c) or pools.some_come_after(c),
             )
         )
         self._soonest = min((at for at in (deadline, pause_ends) if at is not None), default=None)
         for task_id in overdue:
             await self._overdue(task_id)
-        for task in unassigned:
-            await self._assign(task)
         for one in waiting:  # also those that waited for a time, or for a concurrency key of another agent's run
             self.supervisors.wake(one.agent)
         for one in waiting:
             await self._serve(one)
-        for agent in set(self.attempts) - {one.agent for one in waiting}:
+        wanted = {one.agent for one in waiting}
+        for left in stuck:
+            wanted |= await self._helped(left)
+        for agent in set(self.attempts) - wanted:
             if agent not in self._starting:
                 del self.attempts[agent]
-
-    async def _assign(self, task: Task) -> None:
-        """Give a pool's task to the member that can take it soonest."""
-        pool = task.target.removeprefix("pool:")
-
-        def assign(tx: Tx) -> None:
-            waiting = children.ancestors(tx.connection, task.parent_run)  # they wait for this very task
-            members = [one for one in queue.members(tx.connection, pool, task.owner) if one not in waiting]
-            load = queue.load(tx.connection, members)
-            chosen = choose_member(members, {name for name in members if self.supervisors.seen(name)}, load)
-            if chosen is None:
-                tasks.fail(tx, task, "unplaceable", f"pool {pool} has no agent that is published and in use")
-                return
-            agent = agents.show(tx.connection, chosen)
-            version = agents.version(tx.connection, chosen, agent.published or 0)
-            tasks.assign(tx, self.db.epoch, task, tasks.Choice(chosen, version.definition, version.number))
-
-        try:
-            await self.db.write(assign)
-        except Conflict:
-            return  # cancelled, or assigned already
-        except (Invalid, NotFound) as error:
-            kind, why = error.type, error.detail  # e.g. a variable of that agent's prompt has no value
-            await self.db.write(lambda tx: tasks.fail(tx, task, kind, why))
 
     async def _overdue(self, task_id: str) -> None:
         try:
@@ -142,39 +125,67 @@ class Scheduler:
         except Conflict:
             return  # it has just ended
 
-    async def _serve(self, waiting: queue.Waiting) -> None:
-        agent, now = waiting.agent, time.monotonic()
+    def _move(self, agent: str) -> Move:
         if agent in self._starting:
-            return
-        attempts = self.attempts.get(agent)
-        move = next_move(self.supervisors.seen(agent), attempts, now, self.deadline)
+            return "none"
+        return next_move(self.supervisors.seen(agent), self.attempts.get(agent), time.monotonic(), self.deadline)
+
+    def _begin(self, agent: str) -> None:
+        now = time.monotonic()
+        begun = self.attempts.get(agent) or Attempts(first=now, last=now)
+        self.attempts[agent] = replace(begun, last=now, tries=begun.tries + 1)
+        self._starting[agent] = asyncio.create_task(self._start(agent), name=f"start {agent}")
+        self._starting[agent].add_done_callback(lambda _done: self._starting.pop(agent, None))
+
+    async def _serve(self, waiting: queue.Waiting) -> None:
+        """Do what an agent with waiting runs needs."""
+        move = self._move(waiting.agent)
         if move == "start":
             await self.db.write(lambda tx: leases.assign(tx, waiting.run_id))
-            begun = attempts or Attempts(first=now, last=now)
-            self.attempts[agent] = replace(begun, last=now, tries=begun.tries + 1)
-            self._starting[agent] = asyncio.create_task(self._start(agent), name=f"start {agent}")
-            self._starting[agent].add_done_callback(lambda _done: self._starting.pop(agent, None))
-        elif move == "fail" and attempts is not None:
-            await self._unplaceable(waiting, attempts)
+            self._begin(waiting.agent)
+        elif move == "fail":
+            await self._unplaceable(waiting)
+
+    async def _helped(self, stuck: Stuck) -> set[str]:
+        """Start members of a pool for what those that listen have no room for; return whose attempts still matter.
+
+        Where none listens, and none could be started in time, the task fails with the reasons.
+        """
+        if not stuck.alone and self.db.now() - stuck.task.created_at < PATIENCE:
+            return set()
+        for name in to_start(stuck.stopped, self.attempts, stuck.tasks):
+            if self._move(name) == "start":
+                self._begin(name)
+        if stuck.alone and all(self._move(name) == "fail" for name in stuck.stopped):
+            whys = "; ".join([await self._reasons(name) for name in stuck.stopped])
+            message = f"no agent of {stuck.task.target} could be made ready in {self.deadline:.0f} s: {whys}"
+            await self.db.write(lambda tx: tasks.fail(tx, stuck.task, "unplaceable", message))
+            for name in stuck.stopped:
+                del self.attempts[name]
+            self.wake()
+        return set(stuck.stopped)
 
     async def _start(self, agent: str) -> None:
         try:
             await self.hub.start_server(hub_user(agent))
-            why = "its server was started, but its supervisor has not come"
+            why, refused = "its server was started, but its supervisor has not come", False
         except AgentFarmError as error:
-            why = error.detail
+            why, refused = error.detail, True
             log.warning("the server of %s does not start: %s", agent, why)
         if known := self.attempts.get(agent):
-            self.attempts[agent] = replace(known, last=time.monotonic(), why=why)
+            self.attempts[agent] = replace(known, last=time.monotonic(), why=why, refused=refused)
 
-    async def _unplaceable(self, waiting: queue.Waiting, attempts: Attempts) -> None:
-        reasons = attempts.why
+    async def _reasons(self, agent: str) -> str:
+        """Say why the agent's server is not up, by the latest try and by placement."""
+        reasons = self.attempts[agent].why
         try:
-            placed = await self.explain(hub_user(waiting.agent))
+            placed = await self.explain(hub_user(agent))
         except AgentFarmError as error:
-            reasons = f"{reasons}; {error.detail}"
-        else:
-            reasons = f"{reasons}; placement: {placed}" if placed else reasons
+            return f"{reasons}; {error.detail}"
+        return f"{reasons}; placement: {placed}" if placed else reasons
+
+    async def _unplaceable(self, waiting: queue.Waiting) -> None:
+        reasons = await self._reasons(waiting.agent)
 
         def fail(tx: Tx) -> None:
             run = ledger.held(tx, waiting.run_id)

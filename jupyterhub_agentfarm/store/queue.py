@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from agentfarm_sdk.protocol import ENDED, Mode
+from agentfarm_sdk.protocol import Mode
 
 from . import turns
 from .tables import CLAIMABLE, agents, grants, runs, tasks
@@ -40,14 +40,10 @@ def next_not_before(connection: Connection, now: float) -> float | None:
     return None if found is None else float(found)
 
 
-def load(connection: Connection, names: list[str]) -> dict[str, int]:
-    """Return how many runs of each agent have not ended and do not wait for a person."""
-    rows = connection.execute(
-        sa.select(runs.c.agent, sa.func.count())
-        .where(runs.c.agent.in_(names), runs.c.status.not_in([*ENDED, "waiting"]))
-        .group_by(runs.c.agent)
-    )
-    return {name: int(count) for name, count in rows}
+def keyed(connection: Connection) -> bool:
+    """Say whether runs with a concurrency key have not ended."""
+    one = sa.select(runs.c.run_no).where(runs.c.concurrency_key.is_not(None), runs.c.ended_at.is_(None)).limit(1)
+    return connection.execute(one).first() is not None
 
 
 def under_way(connection: Connection, agent: str) -> list[tuple[str, Mode]]:

@@ -169,6 +169,10 @@ tasks = Table(
     Index("ix_tasks_batch", "batch_id", "place", unique=True),
     Index("ix_tasks_batch_ended", "batch_id", "batch_ended", unique=True),
     _where_set("tasks", "parent_run"),
+    Index(  # what waits for a member of its pool
+        "ix_tasks_pool", "status", "target", "owner", "rank", "task_id",
+        sqlite_where=text("run_id IS NULL AND ended_at IS NULL"), postgresql_where=text("run_id IS NULL AND ended_at IS NULL"),
+    ),
 )  # fmt: skip
 
 task_links = Table(  # which tasks come after which
@@ -250,6 +254,10 @@ runs = Table(
         "ix_runs_concurrency", "owner", "concurrency_key",
         sqlite_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL AND fence > 0"),
         postgresql_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL AND fence > 0"),
+    ),
+    Index(
+        "ix_runs_keyed", "concurrency_key", sqlite_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL"),
+        postgresql_where=text("concurrency_key IS NOT NULL AND ended_at IS NULL"),
     ),
     Index("ix_runs_claim_id", "claim_id"),
 )  # fmt: skip

@@ -281,12 +281,9 @@ def listed(
     return [_task(row) for row in connection.execute(statement)]
 
 
-def unassigned(connection: Connection, limit: int = 100) -> list[Task]:
-    """Return pools' tasks that have no run yet, by priority and age."""
-    statement = _TASK.where(tasks.c.run_id.is_(None), tasks.c.status == "queued").order_by(
-        tasks.c.rank, tasks.c.task_id
-    )
-    return [_task(row) for row in connection.execute(statement.limit(limit))]
+def select_tasks(connection: Connection, *where: Any, order: tuple[Any, ...], limit: int) -> list[Task]:
+    """Return the tasks that the conditions on `tables.tasks` select."""
+    return [_task(row) for row in connection.execute(_TASK.where(*where).order_by(*order).limit(limit))]
 
 
 def fail(tx: Tx, task: Task, error_type: str, message: str) -> None:

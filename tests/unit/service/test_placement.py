@@ -10,7 +10,8 @@ from jupyterhub_agentfarm.errors import NoMicroserverFits
 from jupyterhub_agentfarm.records import Demand, Microserver
 from jupyterhub_agentfarm.scheduling.lifecycle import Attempts, next_move
 from jupyterhub_agentfarm.scheduling.placement import binpack, choose_microserver, refusal, spread
-from jupyterhub_agentfarm.scheduling.priority import BACKOFF, choose_member, next_try
+from jupyterhub_agentfarm.scheduling.priority import AHEAD, BACKOFF, choose_member, next_try, to_start
+from jupyterhub_agentfarm.store.pools import Busy
 
 GIB = 2**30
 labels = st.dictionaries(st.sampled_from(["gpu", "zone"]), st.sampled_from(["a", "b"]))
@@ -55,10 +56,21 @@ def test_spread_takes_the_emptier_and_binpack_the_fuller_microserver() -> None:
     assert choose_microserver(demand, [full, empty], binpack).microserver == "full"
 
 
-def test_a_pool_s_task_goes_to_a_member_that_listens_then_to_the_least_busy() -> None:
-    assert choose_member(["a", "b", "c"], {"b", "c"}, {"b": 2, "c": 1}) == "c"
-    assert choose_member(["a", "b"], set(), {"a": 1}) == "b"
-    assert choose_member([], set(), {}) is None
+def test_a_pool_s_task_goes_to_the_least_busy_member_that_has_room() -> None:
+    assert choose_member(["b", "c"], {"b": Busy(0, 2), "c": Busy(1, 1)}) == "c"
+    assert choose_member(["b", "c"], {"b": Busy(0, 9), "c": Busy(AHEAD, 2)}) == "b", (
+        "one whose runs nobody claims is full"
+    )
+    assert choose_member(["b"], {"b": Busy(AHEAD, AHEAD)}) is None and choose_member([], {}) is None
+
+
+def test_so_many_members_are_started_as_have_work_and_one_that_does_not_come_is_not_waited_for() -> None:
+    assert to_start(["a", "b", "c"], {}, 2) == ["a", "b"]
+    coming = {"a": Attempts(0, 0, tries=1)}
+    assert to_start(["a", "b", "c"], coming, 1) == ["a"] and to_start(["a", "b", "c"], coming, 2) == ["a", "b"]
+    refused = {"a": Attempts(0, 0, tries=1, why="no room", refused=True)}
+    assert to_start(["a", "b"], refused, 1) == ["b"]
+    assert to_start(["a", "b"], {"a": Attempts(0, 0, tries=9), "b": Attempts(0, 0, tries=9)}, 1) == ["a"]
 
 
 def test_a_server_is_asked_for_with_growing_pauses_until_the_deadline() -> None:

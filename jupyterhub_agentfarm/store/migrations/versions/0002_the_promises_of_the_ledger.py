@@ -84,7 +84,9 @@ def _tasks() -> None:
         "concurrency_key",
         where="concurrency_key IS NOT NULL AND ended_at IS NULL AND fence > 0",
     )
+    _index("runs", "keyed", "concurrency_key", where="concurrency_key IS NOT NULL AND ended_at IS NULL")
     _index("runs", "not_before", "not_before", where="not_before IS NOT NULL")
+    _index("tasks", "pool", "status", "target", "owner", "rank", "task_id", where="run_id IS NULL AND ended_at IS NULL")
     op.drop_index("ix_tasks_deadline", "tasks")
     _index("tasks", "deadline", "deadline", where="deadline IS NOT NULL AND ended_at IS NULL")
     op.drop_index("ix_runs_queue", "runs")

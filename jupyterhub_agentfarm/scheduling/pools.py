@@ -1,0 +1,98 @@
+"""Gives pools' tasks to their members, late: a task stays the pool's until a member that listens has room for it.
+
+So a slow member holds nothing up, and owners take turns. The scheduler calls it, and starts the members that it asks for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ..errors import Conflict, Invalid, NotFound
+from ..records import Task
+from ..store import agents, children, pools, tasks, turns
+from ..store.db import Database, Tx
+from ..store.pools import Busy, Line
+from .priority import choose_member
+
+
+class Listening(Protocol):
+    """Which agents' supervisors listen for runs."""
+
+    def seen(self, agent: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """A task that no member has room for now; starting one of `stopped` would help. `alone`: none listens."""
+
+    task: Task
+    stopped: tuple[str, ...]
+    alone: bool
+    tasks: int  # of the same owner that wait for the pool, this one too
+
+
+class Pools:
+    def __init__(self, db: Database, supervisors: Listening) -> None:
+        self.db, self.supervisors = db, supervisors
+        self.left = False  # some wait for a member to have room
+
+    async def look(self) -> list[Stuck]:
+        """Give away what there is room for; return the first of each owner's that is left."""
+        lines = await self.db.read(pools.lines)
+        members = {name for line in lines for name in line.members}
+        load = await self.db.read(lambda c: pools.busy(c, members)) if members else {}
+        found: list[Stuck] = []
+        for target in dict.fromkeys(line.target for line in lines):
+            found += await self._serve([line for line in lines if line.target == target], load)
+        self.left = bool(found)
+        return found
+
+    async def _serve(self, lines: list[Line], load: dict[str, Busy]) -> list[Stuck]:
+        """Let the owners who wait for one pool take turns, until nobody has room for any of them."""
+        stuck: list[Stuck] = []
+        many = len(lines) > 1
+        while lines:
+            line, lines = lines[0], lines[1:]
+            task = line.tasks[0]
+            members = await self._members(line, task)
+            listening = {name for name in members if self.supervisors.seen(name)}
+            chosen = choose_member(sorted(listening), load)
+            if chosen is None and members:
+                stopped = tuple(name for name in members if name not in listening)
+                stuck.append(Stuck(task, stopped, not listening, len(line.tasks)))
+                continue
+            if chosen is None:
+                await self._fail(task, "unplaceable", f"{line.target} has no agent that is published and in use")
+            elif await self._assign(task, chosen, many):
+                before = load.get(chosen, Busy())
+                load[chosen] = Busy(before.unclaimed + 1, before.load + 1)
+            if len(line.tasks) > 1:
+                lines.append(replace(line, tasks=line.tasks[1:]))
+        return stuck
+
+    async def _members(self, line: Line, task: Task) -> list[str]:
+        if task.parent_run is None:
+            return list(line.members)
+        waiting = await self.db.read(lambda c: children.ancestors(c, task.parent_run))  # for this very task
+        return [name for name in line.members if name not in waiting]
+
+    async def _assign(self, task: Task, chosen: str, many: bool) -> bool:
+        def assign(tx: Tx) -> None:
+            agent = agents.show(tx.connection, chosen)
+            version = agents.version(tx.connection, chosen, agent.published or 0)
+            tasks.assign(tx, self.db.epoch, task, tasks.Choice(chosen, version.definition, version.number))
+            if many:
+                turns.served(tx, task.target, task.owner)
+
+        try:
+            await self.db.write(assign)
+        except Conflict:
+            return False  # cancelled, or assigned already
+        except (Invalid, NotFound) as error:
+            await self._fail(task, error.type, error.detail)  # e.g. a variable of that agent's prompt has no value
+            return False
+        return True
+
+    async def _fail(self, task: Task, kind: str, why: str) -> None:
+        await self.db.write(lambda tx: tasks.fail(tx, task, kind, why))
