@@ -50,7 +50,8 @@ export interface Message {
   data?: unknown;
 }
 
-const SILENCE_MS = 40_000; // the farm sends at least a byte every 15 s: a stream that says nothing for so long is dead
+// The farm sends at least a byte every 15 s. The Hub's proxy keeps a stream open whose service has died: only silence tells.
+const SILENCE_MS = 20_000;
 
 export class Api {
   constructor(private readonly send: Transport) {}
@@ -204,5 +205,10 @@ export function pageTransport(base: string, xsrf: string): Transport {
 export function labTransport<S extends { baseUrl: string }>(
   makeRequest: (url: string, init: RequestInit, settings: S) => Promise<Response>, settings: S
 ): Transport {
-  return (path, init) => makeRequest(`${settings.baseUrl}agentfarm${path}`, init, settings);
+  return async (path, init) => {
+    const answer = await makeRequest(`${settings.baseUrl}agentfarm${path}`, init, settings);
+    // the server's own refusal, of somebody whom it no longer knows; the farm's are problem JSON
+    const own = answer.status === 403 && !answer.headers.get('Content-Type')?.includes('problem');
+    return own ? new Response(null, { status: 401 }) : answer;
+  };
 }

@@ -36,6 +36,7 @@ export class FarmModel {
   private stop: AbortController | null = null;
   private skip: (() => void) | null = null;
   private last = 0;
+  private stands = false; // the stream
 
   constructor(readonly api: Api) {}
 
@@ -93,10 +94,18 @@ export class FarmModel {
     }, 1000);
   }
 
-  /** For those whose reading was refused: is it this person's session? */
+  /** For those whose request was refused: is it this person's session? */
   judge(problem: Problem): void {
     if (problem.signedOut) {
       this.link.set('signed-out');
+    }
+  }
+
+  /** For those whose request was answered: a session that had expired is there again. */
+  known(): void {
+    if (this.link.get() === 'signed-out') {
+      this.link.set(this.stands ? 'live' : 'connecting');
+      this.skip?.();
     }
   }
 
@@ -106,8 +115,9 @@ export class FarmModel {
     while (!signal.aborted) {
       try {
         for await (const message of this.api.stream('/events', this.last, signal)) {
-          wait = FIRST_WAIT_MS;
-          if (this.link.get() !== 'live') {
+          if (!this.stands) {
+            this.stands = true;
+            wait = FIRST_WAIT_MS;
             this.link.set('live');
             this.followers.forEach(follower => follower.resync());
           }
@@ -122,12 +132,14 @@ export class FarmModel {
         }
         this.link.set(Problem.of(error).signedOut ? 'signed-out' : 'away');
       }
-      if (this.link.get() === 'live') {
+      if (this.stands && this.link.get() === 'live') {
         this.link.set('away'); // it ended without an error: the farm was restarted
       }
+      this.stands = false;
       await this.pause(wait * (0.75 + Math.random() / 2), signal);
       wait = Math.min(wait * 2, LONGEST_WAIT_MS);
     }
+    this.stands = false;
     this.link.set('idle');
   }
 
@@ -205,6 +217,7 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
     try {
       this.set({ state: 'ready', value: await this.model.api.get<T>(this.path, reading.signal) });
       this.read = true;
+      this.model.known();
     } catch (error) {
       if (reading.signal.aborted) {
         return;

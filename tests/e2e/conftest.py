@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hands as tools
 import msgspec
 import pytest
+from browserkit import FAILED, browser, desk  # noqa: F401
 from farmkit import Counter, Farm, Person, clean_env, end_with_us, until
 from ledgercheck import faults
 
@@ -27,6 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in ("farm", "scripted_farm"):
             if name in params:
                 item.add_marker(pytest.mark.xdist_group(f"{name}-{params[name]}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let a desk know that its test failed: it keeps a picture."""
+    report = yield
+    if report.when == "call" and report.failed:
+        item.stash[FAILED] = True
+    return report
 
 
 @pytest.fixture(scope="session")

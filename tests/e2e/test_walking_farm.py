@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-from farmkit import ROOT, Farm, Person
+from browserkit import Desk
+from farmkit import Farm, Person
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 QUESTION, ANSWER = "What is 17*23?", "391"
-ARTEFACTS = ROOT / "test-artefacts"
 NO_ENTRY = {401, 403, 404, 405, 409, 422, 428, 400, 415}  # never 2xx, never 5xx
 
 
@@ -256,69 +255,31 @@ def test_a_notebook_of_another_person_reaches_nothing_either(agent: str, done: d
 # --- the page ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = next(
-        (
-            one
-            for one in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-            if Path(one).exists()
-        ),
-        None,
-    )
-    if path is None:
-        pytest.skip("no Chromium here: install the package chromium (make test does so as root on Debian and Ubuntu)")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def signed_in(browser: Any, farm: Farm, person: Person) -> Any:
-    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-    page.goto(f"{farm.ready['public_url']}/hub/login?next=%2Fhub%2Fhome")
-    page.fill("input[name=username]", person.name)
-    page.fill("input[name=password]", person.password)
-    page.click("input[type=submit], button[type=submit]")
-    page.wait_for_url("**/hub/home")
-    return page
-
-
-def farm_page(browser: Any, farm: Farm, person: Person) -> Any:
-    """Sign in at the Hub, go to the farm's page by the Hub's navigation."""
-    page = signed_in(browser, farm, person)
-    page.locator("nav").get_by_text("AgentFarm").first.click()
-    page.wait_for_url("**/services/agentfarm/")
-    return page
-
-
 def test_the_page_shows_the_owner_the_agent_and_the_live_steps_of_a_run(
-    browser: Any, farm: Farm, agent: str, done: dict[str, Any], alice: Person
+    desk: Callable[..., Desk], agent: str, done: dict[str, Any]
 ) -> None:
-    ARTEFACTS.mkdir(exist_ok=True)
-    page = farm_page(browser, farm, alice)
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.reload()
-    page.get_by_text("version 1").first.wait_for()
+    alice = desk("alice")
+    alice.page.locator("nav").get_by_text("AgentFarm").first.click()  # the Hub's navigation
+    alice.page.wait_for_url("**/services/agentfarm/")
+    page = alice.at("agents")
+    page.get_by_role("row", name=agent).get_by_text("version 1").wait_for()
     page.get_by_role("link", name="Tasks").click()
     page.locator("select[name=target]").select_option(agent)
     page.locator("textarea[name=input]").fill("What is 12*12?")
     page.get_by_role("button", name="Submit").click()
-    page.get_by_text("calculator").first.wait_for(timeout=60_000)
-    page.get_by_text("144").first.wait_for(timeout=60_000)
-    page.screenshot(path=ARTEFACTS / "farm-run.png", full_page=True)
-    assert not wrong, wrong
+    page.get_by_text("calculator").first.wait_for()
+    page.get_by_text("144").first.wait_for()
+    alice.shot("farm-run")
 
 
 def test_the_page_shows_another_person_neither_agent_nor_run(
-    browser: Any, farm: Farm, agent: str, done: dict[str, Any], bob: Person
+    desk: Callable[..., Desk], agent: str, done: dict[str, Any]
 ) -> None:
-    page = farm_page(browser, farm, bob)
-    page.get_by_text("live").first.wait_for()
-    page.screenshot(path=ARTEFACTS / "farm-of-another.png", full_page=True)
+    bob = desk("bob")
+    page = bob.at("tasks")
+    page.get_by_text("Nothing was asked for yet.").wait_for()
+    bob.at("agents")
+    page.get_by_text("No agent yet.").wait_for()
     assert agent not in page.content() and QUESTION not in page.locator("body").inner_text()
     asked = "path => fetch(path, {headers: {'X-XSRFToken': document.querySelector('meta[name=farm]').dataset.xsrf}}).then(answer => answer.status)"
     for path in (
@@ -328,3 +289,5 @@ def test_the_page_shows_another_person_neither_agent_nor_run(
         f"runs/{done['run_id']}/events",
     ):
         assert page.evaluate(asked, f"/services/agentfarm/api/v1/{path}") in {403, 404}, path
+    bob.at(f"runs/{done['run_id']}").get_by_role("alert").first.wait_for()
+    bob.wrong.clear()  # the refusals
