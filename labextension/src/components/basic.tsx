@@ -158,8 +158,8 @@ export function Loading({ what }: { what?: string }): JSX.Element {
 /** What went wrong, and what to do: the farm's own words. */
 export function ErrorBox({ problem, onRetry }: { problem: Problem | null | undefined; onRetry?: (() => void) | undefined }): JSX.Element | null {
   const { t } = useFarm();
-  if (!problem) {
-    return null;
+  if (!problem || problem.signedOut) {
+    return null; // an expired login has a banner of its own, above everything
   }
   return (
     <div className="af-error" role="alert">
