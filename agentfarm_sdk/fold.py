@@ -65,8 +65,9 @@ class Fold:
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float = 0.0
+    at: str = ""  # of the latest event
     leased_at: str = ""
-    rested: float = 0.0  # seconds that it was parked: no limit counts them
+    rested: float = 0.0  # seconds that it waited, or that its clock jumped over: no limit counts them
     result: Any = None
     error: dict[str, Any] | None = None
     cancel: str | None = None  # the reason, once asked for
@@ -84,7 +85,7 @@ class Fold:
         """Take in the next event. Raises ValueError when it is not the next one."""
         if event.seq != self.seq + 1:
             raise ValueError(f"event {event.seq} came after {self.seq}")
-        self.seq = event.seq
+        self.seq, self.at = event.seq, event.at or self.at
         handler = _HANDLERS.get(event.kind)
         if handler is not None:
             handler(self, event, event.data())
@@ -93,6 +94,11 @@ class Fold:
         for event in events:
             self.apply(event)
         return self
+
+    def used(self, now: float) -> float:
+        """Return the wall time since the first lease, in seconds, without what it rested. `now`: epoch seconds of its farm."""
+        since = moment(self.leased_at)
+        return 0.0 if since is None else max(0.0, now - since - self.rested)
 
     @property
     def open_calls(self) -> list[Call]:
@@ -136,11 +142,16 @@ class Fold:
         for call in self.open_calls:
             call.fence = self.fence if call.state == "approved" else call.fence
 
+    def _clock_jumped(self, event: Event, body: dict[str, Any]) -> None:
+        self.rested += float(body.get("seconds") or 0.0)
+
     def _status(self, status: str, waiting: str | None = None) -> None:
         if self.cancel is not None and status in ("queued", "running"):
             status = "cancelling"
         if self.status not in ENDED:
             self.status, self.waiting = status, waiting
+        if status == "waiting" and not self.held:  # parked, or taken from its worker by a doubt: nobody works on it
+            self._parked_at = self._parked_at or self.at
 
     def _lost(self, proof: Any) -> None:
         """Its worker is gone; `proof` is what proved it dead, or None where it is only silent."""
@@ -160,7 +171,6 @@ class Fold:
 
     def _parked(self, event: Event, body: dict[str, Any]) -> None:
         self.held = False
-        self._parked_at = self._parked_at or event.at
         self._status("waiting", str(body.get("reason", "approval")))
 
     def _restored(self, event: Event, body: dict[str, Any]) -> None:
@@ -401,6 +411,7 @@ def as_text(value: Any) -> str:
 _HANDLERS: dict[str, Callable[[Fold, Event, dict[str, Any]], None]] = {
     "run.leased": Fold._leased,
     "worker.died": Fold._worker_died,
+    "clock.jumped": Fold._clock_jumped,
     "run.requeued": Fold._requeued,
     "run.parked": Fold._parked,
     "run.restored": Fold._restored,

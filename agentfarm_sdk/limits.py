@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from .errors import LimitReached
 from .fold import Fold
-from .protocol import Limits, moment
+from .protocol import Limits
 
 
 def check(fold: Fold, limits: Limits, now: float) -> None:
-    """Say whether the model may be asked once more. `now`: epoch seconds.
+    """Say whether the model may be asked once more. `now`: epoch seconds by the clock of its events.
 
     Raises:
         LimitReached: with the limit that is used up.
@@ -17,7 +17,7 @@ def check(fold: Fold, limits: Limits, now: float) -> None:
         "steps": (fold.steps, limits.steps),
         "calls": (len(fold.calls) - 1, limits.calls),  # the last one may be told to the model
         "tokens": (fold.tokens_in + fold.tokens_out, limits.tokens),
-        "seconds": (seconds(fold, now), limits.seconds),
+        "seconds": (fold.used(now), limits.seconds),
         "cost": (fold.cost, limits.cost),
     }
     for name, (have, most) in used.items():
@@ -26,9 +26,3 @@ def check(fold: Fold, limits: Limits, now: float) -> None:
                 f"the limit of {most:g} {'USD' if name == 'cost' else name} is reached",
                 hint=f"raise limits.{name} of the agent",
             )
-
-
-def seconds(fold: Fold, now: float) -> float:
-    """Return the wall time since the run's first lease, in seconds, without those that it was parked."""
-    since = moment(fold.leased_at)
-    return 0.0 if since is None else now - since - fold.rested

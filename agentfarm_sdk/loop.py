@@ -21,7 +21,7 @@ from .errors import AgentFarmError, Cancelled, Fenced, Invalid, Parked, ToolFail
 from .fold import Fold
 from .ledger import Ledger
 from .model import REPLY_SECONDS, Model, Question, Reply, numbered
-from .protocol import AdmittedCall, Definition, Event, NewEvent, new_event
+from .protocol import AdmittedCall, Definition, Event, NewEvent, moment, new_event
 from .tools.context import Context, Rest
 from .tools.registry import Tool, load
 
@@ -60,6 +60,7 @@ class Loop:
         self._definition = Definition()
         self._tools: dict[str, Tool] = {}
         self._done: set[tuple[str, int]] = set()  # (call, attempt) that this worker began
+        self._opened = (0.0, time.monotonic())  # the time by the record, and by our own clock, when it was opened
         self._seen = 0  # seq of the latest event of others that was taken in
         self._news = asyncio.Event()
         self._flags: dict[str, threading.Event] = {}  # ctx.cancelled of the calls under way
@@ -82,7 +83,7 @@ class Loop:
                 ):  # a later message of the thread came: the farm ends this run here
                     return await self._park("interrupted")
                 else:
-                    limits.check(self.fold, self._definition.limits, time.time())
+                    limits.check(self.fold, self._definition.limits, self._now())
                     await self.perform(await self._ask())
         except (Fenced, Unauthenticated):
             raise
@@ -171,7 +172,7 @@ class Loop:
             except Transient as error:
                 if attempt == MODEL_ATTEMPTS:
                     raise
-                limits.check(self.fold, self._definition.limits, time.time())
+                limits.check(self.fold, self._definition.limits, self._now())
                 pause = min(max(error.retry_after, 0.1) * 2 ** (attempt - 1), LONGEST_PAUSE)
                 await self._news_within(pause)
                 if self.fold.cancel is not None:
@@ -318,6 +319,7 @@ class Loop:
         opened = await self._ledger.open()
         self._definition = opened.definition
         self.fold = Fold().apply_all(opened.events)
+        self._opened = (moment(self.fold.at) or time.time(), time.monotonic())
         self._seen = self.fold.seq
         self._take(opened.inbox)
         return opened.calls
@@ -377,6 +379,11 @@ class Loop:
                 f"the model's answer does not fit the schema: {why}", hint="simplify it, or use another model"
             )
         return value
+
+    def _now(self) -> float:
+        """Return the time by the clock of the run's events, whatever this machine's says, and whoever moves it."""
+        at, since = self._opened
+        return at + time.monotonic() - since
 
     # -- what is known of the run --------------------------------------------------------------------------------
 

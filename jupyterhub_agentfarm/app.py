@@ -176,7 +176,7 @@ class AgentFarm(Application):
             return scrape(db, lambda: Vitals(db.commits, db.writes, reaper.reaped, feed.readers))
 
         parts = Parts(
-            db=db, live=live, models=Models(live, upstreams), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.now), key=key,
+            db=db, live=live, models=Models(live, upstreams), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
             encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers,
             lease=self.lease_seconds, prefix=self.env.get("JUPYTERHUB_SERVICE_PREFIX", "/services/agentfarm/"),
             public_hub=self.env.get("JUPYTERHUB_PUBLIC_HUB_URL", "/hub/"), public_page=self.env.get("JUPYTERHUB_PUBLIC_URL", ""),

@@ -32,7 +32,6 @@ from agentfarm_sdk.protocol import (
     decode_events,
     new_event,
     roll,
-    timestamp,
 )
 
 from .. import runtokens
@@ -85,7 +84,7 @@ class LiveRun:
             self.attempts = 0
         if event.kind == "context.compacted":
             self.digest, self.digested, self.size, self.shown = "", 0, 0, {}
-        at = event.at if isinstance(event, Event) else timestamp(time.time())
+        at = event.at if isinstance(event, Event) else ""  # it gets one when it is written
         self.fold.apply(
             Event(
                 run=self.run.run_id,
@@ -295,7 +294,7 @@ class LiveRuns:
             _held(live)
             if request.n != live.n + 1:
                 raise Hole(f"append {request.n} came after {live.n}", hint=f"append {live.n + 1} first", last_n=live.n)
-            _check(live, events)
+            _check(live, events, self.db.now())
             for event in events:
                 live.apply(event, f"worker:{fence}")
             verdicts = self._admit_reported(live, events)
@@ -431,7 +430,7 @@ class LiveRuns:
 
     def token(self, live: LiveRun) -> str:
         live.token_at = time.monotonic()
-        return runtokens.mint(self.key, epoch=live.run.epoch, run=live.run.run_id, fence=live.fence, now=time.time())
+        return runtokens.mint(self.key, epoch=live.run.epoch, run=live.run.run_id, fence=live.fence, now=self.db.even())
 
     def fresh_token(self, live: LiveRun) -> str:
         """Return a new run token where the last one is some minutes old, else ""."""
@@ -472,7 +471,7 @@ def _held(live: LiveRun) -> None:
         )
 
 
-def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:
+def _check(live: LiveRun, events: Iterable[NewEvent], now: float) -> None:
     """Refuse what this worker cannot say now; what stands earlier in the same append counts."""
     unanswered: dict[str, str] = {call.call: call.state for call in live.fold.open_calls}
     lost = {call.call for call in live.fold.open_calls if call.state == "started" and call.fence != live.fence}
@@ -492,7 +491,7 @@ def _check(live: LiveRun, events: Iterable[NewEvent]) -> None:
             if unanswered.get(event.call or "") != "started":
                 raise Conflict(f"call {event.call} is not under way", hint="only an admitted call can rest")
             unanswered[event.call or ""] = "resting"
-        effects.check(event, time.time())
+        effects.check(event, now)
         if event.kind == "context.compacted":
             if unanswered:
                 raise Conflict("a call has no outcome yet", hint="shorten the conversation when it has one")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import msgspec
 
 from agentfarm_sdk import compaction, parts
 from agentfarm_sdk.compaction import Plan
-from agentfarm_sdk.protocol import AdmittedCall, Event, ModelAnswer, ModelRequest, NewEvent, moment, new_event, roll
+from agentfarm_sdk.protocol import AdmittedCall, Event, ModelAnswer, ModelRequest, NewEvent, new_event, roll
 
 from ..errors import (
     AgentFarmError,
@@ -120,7 +119,7 @@ class Models:
 
     async def _step(self, request: ModelRequest, on_token: OnToken | None) -> ModelAnswer:
         live = await self.lives.arrived(request.run, request.fence, request.n)
-        _may_ask(live)
+        self._may_ask(live)
         definition = live.definition
         route, model = self.upstreams.route(definition.model.name)
         if definition.limits.cost is not None and await route.upstream.price(model, definition.model.provider) is None:
@@ -215,13 +214,16 @@ class Models:
                     "run %s: %s; attempt %d follows in %.1f s", live.run.run_id, error.message, live.attempts + 1, wait
                 )
                 await asyncio.sleep(wait)
-                _may_ask(self.lives.current(live))
+                self._may_ask(self.lives.current(live))
             except BaseException:
                 if asked.hold is not None:  # a bug, or the end of the service: then the next one settles it
                     leaving = asyncio.ensure_future(self.budgets.abandon(asked.hold))
                     self._leaving.add(leaving)
                     leaving.add_done_callback(self._leaving.discard)
                 raise
+
+    def _may_ask(self, live: LiveRun) -> None:
+        _may_ask(live, self.lives.db.now())
 
     async def _show(self, live: LiveRun, found: dict[int, dict[str, Any]]) -> None:
         """Make what the model is shown of images and files. Raises Invalid: it takes none."""
@@ -249,7 +251,7 @@ class Models:
             agent=run.agent, owner=run.owner, run=run.run_id, model=ask.model, tokens_out=_most_output(ask, route),
             tokens_in=live.sized(ask.messages, request.messages is None) + tools // BYTES_A_TOKEN, price=await route.upstream.price(ask.model, ask.provider),
         )  # fmt: skip
-        found = await self.budgets.reserve(wish, live.fold.allowed, lambda: _may_ask(self.lives.current(live)))
+        found = await self.budgets.reserve(wish, live.fold.allowed, lambda: self._may_ask(self.lives.current(live)))
         if isinstance(found, Reached):
             await self._reached(live, request, found)
         return found  # type: ignore[return-value]
@@ -442,8 +444,8 @@ def shorter(live: LiveRun, context: int) -> Plan | None:
     return compaction.plan(fold.messages, len(fold.messages) - fold.inherited, tokens, context)
 
 
-def _may_ask(live: LiveRun) -> None:
-    """Raises LimitReached, Cancelled; Conflict: there is nothing to ask now."""
+def _may_ask(live: LiveRun, now: float) -> None:
+    """`now` by the farm's clock. Raises LimitReached, Cancelled; Conflict: there is nothing to ask now."""
     limits, fold = live.definition.limits, live.fold
     if fold.ended:
         raise Conflict(f"run {live.run.run_id} has {fold.status}", hint="submit a new task, or rerun this one")
@@ -451,12 +453,10 @@ def _may_ask(live: LiveRun) -> None:
         raise Cancelled(f"run {live.run.run_id} was cancelled: {fold.cancel}")
     if fold.open_calls:  # a reply's call without a result makes providers refuse the messages for ever
         raise Conflict("a call has no outcome yet", hint="append the outcomes before the next request")
-    since = moment(fold.leased_at)
-    seconds = 0.0 if since is None else time.time() - since - fold.rested
     for name, limit, used in (
         ("steps", limits.steps, fold.steps),
         ("tokens", limits.tokens, fold.tokens_in + fold.tokens_out),
-        ("seconds", limits.seconds, seconds),
+        ("seconds", limits.seconds, fold.used(now)),
         ("cost", limits.cost, fold.cost),
     ):
         if limit is not None and used >= limit:

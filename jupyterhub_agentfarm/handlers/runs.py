@@ -290,7 +290,7 @@ async def bind(call: Call) -> Bound:
         return leases.lease(tx, run, worker, new_id("claim"), call.parts.lease) if new else run
 
     run = await call.write(write)
-    token = runtokens.mint(call.parts.key, epoch=run.epoch, run=run.run_id, fence=run.fence, now=call.parts.db.now())
+    token = runtokens.mint(call.parts.key, epoch=run.epoch, run=run.run_id, fence=run.fence, now=call.parts.db.even())
     return Bound(run.run_id, run.task_id, run.fence, token, call.parts.lease, run.epoch)
 
 

@@ -90,7 +90,7 @@ class Claims:
         if taken is None:
             return None
         run, fresh = taken
-        token = runtokens.mint(self.key, epoch=run.epoch, run=run.run_id, fence=run.fence, now=self.db.now())
+        token = runtokens.mint(self.key, epoch=run.epoch, run=run.run_id, fence=run.fence, now=self.db.even())
         return Claim(
             run=run.run_id, fence=run.fence, token=token, lease=self.lease, agent=agent, definition=run.definition_hash,
             fresh_kernel=fresh,

@@ -16,7 +16,7 @@ from agentfarm_sdk.protocol import LEASE_SECONDS
 
 from ..errors import AgentFarmError, Fenced, Transient
 from ..records import Run
-from ..store import effects, inbox, leases
+from ..store import effects, inbox, jumps, leases
 from ..store.db import Database
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ TICK = 1.0
 PROOF_SECONDS = 5.0  # for the fleet daemon to say how a server ended
 RESTARTED = "the machine was restarted"
 JUMP = 1.0  # seconds by which a clock may differ, or a tick be late
+DRIFT = 0.05  # seconds: less is how clocks are, and not followed
 
 
 @dataclass
@@ -81,9 +82,10 @@ class Reaper:
     async def look(self) -> None:
         """Look once."""
         try:
-            wall, expired, due, timers, next_timer = await self.db.read(
+            wall, strayed, expired, due, timers, next_timer = await self.db.read(
                 lambda c: (
                     now := self.db.now(),
+                    self.db.strayed(c),
                     leases.expired(c, now, self.lease + JUMP),
                     inbox.due(c, now),
                     effects.due(c, now),
@@ -91,19 +93,32 @@ class Reaper:
                 )
             )
         except Transient:
-            self.steady.tick(time.monotonic(), time.time(), healthy=False)
+            self.steady.tick(time.monotonic(), self.db.now(), healthy=False)
             return
         self.pause = TICK if next_timer is None else min(TICK, max(0.01, next_timer - wall))
         for run_id, call in timers:
             await self._fire(run_id, call)
         for item in due:
             await self._overdue(item)
-        if self.steady.tick(time.monotonic(), wall, self.db.last_error is None) < self.lease:
+        await self._follow(strayed)
+        if self.steady.tick(time.monotonic(), self.db.now(), self.db.last_error is None) < self.lease:
             return
         agents = {run.agent for run in expired if not run.bound}
         proofs = dict(zip(agents, await asyncio.gather(*map(self._proof, agents)), strict=True))
         for run in expired:
             await self._requeue(run, proofs.get(run.agent))
+
+    async def _follow(self, strayed: float) -> None:
+        """Let the farm's clock follow the one that it goes by, and keep durations over a jump: no run is older by it."""
+        if abs(strayed) > JUMP:
+            try:
+                await self.db.write(lambda tx: jumps.jumped(tx, strayed))
+            except AgentFarmError as error:
+                log.warning("the clock has jumped by %.1f s, which cannot be recorded yet: %s", strayed, error)
+                return
+            log.warning("the clock has jumped by %.1f s: leases and limits go on as they were", strayed)
+        if abs(strayed) > DRIFT:
+            self.db.move(strayed)
 
     async def _fire(self, run_id: str, call: str) -> None:
         try:

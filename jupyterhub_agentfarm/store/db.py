@@ -23,12 +23,14 @@ from sqlalchemy.engine import Connection, Engine
 from ..errors import AgentFarmError, Conflict, StoreError, Transient
 from ..records import Committed, Run
 from . import appending, engines, schema
+from .clock import Clock
 from .tables import meta
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_BATCH = 256
 MAX_HEADS = 20_000
+MEASURE_SECONDS = 30.0  # between looks at PostgreSQL's clock
 TURNS = 2  # of the event loop, before the writer is woken: an append, the request behind it and an instant reply
 
 
@@ -126,14 +128,14 @@ class Database:
         self._heads: dict[str, Run] = {}
         self._listeners: list[Callable[[list[Committed]], None]] = []
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="reader")
-        self._offset = 0.0
-        self._measured = -1e9
         self.commits = 0  # for metrics and benchmarks
         self.writes = 0
         self.last_error: str | None = None
-        self.epoch = self.read_now(
-            lambda c: str(c.execute(sa.select(meta.c.value).where(meta.c.key == "epoch")).scalar_one())
+        self.epoch, now = self.read_now(
+            lambda c: (str(c.execute(sa.select(meta.c.value).where(meta.c.key == "epoch")).scalar_one()), self._wall(c))
         )
+        self._clock, self._measured = Clock(now), time.monotonic()
+        self.even = self._clock.even
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
@@ -172,18 +174,24 @@ class Database:
             return fn(connection)
 
     def now(self) -> float:
-        """Return the time of the one clock that judges leases: PostgreSQL's own there (its offset taken each 30 s)."""
-        if not self.sqlite and time.monotonic() - self._measured > 30:
-            try:
-                theirs = self.read_now(
-                    lambda c: float(c.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
-                )
-                self._offset, self._measured = theirs - time.time(), time.monotonic()
-            except Transient:
-                log.warning(
-                    "the database's clock cannot be read; the last known offset of %.3f s is used", self._offset
-                )
-        return time.time() + self._offset
+        """Return the time of the one clock that judges leases and limits. It goes evenly until it is moved."""
+        return self._clock.now()
+
+    def strayed(self, connection: Connection) -> float:
+        """Return by how much the clock that is followed is ahead: the machine's, or PostgreSQL's (looked at each 30 s)."""
+        if not self.sqlite and time.monotonic() - self._measured < MEASURE_SECONDS:
+            return 0.0
+        self._measured = time.monotonic()
+        return self._wall(connection) - self.now()
+
+    def move(self, seconds: float) -> None:
+        """Move the clock; what was reckoned from it is moved before (jumps.py)."""
+        self._clock.move(seconds)
+
+    def _wall(self, connection: Connection) -> float:
+        if self.sqlite:
+            return time.time()
+        return float(connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
 
     # -- writing -------------------------------------------------------------------------------------------------
 

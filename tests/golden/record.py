@@ -101,6 +101,7 @@ RUNS: dict[str, list[tuple[str, str, str | None, Any]]] = {
         *[("gateway", "tool.started", f"c0-{n}", started("pay")) for n in range(3)],
         *[("service", "tool.doubted", f"c0-{n}", {"reason": "silent", "proof": None, "tool": "pay", "effect": "once", "key": KEY, "arguments": "{}"}) for n in range(3)],
         ("service", "worker.died", None, {"fence": 1, "proof": "unit gone", "calls": ["c0-0"]}),
+        ("service", "clock.jumped", None, {"seconds": 3600.0}),
         ("user:ann", "tool.resolved", "c0-0", {"decision": "happened", "result": "paid", "reason": "bank"}),
         ("user:ann", "tool.resolved", "c0-1", {"decision": "not_happened", "reason": "bank"}),
         ("user:ann", "tool.resolved", "c0-2", {"decision": "given_up", "reason": "enough"}),

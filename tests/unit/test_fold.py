@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentfarm_sdk.fold import CLOSED, Fold, as_text
-from agentfarm_sdk.protocol import ENDED, GENESIS, WORKER_KINDS, Event, call_id, make_header, read_event
+from agentfarm_sdk.protocol import ENDED, GENESIS, WORKER_KINDS, Event, call_id, make_header, read_event, timestamp
 from jupyterhub_agentfarm.store.erasure import KEPT
 
 text = st.text("abc é\n", max_size=6)
@@ -301,3 +301,22 @@ def test_whatever_bodies_are_erased_the_run_folds_to_the_same_end_and_hides_no_e
 @given(anything)
 def test_a_result_is_told_to_the_model_as_text(value: Any) -> None:
     assert as_text(value) == value if isinstance(value, str) else msgspec.json.decode(as_text(value)) == value
+
+
+def test_what_a_run_waited_for_a_person_or_its_clock_jumped_over_is_no_time_of_its_own() -> None:
+    """A doubt takes a run from its worker without a word of parking; a clock set ahead makes nothing last longer."""
+    minutes = {
+        "run.leased": 0, "model.replied": 1, "tool.started": 1, "tool.doubted": 2, "tool.resolved": 302, "run.requeued": 302,
+        "clock.jumped": 303, "tool.succeeded": 364,
+    }  # fmt: skip
+    bodies: dict[str, Any] = {"run.leased": {"fence": 1}, "clock.jumped": {"seconds": 3600.0}}
+    bodies |= {"model.replied": reply(0, 1)[2], "tool.resolved": {"decision": "not_happened"}}
+    history = [(kind, at, bodies.get(kind, {})) for kind, at in minutes.items()]
+    history.insert(6, ("run.leased", 303, {"fence": 2}))
+    fold, noon = Fold(), 1_800_000_000.0
+    for seq, (kind, at, body) in enumerate(history, 1):
+        call = "c0-0" if kind.startswith("tool") else None
+        told = Event(run="r", seq=seq, kind=kind, at=timestamp(noon + 60 * at), by="service", call=call,
+                     body=msgspec.Raw(msgspec.json.encode(body)))  # fmt: skip
+        fold.apply(told)
+    assert fold.used(noon + 60 * 364) == pytest.approx(60 * (2 + 1)), "to the doubt, and from the second lease"
