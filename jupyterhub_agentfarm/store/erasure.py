@@ -26,6 +26,7 @@ from .tables import FARM_RUN, anchored, blobs, events, inbox, run_blobs, runs, t
 # What became of a run, who held it and which calls were started: without words of people, models or tools.
 KEPT = frozenset({
     "run.created", "run.leased", "run.requeued", "run.parked", "run.restored", "thread.continued", "tool.started", "body.erased",
+    "clock.jumped",
 })  # fmt: skip
 CHUNK = 500  # rows named in one statement
 
