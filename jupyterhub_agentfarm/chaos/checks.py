@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 from agentfarm_sdk.protocol import ENDED, Waiting
 
 Event = Mapping[str, Any]
+CLOSES = frozenset({
+    "tool.succeeded", "tool.failed", "tool.doubted", "timer.set", "child.submitted", "question.asked",
+})  # fmt: skip  # behind it a call is under way no more
 
 
 def unfinished(task: Mapping[str, Any]) -> list[str]:
@@ -37,6 +40,46 @@ def of_record(run: str, events: Sequence[Event]) -> list[str]:
         if kind in {"tool.succeeded", "tool.failed"}:
             done.add(call)
     return found
+
+
+def of_end(run: str, events: Sequence[Event]) -> list[str]:
+    """Nothing is left open by a run that has ended: a `once` call ended, or was in doubt; each child has ended, once."""
+    ended = next(
+        (
+            event["kind"]
+            for event in events
+            if event["kind"].partition(".")[2] in ENDED and event["kind"].startswith("run.")
+        ),
+        None,
+    )
+    if ended is None:
+        return []
+    found, open_calls, children = list[str](), dict[str, str](), Counter[str]()
+    for event in events:
+        call, kind, body = str(event.get("call")), event["kind"], event["body"] or {}
+        if kind == "tool.started":
+            open_calls[call] = str(body.get("effect"))
+        elif kind in CLOSES:
+            open_calls.pop(call, None)
+        children[call] += kind == "child.finished"
+    for call, effect in open_calls.items():
+        if effect == "once" or ended == "run.succeeded":
+            found.append(
+                f"{run}: has {ended.partition('.')[2]} and nobody says what became of the {effect} call {call}"
+            )
+    for call, times in children.items():
+        if times > 1:
+            found.append(f"{run}: the child of call {call} has ended {times} times")
+    return found
+
+
+def of_failure(run: str, events: Sequence[Event], allowed: Collection[str]) -> list[str]:
+    """A run fails for a reason of its own, never because something of the farm died."""
+    for event in events:
+        why = (event["body"] or {}).get("error", {}) if event["kind"] == "run.failed" else {}
+        if why and why.get("type") not in allowed:
+            return [f"{run}: failed, and nobody asked for it: {why.get('type')}: {why.get('message')}"]
+    return []
 
 
 def of_world(

@@ -11,6 +11,8 @@ from random import Random
 
 import psutil
 
+from ..errors import StartError
+from . import room
 from .scratch import Scratch, alive
 
 HOUR = 3600.0
@@ -19,13 +21,14 @@ Strike = Callable[[Scratch, Random], Callable[[], None]]  # returns what heals i
 
 @dataclass(frozen=True)
 class Fault:
-    """`leases` and `seconds`: how long it lasts. `only`: the database that it needs."""
+    """`leases` and `seconds`: how long it lasts. `only`: the database that it needs. `process`: it kills one, with -9."""
 
     name: str
     strike: Strike
     seconds: float = 0.5
     leases: float = 0.0
     only: str = ""
+    process: bool = False
 
 
 def nothing() -> None:
@@ -92,9 +95,14 @@ def cut(farm: Scratch, random: Random) -> Callable[[], None]:
     return farm.wire.open
 
 
-def silence(farm: Scratch, random: Random) -> Callable[[], None]:
-    farm.wire.silence()
-    return farm.wire.open
+def silence(*directions: str) -> Strike:
+    """Let nothing through between servers and service; with a direction, only that way."""
+
+    def strike(farm: Scratch, random: Random) -> Callable[[], None]:
+        farm.wire.silence(*directions)
+        return farm.wire.open
+
+    return strike
 
 
 def limited(farm: Scratch, size: int) -> Callable[[], None]:
@@ -110,7 +118,18 @@ def limited(farm: Scratch, size: int) -> Callable[[], None]:
 
 
 def disk_full(farm: Scratch, random: Random) -> Callable[[], None]:
-    """Let what is there be overwritten, and nothing grow."""
+    """Fill the database's disk; where it could get none of its own, let what is there be overwritten, and nothing grow."""
+    if farm.room:
+        filler = room.fill(farm.room)
+
+        def empty() -> None:
+            filler.unlink(missing_ok=True)
+            if farm.postgres and not farm.postgres.runs():  # it gives up where it cannot write its log
+                farm.postgres.start()
+
+        return empty
+    if farm.postgres:
+        raise StartError("PostgreSQL got no disk of its own", hint="run the trial as root, or leave disk-full away")
     log = farm.directory / "farm.sqlite-wal"
     return limited(farm, max(4096, log.stat().st_size + random.randrange(0, 65536) if log.exists() else 4096))
 
@@ -133,15 +152,33 @@ def clock(seconds: float) -> Strike:
     return strike
 
 
-def zombie(farm: Scratch, random: Random) -> Callable[[], None]:
-    """Stop a server with its kernels for longer than the lease: it wakes as one who does not know that time has passed."""
-    found = sorted(farm.servers(), key=lambda one: one.pid)
-    if not found:
-        return nothing
-    server = random.choice(found)
-    stopped = [server, *server.children(recursive=True)]
-    _each(stopped, psutil.Process.suspend)
-    return lambda: _each(stopped, psutil.Process.resume)
+def zombie(choose: Callable[[Scratch], list[psutil.Process]], below: bool = False) -> Strike:
+    """Stop one of them (`below`: with all that it started) for longer than the lease: it wakes and does not know that time has passed."""
+
+    def strike(farm: Scratch, random: Random) -> Callable[[], None]:
+        found = sorted(choose(farm), key=lambda one: one.pid)
+        if not found:
+            return nothing
+        chosen = random.choice(found)
+        stopped = [chosen, *(chosen.children(recursive=True) if below else [])]
+        _each(stopped, psutil.Process.suspend)
+        return lambda: _each(stopped, psutil.Process.resume)
+
+    return strike
+
+
+def service(farm: Scratch) -> list[psutil.Process]:
+    try:
+        return [farm.process("service")]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def notebook(farm: Scratch, random: Random) -> Callable[[], None]:
+    if farm.notebook and farm.notebook.poll() is None:
+        farm.notebook.kill()
+        farm.notebook.wait(10)
+    return nothing
 
 
 def _each(processes: Iterable[psutil.Process], do: Callable[[psutil.Process], None]) -> None:
@@ -152,22 +189,28 @@ def _each(processes: Iterable[psutil.Process], do: Callable[[psutil.Process], No
 
 
 FAULTS = [
-    Fault("kernel", one_of(Scratch.kernels)),
-    Fault("server", one_of(Scratch.servers)),
-    Fault("keeper", one_of(keepers)),
-    Fault("service", part("service")),
-    Fault("hub", part("hub")),
-    Fault("proxy", part("proxy")),
-    Fault("daemon", part("daemon")),
-    Fault("model", model, seconds=1.0),
-    Fault("database", database, seconds=1.0, only="postgresql"),
+    Fault("service", part("service"), process=True),
+    Fault("kernel", one_of(Scratch.kernels), process=True),
+    Fault("disk-full", disk_full, seconds=2.0),
+    Fault("zombie", zombie(Scratch.servers, below=True), seconds=2.0, leases=2.5),
+    Fault("database", database, seconds=1.0, only="postgresql", process=True),
+    Fault("hub", part("hub"), process=True),
     Fault("network-cut", cut, seconds=2.0),
-    Fault("network-silent", silence, leases=1.5),
-    Fault("disk-full", disk_full, seconds=2.0, only="sqlite"),
+    Fault("clock-forward", clock(HOUR), seconds=3.0),
+    Fault("server", one_of(Scratch.servers), process=True),
+    Fault("notebook", notebook, process=True),
     Fault("read-only", read_only, seconds=2.0),
-    Fault("clock-forward", clock(HOUR), seconds=1.0),
-    Fault("clock-back", clock(-HOUR), seconds=1.0),
-    Fault("zombie", zombie, seconds=2.0, leases=2.5),
+    Fault("network-silent", silence(), leases=1.5),
+    Fault("model", model, seconds=1.0, process=True),
+    Fault("proxy", part("proxy"), process=True),
+    Fault("zombie-server", zombie(Scratch.servers), seconds=2.0, leases=1.5),
+    Fault("daemon", part("daemon"), process=True),
+    Fault("clock-back", clock(-HOUR), seconds=3.0),
+    Fault("zombie-service", zombie(service), leases=1.5),
+    Fault("keeper", one_of(keepers), process=True),
+    Fault("network-deaf", silence("up"), leases=1.5),
+    Fault("zombie-kernel", zombie(Scratch.kernels), seconds=2.0, leases=1.5),
+    Fault("network-mute", silence("down"), leases=1.5),
     Fault("everything", everything, seconds=0.5),
 ]
 BY_NAME = {fault.name: fault for fault in FAULTS}

@@ -3,7 +3,7 @@
     python -m jupyterhub_agentfarm.chaos.model [PORT]
 
 The task is JSON: {"steps": [[{"tool": name, "arguments": {…}}, …], …]}, or one call by itself. The model asks for the calls
-of one step after the other, and then answers with the last result. It keeps nothing: the same messages get the same reply,
+of one step after the other, and then answers with the last result; where the task says {"refuse": true} the server answers 400. It keeps nothing: the same messages get the same reply,
 whoever was killed in between.
 """
 
@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import json
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from .world import Server
 
-def reply(messages: list[dict[str, Any]]) -> dict[str, Any]:
+
+def reply(messages: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return what the model says; None: it refuses to answer."""
     place = max(index for index, message in enumerate(messages) if message["role"] == "user")
     later = messages[place:]
     asked = json.loads(messages[place]["content"])
+    if asked.get("refuse"):
+        return None
     steps = asked.get("steps", [[asked]])
     done = sum(1 for message in later if message.get("tool_calls"))
     if done >= len(steps):
@@ -41,6 +46,8 @@ class Model(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         message = reply(asked["messages"])
+        if message is None:
+            return self.answer("application/json", b'{"error": {"message": "this is refused"}}', 400)
         finish = "tool_calls" if message.get("tool_calls") else "stop"
         usage = {"prompt_tokens": 10, "completion_tokens": 5}
         choice = {"index": 0, "finish_reason": finish}
@@ -54,9 +61,9 @@ class Model(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer("application/json", json.dumps({"data": [{"id": "scripted", "object": "model"}]}).encode())
 
-    def answer(self, kind: str, body: bytes) -> None:
+    def answer(self, kind: str, body: bytes, status: int = 200) -> None:
         try:
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -69,7 +76,6 @@ class Model(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0), Model)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0), Model)
     print(server.server_address[1], flush=True)
     server.serve_forever()

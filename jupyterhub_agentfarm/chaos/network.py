@@ -1,4 +1,4 @@
-"""A wire between servers and the service that can be cut or fall silent. A thread for each direction of a connection."""
+"""A wire between servers and the service that can be cut or fall silent, in both directions or in one. A thread for each direction of a connection."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ CHUNK = 65536
 
 
 class Wire:
-    """Listens on a loopback port and carries bytes to `target()`. Modes: open, cut (refused), silent (nothing arrives)."""
+    """Listens on a loopback port and carries bytes to `target()`. Modes: open, cut (refused), silent.
+
+    Directions: `up`, what servers and workers send; `down`, what the service sends.
+    """
 
     def __init__(self, target: Callable[[], int]) -> None:
         self.target, self.mode = target, "open"
         self._carrying: set[socket.socket] = set()
-        self._opened = threading.Event()
-        self._opened.set()
+        self._gates = {"up": threading.Event(), "down": threading.Event()}
+        for gate in self._gates.values():
+            gate.set()
         self._lock = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
@@ -28,22 +32,25 @@ class Wire:
         self.mode = "cut"
         self._end_all()
 
-    def silence(self) -> None:
-        """Carry nothing on, and end nothing: each side waits for the other."""
+    def silence(self, *directions: str) -> None:
+        """Carry nothing on (in these directions; none named: both), and end nothing: each side waits for the other."""
         self.mode = "silent"
-        self._opened.clear()
+        for direction in directions or self._gates:
+            self._gates[direction].clear()
 
     def open(self) -> None:
         """Carry again. What was held back in a silence is lost with its connection, as behind a dead router."""
         was, self.mode = self.mode, "open"
         if was == "silent":
             self._end_all()
-        self._opened.set()
+        for gate in self._gates.values():
+            gate.set()
 
     def close(self) -> None:
         self._listening.close()
         self.cut()
-        self._opened.set()
+        for gate in self._gates.values():
+            gate.set()
 
     def _end_all(self) -> None:
         with self._lock:
@@ -65,7 +72,7 @@ class Wire:
             threading.Thread(target=self._connect, args=(near,), daemon=True).start()
 
     def _connect(self, near: socket.socket) -> None:
-        self._opened.wait()
+        self._gates["up"].wait()
         try:
             far = socket.create_connection(("127.0.0.1", self.target()), 5)
         except OSError:
@@ -76,13 +83,13 @@ class Wire:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._carrying |= {near, far}
-        for source, sink in ((near, far), (far, near)):
-            threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+        for source, sink, direction in ((near, far, "up"), (far, near, "down")):
+            threading.Thread(target=self._carry, args=(source, sink, self._gates[direction]), daemon=True).start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket, gate: threading.Event) -> None:
         try:
             while data := source.recv(CHUNK):
-                self._opened.wait()
+                gate.wait()
                 sink.sendall(data)
         except OSError:
             pass  # cut, or one side is gone: both ends are closed below

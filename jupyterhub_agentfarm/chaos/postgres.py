@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from . import room
+
 
 def programs() -> Path | None:
     """Return the folder that holds initdb and pg_ctl, the newest one first; None where there is no PostgreSQL."""
@@ -25,11 +27,16 @@ def programs() -> Path | None:
 
 
 class Postgres:
-    """A server that trusts whoever reaches its socket."""
+    """A server that trusts whoever reaches its socket.
 
-    def __init__(self, programs: Path) -> None:
+    megabytes: of a disk of its own, which can be full; `small` says whether it got one.
+    """
+
+    def __init__(self, programs: Path, megabytes: int = 0) -> None:
         self.programs = programs
         self.folder = Path(tempfile.mkdtemp(prefix="afpg-", dir="/tmp"))  # short: a socket's path has at most 107 bytes
+        self.data = self.folder / "data"
+        self.small = bool(megabytes) and room.mounted(self.folder, megabytes)
         self.user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
         if os.getuid() == 0:
             try:
@@ -38,7 +45,17 @@ class Postgres:
                 entry, self.user = pwd.getpwnam("nobody"), "nobody"
             os.chown(self.folder, entry.pw_uid, entry.pw_gid)
         self._run(
-            "initdb", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-U", "farm", "-D", str(self.folder / "data")
+            "initdb",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "-U",
+            "farm",
+            "-D",
+            str(self.data),
+            *(["--wal-segsize=1"] if self.small else []),
         )
         self.start()
 
@@ -51,22 +68,31 @@ class Postgres:
 
     def start(self) -> None:
         options = f"-c listen_addresses='' -c unix_socket_directories={self.folder}"
-        self._run(
-            "pg_ctl", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-o", options, "-w", "start"
-        )
+        options += " -c max_wal_size=8MB -c min_wal_size=2MB" if self.small else ""
+        self._run("pg_ctl", "-D", str(self.data), "-l", str(self.folder / "log"), "-o", options, "-w", "start")
 
     def stop(self, mode: str = "immediate") -> None:
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", mode, "-w", "stop")
+        self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
 
     def kill(self) -> None:
         """Kill -9 every process of the server, and wait until they are gone."""
-        first = psutil.Process(int((self.folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0]))
+        first = psutil.Process(self._pid())
         first.suspend()  # it starts no more
         every = [*first.children(recursive=True), first]
         for one in every:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         psutil.wait_procs(every, timeout=10)
+
+    def _pid(self) -> int:
+        """Return the first process. Raises FileNotFoundError: it does not run."""
+        return int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
+
+    def runs(self) -> bool:
+        try:
+            return psutil.pid_exists(self._pid())
+        except (FileNotFoundError, ValueError):
+            return False
 
     def url(self, database: str) -> str:
         return f"postgresql://farm@/{database}?host={self.folder}"
@@ -83,7 +109,9 @@ class Postgres:
         self._run("psql", "-h", str(self.folder), "-U", "farm", "-d", "postgres", *arguments)
 
     def remove(self) -> None:
-        if (self.folder / "data" / "postmaster.pid").exists():
+        if (self.data / "postmaster.pid").exists():
             with contextlib.suppress(subprocess.CalledProcessError):  # it was killed
                 self.stop()
+        if self.small:
+            room.unmount(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)

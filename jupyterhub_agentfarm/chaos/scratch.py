@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +22,15 @@ import psutil
 from agentfarm_sdk.tools.registry import pinned
 
 from ..errors import Invalid, StartError
-from . import hands
+from . import hands, room
 from .network import Wire
 from .postgres import Postgres, programs
 
 T = TypeVar("T")
 MARKER = "scratch.json"  # in the directory of every farm that a trial made
 AGENTS = ("chaos-a", "chaos-b")
+BUILT_IN = ("delegate", "wait_until", "ask_person", "remember")
+ROOM_MEGABYTES = 160
 TOOLS = (hands.look, hands.store, hands.charge, hands.pay)
 LIBC = ctypes.CDLL(None)
 # Python of every process of the farm begins with this: the machine's clock, as far as a trial has moved it.
@@ -85,20 +88,28 @@ class Scratch:
         self.offset = directory / "clock" / "offset"
         self.postgres: Postgres | None = None
         self.launcher: subprocess.Popen[bytes] | None = None
+        self.aimed = ""  # the agent whose processes are struck; none: whichever
+        self.notebook: subprocess.Popen[bytes] | None = None
+        self.room: Path | None = None  # a small disk with the database on it, where one could be made
         self._token = ""
         if database == "postgresql":
             if (found := programs()) is None:
                 raise StartError("there is no PostgreSQL server here", hint="install the package postgresql")
-            self.postgres = Postgres(found)
+            self.postgres = Postgres(found, ROOM_MEGABYTES)
+            self.room = self.postgres.folder if self.postgres.small else None
             self.database = self.postgres.create()
         else:
-            self.database = f"sqlite:///{directory}/farm.sqlite"
+            place = directory / "room"
+            self.room = place if room.mounted(place, ROOM_MEGABYTES) else None
+            self.database = f"sqlite:///{self.room or directory}/farm.sqlite"
 
     # -- starting and stopping -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start everything. Raises StartError, TimeoutError."""
         self.effects.touch()
+        if self.room and not self.postgres:
+            _move_database(self.directory, self.room)
         self.offset.parent.mkdir(exist_ok=True)
         (self.offset.parent / "sitecustomize.py").write_text(CLOCK)
         self.world, self.world_port = _child("world", str(self.effects))
@@ -106,7 +117,7 @@ class Scratch:
         self.wire = Wire(lambda: self.port("service"))
         (self.directory / "config.py").write_text(f"c.AgentFarm.lease_seconds = {self.lease}\n")
         self.launch()
-        self.client = httpx.Client(timeout=15)
+        self.client = httpx.Client(timeout=8)
         self._token = self._sign_in("chaos")
         for name in AGENTS:
             self._make_agent(name)
@@ -138,15 +149,28 @@ class Scratch:
             except subprocess.TimeoutExpired:
                 self.launcher.kill()
                 self.launcher.wait(10)
-        for name in ("world", "model"):
-            if hasattr(self, name):
-                getattr(self, name).kill()
-                getattr(self, name).wait(10)
+        for one in (getattr(self, "world", None), getattr(self, "model", None), self.notebook):
+            if one:
+                one.kill()
+                one.wait(10)
         if hasattr(self, "wire"):
             self.wire.close()
+        if self.room and not self.postgres:  # it would be gone with the room
+            _move_database(self.room, self.directory)
+            room.unmount(self.room)
+            self.room = None
         if self.postgres:
             self.postgres.remove()
             self.postgres = None
+
+    def drive_notebook(self, given: str) -> None:
+        """Let a notebook's kernel drive a run of its own: a process that is not the farm's."""
+        env = {**os.environ, "AGENTFARM_URL": f"http://127.0.0.1:{self.wire.port}", "AGENTFARM_TOKEN": self._token}
+        with (self.directory / "notebook.log").open("ab") as log:
+            self.notebook = subprocess.Popen(
+                [sys.executable, "-m", "jupyterhub_agentfarm.chaos.notebook", given], env=env, stdout=log, stderr=log,
+                cwd=self.directory, preexec_fn=end_with_us,
+            )  # fmt: skip
 
     def model_again(self) -> None:
         self.model, _ = _child("model", str(self.model_port))
@@ -171,14 +195,16 @@ class Scratch:
         return psutil.Process(int(pid))
 
     def servers(self) -> list[psutil.Process]:
-        """Return the agents' servers that run."""
+        """Return the agents' servers that run: of the one that is aimed at, where it has one."""
         found = []
         for unit in (self.directory / "units").glob("*/unit.json"):
             try:
-                found.append(psutil.Process(int(json.loads(unit.read_text())["pid"])))
-            except (psutil.Error, OSError, ValueError):
+                told = json.loads(unit.read_text())
+                found.append((told.get("about", {}).get("agent"), psutil.Process(int(told["pid"]))))
+            except (psutil.Error, OSError, ValueError, KeyError):
                 continue
-        return [one for one in found if alive(one)]
+        running = [(agent, one) for agent, one in found if alive(one)]
+        return [one for agent, one in running if agent == self.aimed] or [one for _, one in running]
 
     def kernels(self) -> list[psutil.Process]:
         """Return the agents' kernels that run."""
@@ -244,7 +270,7 @@ class Scratch:
 
     def _make_agent(self, name: str) -> None:
         specs = [pinned(one) for one in TOOLS]
-        tools = [msgspec.to_builtins(spec) for spec, _ in specs]
+        tools = [*(msgspec.to_builtins(spec) for spec, _ in specs), *({"name": one} for one in BUILT_IN)]
         draft = {"prompt": "Do what you are told.", "model": {"name": "scripted"}, "tools": tools}
         files = {"hands.py": specs[0][1].decode()}
         try:
@@ -253,6 +279,11 @@ class Scratch:
             if error.response.status_code != 409:  # of an earlier trial in the same directory
                 raise StartError(f"agent {name} cannot be made: {error.response.text[:300]}") from error
         self.ask("POST", f"/agents/{name}/publish", {})
+
+
+def _move_database(source: Path, target: Path) -> None:
+    for file in source.glob("farm.sqlite*"):
+        shutil.move(file, target / file.name)
 
 
 def _child(name: str, *arguments: str) -> tuple[subprocess.Popen[str], int]:

@@ -5,26 +5,42 @@ Everything random comes from the seed; what the machine's own timing adds is the
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import httpx
 
-from agentfarm_sdk.protocol import ENDED
+from agentfarm_sdk.protocol import CANCEL_GRACE_SECONDS, ENDED
 
-from . import checks
-from .faults import BY_NAME, Fault
+from . import checks, work
+from .aim import Aim
+from .faults import BY_NAME, Fault, kill
 from .scratch import AGENTS, Scratch, until
 
 IN_FLIGHT = 4  # tasks
 HEAL_SECONDS = 90.0
 REST_SECONDS = 120.0  # at the end, for everything to come to rest
 LOOK_SECONDS = 0.2
+AIM_SECONDS = 60.0  # for a kind of event to come
+STRIDE = 4  # faults that a short trial strikes with: the next seed begins behind them
+OURS = frozenset({"given-up"})  # what a run of ours may fail of: we have said so
+OF_SORT = {"doomed": frozenset({"model-failed", "user-error", "invalid"}), "notebook": frozenset({"kernel-gone"})}
+OF_FAULT = {"model": frozenset({"model-failed", "unavailable"})}
+
+
+@dataclass
+class Struck:
+    """A fault that struck: behind which kind of event ("" = anywhen), and the tasks that were in flight."""
+
+    fault: str
+    kind: str
+    tasks: list[str]
+    runs: list[str] = field(default_factory=list)
+    broken: int = 0
 
 
 @dataclass
@@ -35,7 +51,9 @@ class Verdict:
     database: str
     seconds: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
+    strikes: list[Struck] = field(default_factory=list)
     runs: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
     requeued: int = 0
     doubts: int = 0
     effects: int = 0
@@ -56,46 +74,94 @@ class Trial:
     def __init__(self, farm: Scratch, seed: int, faults: Sequence[Fault], say: Callable[[str], None]) -> None:
         self.farm, self.random, self.faults, self.say = farm, Random(seed), list(faults), say
         self.tasks: dict[str, dict[str, Any]] = {}  # by id, as last seen
-        self.named: dict[str, str] = {}  # name at the world -> task
+        self.sorts: dict[str, str] = {}  # by id: what a person does to it
         self.verdict = Verdict(seed, "postgresql" if farm.postgres else "sqlite")
         self.silences: dict[str, Silence] = {}
+        self.stopping: dict[str, float] = {}  # tasks that were asked to stop, since when
+        self.done: set[str] = set()  # tasks to which the person has done what its sort says
         self.begun = f"{seed}-{int(time.time())}"  # in keys and names: a directory may see several trials
         self.given = 0
-        self.struck: Counter[str] = Counter()
+        self.notebooks = 0
 
     def run(self, duration: float) -> Verdict:
         """Strike for so many seconds, let everything come to rest, judge. Raises TimeoutError: the farm does not heal."""
-        plan = self._plan()
+        return self._during(self._plan(), duration)
+
+    def walk(self, pairs: Iterable[tuple[Fault, str]]) -> Verdict:
+        """Strike with each fault when the ledger has just got an event of that kind. Raises TimeoutError."""
+        return self._during(iter(pairs), float("inf"))
+
+    def _during(self, plan: Iterator[tuple[Fault, str]], duration: float) -> Verdict:
         until(lambda: self._pump() and self.farm.requests(), HEAL_SECONDS, "the first call has reached the world")
         began = time.monotonic()
-        while time.monotonic() - began < duration or not self.struck:
-            self._strike(next(plan))
+        for fault, kind in plan:
+            self._strike(fault, kind)
+            if time.monotonic() - began >= duration:
+                break
         self._rest()
         self._judge()
-        self.verdict.faults = dict(sorted(self.struck.items()))
+        self.verdict.faults = dict(sorted(Counter(one.fault for one in self.verdict.strikes).items()))
         self.verdict.seconds = round(time.monotonic() - began, 1)
         return self.verdict
 
-    def _plan(self) -> Any:
+    def _plan(self) -> Iterator[tuple[Fault, str]]:
+        """Every fault once before any comes again, each behind another kind of event; the next seed begins further on."""
+        kinds = list(work.BRINGS)
+        self.random.shuffle(kinds)
+        place = self.verdict.seed * STRIDE
         while True:
-            order = list(self.faults)
-            self.random.shuffle(order)
-            yield from order
+            yield self.faults[place % len(self.faults)], kinds[place % len(kinds)]
+            place += 1
 
     # -- one fault -----------------------------------------------------------------------------------------------
 
-    def _strike(self, fault: Fault) -> None:
-        """Wait until something is in flight, strike, go on giving tasks, heal, and wait until the farm answers."""
+    def _strike(self, fault: Fault, kind: str) -> None:
+        """Strike when the ledger has just got an event of that kind ("": anywhen), heal, and wait until the farm answers."""
+        if fault.name == "notebook" or self.random.random() < 0.3:
+            self._give_notebook()
+        heal = self._aimed(fault, kind) if kind else self._anywhen(fault)
+        self._pump_for(fault.seconds + fault.leases * self.farm.lease)
+        heal()
+        self.farm.aimed = ""
+        until(lambda: self.farm.answers() and self._pump(), HEAL_SECONDS, f"the farm answers again after {fault.name}")
+        self._forget_times()
+
+    def _aimed(self, fault: Fault, kind: str) -> Callable[[], None]:
+        def strike(agent: str) -> Callable[[], None]:
+            self.farm.aimed = agent if agent in AGENTS else ""
+            return fault.strike(self.farm, self.random)
+
+        def struck() -> bool:
+            self._pump()
+            return aim.done.is_set()
+
+        aim = Aim(self.farm.database, kind, strike)
+        try:
+            until(  # it may come of what is under way already
+                lambda: aim.done.is_set() or self._pump(sort=work.BRINGS[kind]),
+                HEAL_SECONDS,
+                f"work for {kind} is given",
+            )
+            until(struck, AIM_SECONDS, f"an event {kind} comes", every=0.02)
+        finally:
+            aim.stop()
+        if aim.error:
+            raise aim.error
+        self._note(fault, kind)
+        return aim.heal
+
+    def _anywhen(self, fault: Fault) -> Callable[[], None]:
         before = len(self.farm.requests())
         until(lambda: self._pump() and len(self.farm.requests()) > before, HEAL_SECONDS, "a call has reached the world")
         self._pump_for(self.random.uniform(0.0, 0.6))
-        self.say(f"{fault.name}: {sum(one['status'] not in ENDED for one in self.tasks.values())} tasks in flight")
         heal = fault.strike(self.farm, self.random)
-        self.struck[fault.name] += 1
-        self._pump_for(fault.seconds + fault.leases * self.farm.lease)
-        heal()
-        until(lambda: self.farm.answers() and self._pump(), HEAL_SECONDS, f"the farm answers again after {fault.name}")
-        self.silences.clear()  # service was interrupted: periods are counted anew
+        self._note(fault, "")
+        return heal
+
+    def _note(self, fault: Fault, kind: str) -> None:
+        flying = [task_id for task_id, one in self.tasks.items() if one["status"] not in ENDED]
+        self.say(f"{fault.name}{' behind ' + kind if kind else ''}: {len(flying)} tasks in flight")
+        self.verdict.strikes.append(Struck(fault.name, kind, flying))
 
     def _pump_for(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -103,72 +169,122 @@ class Trial:
             self._pump()
             time.sleep(LOOK_SECONDS)
 
+    def _forget_times(self) -> None:
+        """Count periods anew: service was interrupted."""
+        self.silences.clear()
+        self.stopping = dict.fromkeys(self.stopping, time.monotonic())
+
     # -- what a person does meanwhile ----------------------------------------------------------------------------
 
-    def _pump(self, give: bool = True) -> bool:
-        """Look at every task, decide what waits, give new tasks; False where the farm did not answer."""
+    def _pump(self, give: bool = True, sort: str = "") -> bool:
+        """Look at every task, decide what waits, give new tasks (`sort`: one of that sort); False where the farm did not answer."""
         try:
-            for task_id, task in list(self.tasks.items()):
-                if task["status"] not in ENDED:
-                    self.tasks[task_id] = self.farm.ask("GET", f"/tasks/{task_id}")
-                    self._watch(self.tasks[task_id])
+            self._look()
+            for task in self._flying():
+                self._meddle(task)
+                self._watch(task)
             self._decide()
-            while give and sum(one["status"] not in ENDED for one in self.tasks.values()) < IN_FLIGHT:
-                self._give()
+            if sort:
+                self._give(sort)
+            while give and len(self._flying()) < IN_FLIGHT:
+                self._give(self.random.choice(work.SORTS))
         except (httpx.HTTPError, OSError, ValueError):
-            self.silences.clear()
+            self._forget_times()
             return False
         return True
 
-    def _give(self) -> None:
+    def _flying(self) -> list[dict[str, Any]]:
+        return [one for one in self.tasks.values() if one["status"] not in ENDED]
+
+    def _look(self) -> None:
+        """See how every task of this trial stands, with those that agents have delegated."""
+        missing, cursor = {one["task_id"] for one in self._flying()}, ""
+        while True:
+            page = self.farm.ask("GET", f"/tasks?limit=100{cursor}")
+            for task in page["items"]:
+                if f'"{self.begun}' in str(task["input"]):
+                    self.tasks[task["task_id"]] = task
+                    missing.discard(task["task_id"])
+            if not missing or page["next"] is None:
+                return
+            cursor = f"&cursor={page['next']}"
+
+    def _give(self, sort: str) -> None:
         """Give a task; its key makes it harmless to ask again when the answer was lost."""
-        random = Random(f"{self.begun}/{self.given}")
-        steps, names = [], []
-        for step in range(random.randint(1, 3)):
-            tools = random.choice(
-                [["charge"], ["store", "charge"], ["look", "store", "charge"], ["pay"], ["look", "pay", "charge"]]
-            )
-            calls = []
-            for number, tool in enumerate(tools):
-                names.append(f"{tool}-{self.begun}-{self.given}-{step}-{number}")
-                delay = random.choice([0.0, 0.1, 0.5, 1.5])
-                where = f"http://127.0.0.1:{self.farm.world_port}/effect/{names[-1]}?delay={delay}"
-                calls.append({"tool": tool, "arguments": {"where": where}})
-            steps.append(calls)
-        asked = {
-            "target": AGENTS[self.given % len(AGENTS)], "input": json.dumps({"steps": steps}),
-            "key": f"chaos-{self.begun}-{self.given}",
-        }  # fmt: skip
-        task = self.farm.ask("POST", "/tasks", asked)
+        name = f"{self.begun}-{self.given}"
+        target, other = AGENTS[self.given % 2], AGENTS[1 - self.given % 2]
+        made = work.make(Random(name), sort, name, f"http://127.0.0.1:{self.farm.world_port}", other)
+        task = self.farm.ask("POST", "/tasks", {"target": target, "input": made.input, "key": f"chaos-{name}"})
         self.given += 1
-        self.tasks[task["task_id"]] = task
-        self.named |= dict.fromkeys(names, task["task_id"])
+        self.tasks[task["task_id"]], self.sorts[task["task_id"]] = task, sort
+
+    def _give_notebook(self) -> None:
+        """Let a notebook's kernel begin a run of its own, where none drives one; wait until its calls reach the world."""
+        if self.farm.notebook and self.farm.notebook.poll() is None:
+            return
+        name = f"{self.begun}-n{self.notebooks}"
+        self.notebooks += 1
+        made = work.make(Random(name), "pause", name, f"http://127.0.0.1:{self.farm.world_port}", AGENTS[0])
+        self.farm.drive_notebook(made.input)
+        until(
+            lambda: self._pump() is not None and any(name in one["name"] for one in self.farm.requests()),
+            HEAL_SECONDS, "a notebook's call has reached the world",
+        )  # fmt: skip
+
+    def _meddle(self, task: dict[str, Any]) -> None:
+        """Do to a task what its sort says: pause it and let it go on, cancel it, kill its kernel in the middle of a call."""
+        task_id, sort = task["task_id"], self.sorts.get(task["task_id"], "")
+        if task["waiting"] == "paused":
+            self._tell(task_id, "resume")
+        if task_id in self.done or task["status"] != "running":
+            return
+        mine = set(work.names(task["input"]))
+        if sort in ("pause", "cancel", "doubt") and any(one["name"] in mine for one in self.farm.requests()):
+            self.done.add(task_id)
+            if sort == "doubt":
+                self._kill_kernels(task["agent"])
+                return
+            if self._tell(task_id, sort) and sort == "cancel":
+                self.stopping[task_id] = time.monotonic()
+
+    def _kill_kernels(self, agent: str) -> None:
+        was, self.farm.aimed = self.farm.aimed, agent
+        kill(*self.farm.kernels())
+        self.farm.aimed = was
+
+    def _tell(self, task_id: str, verb: str) -> bool:
+        return self._said(f"/tasks/{task_id}/{verb}", {"reason": "a trial"} if verb != "resume" else {})
+
+    def _said(self, path: str, body: dict[str, Any]) -> bool:
+        """Say it; False where it was overtaken: it is decided, or has ended, meanwhile."""
+        try:
+            self.farm.ask("POST", path, body)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code not in (404, 409, 422):
+                raise
+            return False
+        return True
 
     def _decide(self) -> None:
-        """Answer what waits: approve; of a doubt say what the world knows, and give up where the worker is only silent."""
+        """Answer what waits: approve or refuse; of a doubt say what the world knows."""
         for item in self.farm.ask("GET", "/inbox?limit=100")["items"]:
-            if item["kind"] == "approval":
-                wish: dict[str, Any] = {"decision": "approve", "reason": "a trial"}
-            elif any(one["key"] == item["detail"].get("key") for one in self.farm.requests()):
-                wish = {"decision": "happened", "result": "it did", "reason": "the world says so"}
-            elif item["detail"].get("proof"):
-                wish = {"decision": "not_happened", "reason": "the world has nothing, and the worker is dead"}
-            else:
-                wish = {"decision": "give_up", "reason": "the world has nothing yet, and the worker may live"}
-            try:
-                self.farm.ask("POST", f"/inbox/{item['inbox_id']}", wish)
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code not in (404, 409, 422):  # decided, or overtaken, meanwhile
-                    raise
+            happened = any(one["key"] == item["detail"].get("key") for one in self.farm.requests())
+            self._said(f"/inbox/{item['inbox_id']}", work.wish(item, happened))
 
     def _watch(self, task: dict[str, Any]) -> None:
-        """No run stays with a dead worker for longer than two lease periods of uninterrupted service."""
-        run_id = task["run_id"]
+        """No run stays with a dead worker for longer than two lease periods of uninterrupted service; none asked to stop goes on."""
+        run_id, task_id, now = task["run_id"], task["task_id"], time.monotonic()
+        longest = CANCEL_GRACE_SECONDS + 2 * self.farm.lease + 5.0
+        if task["waiting"] == "in_doubt":
+            self.stopping[task_id] = now  # a person's word is waited for
+        elif task_id in self.stopping and now - self.stopping[task_id] > longest:
+            self.stopping.pop(task_id)
+            self.verdict.violations.append(f"{run_id}: was cancelled and is {task['status']} after {longest:.0f} s")
         if task["status"] not in ("running", "cancelling") or not run_id:
             self.silences.pop(run_id, None)
             return
         run = self.farm.ask("GET", f"/runs/{run_id}")
-        lease, now = (run["fence"], run["lease_until"]), time.monotonic()
+        lease = (run["fence"], run["lease_until"])
         known = self.silences.get(run_id)
         if known is None or known.lease != lease:
             self.silences[run_id] = Silence(lease, now)
@@ -185,7 +301,7 @@ class Trial:
         self.say("nothing new is given; what is under way ends")
 
         def resting() -> bool:
-            return self._pump(give=False) and all(one["status"] in ENDED for one in self.tasks.values())
+            return self._pump(give=False) and not self._flying()
 
         try:
             until(resting, REST_SECONDS, "every task has ended", every=0.3)
@@ -194,19 +310,30 @@ class Trial:
                 self.verdict.violations += checks.unfinished(task)
 
     def _judge(self) -> None:
-        events, verdict = {}, self.verdict
+        events, verdict = dict[str, list[dict[str, Any]]](), self.verdict
         for task in self.tasks.values():
-            run = task["run_id"]
+            if (run := task["run_id"]) is None:
+                continue
             events[run] = self._events(run)
-            verdict.violations += checks.of_record(run, events[run])
+            verdict.violations += checks.of_record(run, events[run]) + checks.of_end(run, events[run])
+            verdict.violations += checks.of_failure(run, events[run], self._may_fail_of(task))
             if not (verified := self.farm.asked_until("GET", f"/runs/{run}/verify"))["ok"]:
                 verdict.violations.append(f"{run}: event {verified['bad_seq']}: {verified['why']}")
         mine = [one for one in self.farm.requests() if self.begun in one["name"]]
-        calls = {name: self.tasks[task]["run_id"] for name, task in self.named.items()}
+        calls = {name: task["run_id"] for task in self.tasks.values() for name in work.names(task["input"])}
         verdict.violations += checks.of_world(mine, events, calls)
         kinds = Counter(event["kind"] for told in events.values() for event in told)
+        verdict.kinds = dict(sorted(kinds.items()))
         verdict.requeued, verdict.doubts, verdict.effects = kinds["run.requeued"], kinds["tool.doubted"], len(mine)
         verdict.runs = dict(Counter(one["status"] for one in self.tasks.values()))
+        for struck in verdict.strikes:
+            struck.runs = [run for one in struck.tasks if (run := self.tasks[one]["run_id"])]
+            struck.broken = sum(any(run in said for run in struck.runs) for said in verdict.violations)
+
+    def _may_fail_of(self, task: dict[str, Any]) -> frozenset[str]:
+        sort = self.sorts.get(task["task_id"], "" if task["parent_run"] else "notebook")
+        struck = {one.fault for one in self.verdict.strikes if task["task_id"] in one.tasks}
+        return OURS.union(OF_SORT.get(sort, ()), *(OF_FAULT.get(one, ()) for one in struck))
 
     def _events(self, run: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -218,7 +345,16 @@ class Trial:
                 return found
 
 
-def chosen(names: str, database: str) -> list[Fault]:
-    """Return the faults of these names (separated by commas; empty: all) that the database knows. Raises KeyError."""
-    asked = [BY_NAME[name.strip()] for name in names.split(",")] if names else list(BY_NAME.values())
+def chosen(names: str, database: str, processes: bool = False) -> list[Fault]:
+    """Return the faults of these names (separated by commas; empty: all, or all `processes`) that the database knows.
+
+    Raises KeyError.
+    """
+    every = [fault for fault in BY_NAME.values() if fault.process or not processes]
+    asked = [BY_NAME[name.strip()] for name in names.split(",")] if names else every
     return [fault for fault in asked if fault.only in ("", database)]
+
+
+def matrix(faults: Sequence[Fault], kinds: Sequence[str]) -> list[tuple[Fault, str]]:
+    """Return each of these faults behind each of these kinds of events (none named: every kind)."""
+    return [(fault, kind) for fault in faults for kind in (kinds or work.BRINGS)]

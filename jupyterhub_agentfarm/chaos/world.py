@@ -16,10 +16,21 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 LOCK = threading.Lock()
 SEEN: list[dict[str, object]] = []
+
+
+class Server(ThreadingHTTPServer):
+    """A server whose clients are killed: that is nothing to be told."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Effects(BaseHTTPRequestHandler):
@@ -64,7 +75,6 @@ class Effects(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Effects)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Effects)
     print(server.server_address[1], flush=True)
     server.serve_forever()

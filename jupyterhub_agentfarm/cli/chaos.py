@@ -14,7 +14,8 @@ from agentfarm_sdk.errors import AgentFarmError, Invalid
 
 from ..chaos.faults import BY_NAME
 from ..chaos.scratch import Scratch, prepared
-from ..chaos.trial import Trial, chosen
+from ..chaos.trial import Trial, Verdict, chosen, matrix
+from ..chaos.work import BRINGS
 from .show import Out, command
 
 
@@ -26,6 +27,16 @@ def add(nouns: Any) -> None:
     verb.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="made for the trial")
     verb.add_argument("--seed", type=int, help="the same faults and tasks again")
     verb.add_argument("--faults", default="", help="only these, with commas: " + ", ".join(BY_NAME))
+    verb.add_argument(
+        "--at",
+        default="",
+        metavar="KIND",
+        help="strike when the ledger has just got an event of these kinds, with commas",
+    )
+    verb.add_argument("--strike", default="", metavar="PROCESS", help="the same as --faults")
+    verb.add_argument(
+        "--all", action="store_true", help="each process behind each kind of event, in order; --duration ends it not"
+    )
     verb.add_argument("--lease", type=float, default=4.0, metavar="SECONDS", help="of the scratch farm's leases (4)")
     verb.add_argument("--force", action="store_true", help="take a --state that is not a scratch farm's")
 
@@ -33,11 +44,14 @@ def add(nouns: Any) -> None:
 def maltreat(asked: argparse.Namespace, out: Out) -> int:
     """Run one trial; 1 where a promise was broken (the farm's directory then stays)."""
     try:
-        faults = chosen(asked.faults, asked.database)
+        faults = chosen(asked.strike or asked.faults, asked.database, asked.all)
     except KeyError as error:
         raise Invalid(f"there is no fault {error.args[0]}", hint="there are: " + ", ".join(BY_NAME)) from None
     if not faults:
         raise Invalid("none of these faults is for this database", hint="leave --faults away")
+    kinds = [kind.strip() for kind in asked.at.split(",") if kind.strip()]
+    if unknown := [kind for kind in kinds if kind not in BRINGS]:
+        raise Invalid(f"no work of a trial brings {unknown[0]}", hint="there are: " + ", ".join(BRINGS))
     if not 2.0 <= asked.lease <= 60.0:
         raise Invalid("a lease is 2 to 60 seconds here", hint="leave --lease away")
     seed = asked.seed if asked.seed is not None else SystemRandom().randrange(1_000_000)
@@ -46,7 +60,9 @@ def maltreat(asked: argparse.Namespace, out: Out) -> int:
     farm = Scratch(directory, asked.database, asked.lease)
     try:
         farm.start()
-        verdict = Trial(farm, seed, faults, say).run(asked.duration)
+        trial = Trial(farm, seed, faults, say)
+        pairs = matrix(faults, kinds) if asked.all or kinds else []
+        verdict = trial.walk(pairs) if pairs else trial.run(asked.duration)
     except TimeoutError as error:
         raise AgentFarmError(f"the farm did not come back: {error}", hint=f"its logs are in {directory}") from error
     finally:
@@ -54,8 +70,7 @@ def maltreat(asked: argparse.Namespace, out: Out) -> int:
     if out.as_json:
         out.value(dataclasses.asdict(verdict))
     else:
-        for name, times in verdict.faults.items():
-            print(f"{times:>4}  {name}")
+        table(verdict)
         ended = ", ".join(f"{count} {status}" for status, count in sorted(verdict.runs.items()))
         print(f"runs: {ended}; {verdict.requeued} taken up again, {verdict.doubts} doubts, {verdict.effects} effects")
         for one in verdict.violations:
@@ -66,6 +81,13 @@ def maltreat(asked: argparse.Namespace, out: Out) -> int:
     if not asked.state:
         shutil.rmtree(directory.parent, ignore_errors=True)
     return 0
+
+
+def table(verdict: Verdict) -> None:
+    """Print what was struck behind which kind of event, how many tasks were in flight, and whether their promises held."""
+    for one in verdict.strikes:
+        held = "held" if not one.broken else f"BROKEN ({one.broken})"
+        print(f"{one.fault:<16}  {one.kind or 'anywhen':<22}  {len(one.tasks):>2} in flight  {held}")
 
 
 def say(text: str) -> None:

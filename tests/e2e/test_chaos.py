@@ -1,6 +1,8 @@
 """The crash matrix: a scratch farm is killed, cut off and confused part by part, and every promise holds.
 
-A short seeded trial on each database; AGENTFARM_CHAOS_SECONDS=600 makes longer ones, which strike with every fault.
+Each day begins a short trial on each database where the trials of the day before ended, so that all faults have their turn;
+AGENTFARM_CHAOS_SEED=7 repeats one, AGENTFARM_CHAOS_SECONDS=600 makes longer ones, which strike with every fault. The whole
+matrix, every process behind every kind of event, is `agentfarm chaos --all`, and `--all --database postgresql`.
 """
 
 from __future__ import annotations
@@ -9,36 +11,33 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 from farmkit import clean_env
 
-from jupyterhub_agentfarm.chaos.faults import BY_NAME
 from jupyterhub_agentfarm.chaos.postgres import programs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-SECONDS = float(os.environ.get("AGENTFARM_CHAOS_SECONDS", "0"))
-# A short trial cannot strike with all: each fault has its place on one of the two databases.
-SHORT = {
-    "sqlite": ["service", "kernel", "disk-full", "zombie", "everything", "clock-forward"],
-    "postgresql": ["database", "read-only", "server", "network-cut", "hub", "model"],
-}
+SECONDS = float(os.environ.get("AGENTFARM_CHAOS_SECONDS", "15"))
+TODAY = datetime.now(timezone.utc).date().toordinal()
 
 
-@pytest.mark.parametrize("database", sorted(SHORT))
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_every_promise_holds_whatever_is_done_to_a_farm(database: str, tmp_path: Path) -> None:
     if database == "postgresql" and programs() is None:
         pytest.skip("no PostgreSQL server here")
-    faults = ",".join(name for name in BY_NAME if SECONDS or name in SHORT[database])
+    seed = int(os.environ.get("AGENTFARM_CHAOS_SEED", 2 * TODAY + (database == "postgresql")))
     command = [
-        sys.executable, "-m", "jupyterhub_agentfarm.cli", "chaos", "--json", "--seed", "11", "--database", database,
-        "--faults", faults, "--duration", str(SECONDS or 15), "--lease", "3",
+        sys.executable, "-m", "jupyterhub_agentfarm.cli", "chaos", "--json", "--seed", str(seed), "--database", database,
+        "--duration", str(SECONDS), "--lease", "3",
     ]  # fmt: skip
     done = subprocess.run(
-        command, env=clean_env(), cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS + 600, check=False
+        command, env=clean_env(), cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS + 900, check=False
     )
+    print(done.stderr)  # the seed, and what struck when
     assert done.returncode == 0, done.stdout + done.stderr
     verdict = json.loads(done.stdout)
-    assert verdict["violations"] == [] and verdict["effects"] > 10 and verdict["runs"]["succeeded"] >= 3, verdict
-    assert sum(verdict["faults"].values()) >= 2, verdict
+    assert verdict["violations"] == [] and verdict["effects"] > 3 and verdict["runs"]["succeeded"] >= 3, verdict
+    assert verdict["strikes"], verdict
