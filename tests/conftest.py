@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from jupyterhub_agentfarm.chaos.postgres import Postgres, programs
 
 pytest_plugins = ["fixtures_model"]
+settings.register_profile("farm", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("farm")
 
 SKIPPED = "no PostgreSQL server here: install the package postgresql (make test does so as root on Debian and Ubuntu)"
 
