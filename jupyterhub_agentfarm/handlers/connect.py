@@ -6,6 +6,7 @@ The token reaches the agent's own server and nothing else: not the farm's API, n
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -68,7 +69,7 @@ def editors(parts: Parts, agent: Agent, rights: str) -> list[EditorView]:
         return []
     url = page_of(parts, hub_user(agent.name))
     found = [EditorView("lab", "JupyterLab", f"{url}lab"), EditorView("vscode", "VS Code", url)]
-    return [*found, EditorView("code-server", "code-server", f"{url}{PATH}/")] if program() else found
+    return [*found, EditorView("code-server", "code-server", f"{url}{PATH}/")] if program(os.environ) else found
 
 
 async def connect(call: Call) -> Connected:

@@ -102,8 +102,8 @@ class AgentFarmExtension(ExtensionApp):
 
     def _supervise(self) -> None:
         assert self.serverapp is not None
+        os.environ.setdefault("AGENTFARM_WORKSPACE", self.serverapp.root_dir)  # for what the server starts
         web_app, env = self.serverapp.web_app, dict(os.environ)
-        env.setdefault("AGENTFARM_WORKSPACE", self.serverapp.root_dir)
         self.supervisor = Supervisor(
             url=self.farm_url, token=self.service.token, agent=self.agent, slots=self.slots, log=self.log,
             manager=self.serverapp.kernel_manager, sessions=self.serverapp.session_manager, kernel_name=self.kernel_name,
