@@ -10,10 +10,10 @@ BIN := .venv/bin
 PATHS := agentfarm_sdk jupyterhub_agentfarm tests benchmarks scripts jupyterhub_config.py
 
 .DEFAULT_GOAL := help
-.PHONY: help farm setup test lint lock clean
+.PHONY: help farm setup code-server test lint lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo "  PYTHON=python3.11, PORT=8001 (farm), STATE=DIR (farm), PYTEST_ARGS='-k ledger' (test) may follow."
 
 farm: setup ## set up what is missing, then run a farm on this machine until Ctrl-C
@@ -21,6 +21,10 @@ farm: setup ## set up what is missing, then run a farm on this machine until Ctr
 
 setup: ## only set up
 	@$(PYTHON) scripts/setup.py farm
+
+code-server: ## install code-server for agents' workspaces (600 MB, compiled here)
+	@$(PYTHON) scripts/setup.py code-server
+	@echo "code-server is offered to whoever may open an agent's server; servers that run offer it after a restart"
 
 test: ## set up what the tests need; then ruff, mypy, pytest
 	@$(PYTHON) scripts/setup.py test

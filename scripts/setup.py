@@ -1,4 +1,4 @@
-"""Sets a checkout up, inside the checkout: `python3 scripts/setup.py farm` or `test`. Called by the Makefile.
+"""Sets a checkout up, inside the checkout: `python3 scripts/setup.py farm`, `test` or `code-server`. Called by the Makefile.
 
 Standard library only, and written so that an old Python can still read it and say what is wrong. Every step leaves a
 stamp when it is done: an aborted one is done again, a finished one never.
@@ -18,7 +18,7 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 CACHE = os.path.join(ROOT, ".cache")
 LOG = os.path.join(CACHE, "setup.log")
-NEEDED_MB = {"farm": 2200, "test": 3200}
+NEEDED_MB = {"farm": 2200, "test": 3200, "code-server": 3500}
 MODEL = os.path.join(ROOT, ".farm", "model")
 QUIET = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore"}
 
@@ -273,6 +273,49 @@ def build_panel():
     call(program + [os.path.join("labextension", "build.mjs")], "the panel and the farm pages", env=environment)
 
 
+CODE_SERVER = os.path.join(VENV, "lib", "code-server")
+CODE_SERVER_LOCK = [os.path.join("scripts", "code-server", name) for name in ("package.json", "package-lock.json")]
+
+
+def install_code_server():
+    """With the Node of the Python package: code-server runs with the one version that its native modules were built for."""
+    install_build_tools()
+    folder = packaged_node()
+    programs = os.path.join(CODE_SERVER, "bin")
+    os.makedirs(programs, exist_ok=True)
+    for name in CODE_SERVER_LOCK:
+        shutil.copy(os.path.join(ROOT, name), CODE_SERVER)
+    # Its own scripts call `node` and `npm`, and the package's bin/npm is a broken copy.
+    own = os.path.join(folder, "bin", "node")
+    if not os.path.lexists(os.path.join(programs, "node")):
+        os.symlink(own, os.path.join(programs, "node"))
+    with open(os.path.join(programs, "npm"), "w") as file:
+        script = os.path.join(folder, "lib", "node_modules", "npm", "bin", "npm-cli.js")
+        file.write('#!/bin/sh\nexec "%s" "%s" "$@"\n' % (own, script))
+    os.chmod(os.path.join(programs, "npm"), 0o755)
+    environment = dict(os.environ, npm_config_nodedir=folder, npm_config_update_notifier="false")
+    environment["PATH"] = programs + os.pathsep + environment.get("PATH", os.defpath)
+    tail = ["ci", "--prefix", CODE_SERVER, "--no-audit", "--no-fund", "--ignore-scripts=false"]
+    call([os.path.join(programs, "npm")] + tail, "code-server", env=environment)
+
+
+def install_build_tools():
+    """What its eight native modules are compiled with."""
+    missing = [
+        package for package, there in (
+            ("g++", shutil.which("g++")), ("make", shutil.which("make")), ("python3", shutil.which("python3")),
+            ("libkrb5-dev", os.path.exists("/usr/include/gssapi/gssapi.h")),
+        ) if not there
+    ]  # fmt: skip
+    if missing and (os.geteuid() != 0 or not shutil.which("apt-get")):
+        raise Failed(
+            "code-server is compiled here, and this machine lacks what it takes: ask for it, on Debian and Ubuntu: "
+            "sudo apt-get install %s" % " ".join(missing)
+        )
+    if missing:
+        apt(missing, "what code-server is compiled with")
+
+
 def needs_node():
     return not (node_of_machine() and shutil.which("npm"))
 
@@ -361,7 +404,14 @@ CHECKS = [  # the same stamp: whoever has these has the others
     ),
     BUILD[1],
 ]
+EDITOR = [  # Node always: code-server runs with one version only
+    Step("node", "Node, as a Python package: code-server runs with version 24 only", pip("node.lock"), ["requirements/node.lock"]),
+    Step("code-server-packages", "jupyter-server-proxy", pip("code-server.lock"), ["requirements/code-server.lock"]),
+    Step("code-server", "code-server, compiled here (600 MB, some minutes)", install_code_server, CODE_SERVER_LOCK,
+         result=".venv/lib/code-server/node_modules/code-server/out/node/entry.js"),
+]  # fmt: skip
 STEPS = {
+    "code-server": FARM + EDITOR,
     "farm": FARM + BUILD + [Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model")],
     "test": FARM + CHECKS + [
         Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model"),
