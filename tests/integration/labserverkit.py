@@ -192,6 +192,7 @@ class Server:
         worker: str = "standin_worker",
         of_hub: bool = False,
         hub_token: str = HUB_TOKEN,
+        **more: str,
     ) -> None:
         self.folder, self.agent, self.token = folder, agent, "server-token"
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,6 +208,7 @@ class Server:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
             "AGENTFARM_URL": service.url, "JUPYTERHUB_API_TOKEN": hub_token, "SOME_SECRET": "not for agents",
         }  # fmt: skip
+        env |= more
         if agent:
             env["AGENTFARM_AGENT"] = agent
         self.log = folder / "server.log"
