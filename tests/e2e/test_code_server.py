@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-from farmkit import PATIENCE, ROOT, Farm, Person, signed_in, until
+from browserkit import Desk
+from farmkit import PATIENCE, Farm, Person, until
 from test_vscode import connect
 
 from jupyterhub_agentfarm.codeserver import program
@@ -22,8 +23,7 @@ pytestmark = [
     pytest.mark.parametrize("scripted_farm", ["sqlite"], indirect=True),
     pytest.mark.skipif(program(os.environ) is None, reason="code-server is not installed here: make code-server"),
 ]
-ARTEFACTS = ROOT / "test-artefacts"
-SLOW = 60_000 * PATIENCE  # ms
+SLOW = 60_000 * PATIENCE  # ms: the first look at it loads 30 MB of scripts
 
 
 def of_editor(farm: Farm) -> list[psutil.Process]:
@@ -55,18 +55,18 @@ def test_the_workspace_opens_in_the_browser_for_whom_it_is_and_ends_with_the_ser
     with alice.api() as api:
         offered = {one["name"]: one["url"] for one in api.get(f"/agents/{agent}").json()["editors"]}
     assert of_editor(scripted_farm) == [], "it is started when it is first opened"
-    ARTEFACTS.mkdir(exist_ok=True)
 
-    page = signed_in(browser, scripted_farm, alice)
+    desk = Desk(browser, scripted_farm, "alice")
+    page = desk.page
     page.goto(offered["code-server"], timeout=SLOW)
     page.get_by_role("button", name="Authorize").click()  # the Hub asks once whether this server may know who comes
     page.locator(".monaco-workbench").wait_for(timeout=SLOW)
     page.get_by_role("treeitem", name="notes.txt").dblclick(timeout=SLOW)
     page.get_by_text("seen in the editor").wait_for(timeout=SLOW)
-    page.screenshot(path=ARTEFACTS / "code-server.png")
+    desk.shot("code-server")
 
     looks_right(of_editor(scripted_farm), workspace, alice)
-    bob = signed_in(browser, scripted_farm, scripted_farm.person("bob"))
+    bob = Desk(browser, scripted_farm, "bob").page
     answer = bob.goto(offered["code-server"], timeout=SLOW)
     assert answer.status in (403, 404) and "monaco" not in bob.content()
     with alice.api() as api:
