@@ -30,6 +30,7 @@ from typing import Any
 import fakehub
 import httpx
 import msgspec
+import psutil
 from common import (
     PAYLOAD,
     Counted,
@@ -68,12 +69,23 @@ DEFINITION = Definition(
 # --- the worker, a process of its own -------------------------------------------------------------------------------
 
 
-def work(url: str, steps: int) -> None:
-    """Make a run of so many steps and print the milliseconds of each as JSON; waits for a line before it begins."""
-    print(json.dumps(asyncio.run(_work(url, steps))))
+def work(url: str, steps: int, runs: int, appends: bool) -> None:
+    """Make so many runs of so many steps at once; print the milliseconds of each step as JSON, a list for each run.
+
+    Waits for a line before it begins. appends: a step is one append alone, of the same payload, without a model request.
+    """
+    print(json.dumps(asyncio.run(_work(url, steps, runs, appends))))
 
 
-async def _work(url: str, steps: int) -> dict[str, Any]:
+async def _work(url: str, steps: int, runs: int, appends: bool) -> list[list[float]]:
+    ledgers = [await _begun(url) for _ in range(runs)]
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    result = base64.b64encode(os.urandom(PAYLOAD)).decode()[:PAYLOAD]  # it can hardly be packed
+    return await asyncio.gather(*((_appends if appends else _steps)(ledger, steps, result) for ledger in ledgers))
+
+
+async def _begun(url: str) -> FarmLedger:
     body = {"name": "bench", "definition": msgspec.to_builtins(DEFINITION), "input": "go", "mode": "live"}
     headers = {"Authorization": f"token {fakehub.TOKEN}"}
     async with httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, timeout=30) as http:
@@ -82,9 +94,20 @@ async def _work(url: str, steps: int) -> dict[str, Any]:
     bound = answer.json()
     ledger = FarmLedger(url, bound["run"], bound["fence"], bound["token"], renews=True)
     await ledger.open()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    result = base64.b64encode(os.urandom(PAYLOAD)).decode()[:PAYLOAD]  # it can hardly be packed
+    return ledger
+
+
+async def _appends(ledger: FarmLedger, steps: int, result: str) -> list[float]:
+    taken = []
+    for _ in range(steps + WARM):
+        begin = time.perf_counter()
+        await (await ledger.append([new_event("value.recorded", {"name": "x", "value": result})]))
+        taken.append((time.perf_counter() - begin) * 1000)
+    await ledger.close()
+    return taken[WARM:]
+
+
+async def _steps(ledger: FarmLedger, steps: int, result: str) -> list[float]:
     taken, begin = [], time.perf_counter()
     for step in range(steps + WARM):
         request = ModelRequest(run=ledger.run, fence=ledger.fence, request=f"r{step}", n=ledger.n)
@@ -96,7 +119,7 @@ async def _work(url: str, steps: int) -> dict[str, Any]:
     await (await ledger.append([new_event("run.succeeded", {"result": "done"})]))
     await ledger.drain()
     await ledger.close()
-    return {"run": bound["run"], "taken": taken[WARM:]}
+    return taken[WARM:]
 
 
 # --- the service ----------------------------------------------------------------------------------------------------
@@ -121,9 +144,11 @@ class Service:
         lines = [line for line in text.splitlines() if line.startswith("agentfarm_ledger_commits_total")]
         return int(float(lines[0].split()[-1])) if lines else 0
 
-    def work(self, steps: int, workers: int = 1) -> tuple[list[list[float]], float]:
-        """Let workers make a run of so many steps each, all at once; return their times and the wall time in seconds."""
-        command = [sys.executable, __file__, "work", self.url, str(steps)]
+    def work(
+        self, steps: int, workers: int = 1, runs: int = 1, appends: bool = False
+    ) -> tuple[list[list[float]], float]:
+        """Let workers make `runs` runs of so many steps each, all at once; return the runs' times and the wall time in seconds."""
+        command = [sys.executable, __file__, "work", self.url, str(steps), str(runs), "appends" if appends else ""]
         started = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(workers)
         ]
@@ -135,7 +160,12 @@ class Service:
             one.stdin.write("\n")
             one.stdin.flush()
         outputs = [one.communicate(timeout=600)[0] for one in started]
-        return [json.loads(output)["taken"] for output in outputs], time.perf_counter() - begin
+        return [taken for output in outputs for taken in json.loads(output)], time.perf_counter() - begin
+
+    def seconds(self) -> float:
+        """Return the processor time of the service so far."""
+        used = psutil.Process(self.process.pid).cpu_times()
+        return float(used.user + used.system)
 
 
 @contextlib.contextmanager
@@ -196,6 +226,15 @@ def serve() -> None:
         def cost(self, reply: Reply) -> float:
             return 0.0
 
+        async def price(self, model: str, provider: str | None) -> tuple[float, float]:
+            return 0.0, 0.0
+
+        async def inputs(self, model: str) -> frozenset[str]:
+            return frozenset({"text"})
+
+        async def context(self, model: str, provider: str | None) -> None:
+            return None
+
         async def close(self) -> None: ...
 
     class Farm(AgentFarm):
@@ -213,38 +252,60 @@ def serve() -> None:
 def measure(
     directory: Path, database: str, floor: dict[str, Any], steps: list[int], workers: int
 ) -> list[dict[str, Any]]:
-    """Return a row for each number of steps, one for many workers, one with strace."""
-    rows = []
+    """Return a row for each number of steps of one run alone, and rows for many at once."""
+    rows: list[dict[str, Any]] = []
     with service(directory, database) as running:
         for count in steps:
-            before, commits = running.count(), running.commits()
+            before, commits, cpu = running.count(), running.commits(), running.seconds()
             [taken], _ = running.work(count)
             rows.append({
-                "database": database.partition(":")[0], "steps": count, "workers": 1, **spread(taken),
-                "late/early": late_over_early(taken), "x driver": round(spread(taken)["p50"] / floor["p50"], 1),
-                **running.count().since(before, count + WARM), "commits": round((running.commits() - commits) / (count + WARM), 2),
+                "what": f"1 run, {count} steps", **spread(taken), "late/early": late_over_early(taken),
+                "x driver": round(spread(taken)["p50"] / floor["p50"], 1), "cpu ms": round((running.seconds() - cpu) / (count + WARM) * 1000, 2),
+                "commits": round((running.commits() - commits) / (count + WARM), 2), **running.count().since(before, count + WARM),
             })  # fmt: skip
-        times, wall = running.work(400, workers)
-        together = [one for taken in times for one in taken]
-        rows.append({
-            "database": database.partition(":")[0], "steps": 400, "workers": workers, **spread(together),
-            "steps/s": round(len(together) / wall),
-        })  # fmt: skip
-        if database.startswith("sqlite"):
-            with Strace(running.process.pid) as strace:
-                running.work(200)
-            if strace.calls is not None:
-                rows.append(
-                    {"database": "sqlite", "steps": 200, "workers": 1, "syncs": round(strace.calls / (200 + WARM), 2)}
-                )
-    return rows
+        rows.append(together(running, f"{workers} kernels", 300, workers))
+        with counted_syncs(running) as syncs:
+            rows.append(together(running, "32 runs", 100, 8, 4))
+        rows[-1]["syncs"] = round(syncs[0] / (32 * (100 + WARM)), 2) if syncs else None
+        rows.append(together(running, "128 runs", 20, 8, 16))
+        rows.append(together(running, "128 runs, one append a step", 100, 8, 16, appends=True))
+    return [{"database": database.partition(":")[0], **row} for row in rows]
+
+
+def together(
+    running: Service, what: str, steps: int, workers: int, runs: int = 1, appends: bool = False
+) -> dict[str, Any]:
+    """Return the row of workers (processes) that each make `runs` runs, all at once."""
+    commits, cpu = running.commits(), running.seconds()
+    times, wall = running.work(steps, workers, runs, appends)
+    taken = [one for of_run in times for one in of_run]
+    made = len(taken) + WARM * len(times)
+    return {
+        "what": what, **spread(taken), "steps/s": round(made / wall), "cpu ms": round((running.seconds() - cpu) / made * 1000, 2),
+        "commits": round((running.commits() - commits) / made, 2),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def counted_syncs(running: Service) -> Iterator[list[int]]:
+    """Count the syncs of the store while the block lasts: by strace on SQLite, as PostgreSQL counts them itself."""
+    found: list[int] = []
+    if running.database.startswith("sqlite"):
+        with Strace(running.process.pid) as strace:
+            yield found
+        found += [strace.calls] if strace.calls is not None else []
+    else:
+        before = running.count().syncs
+        yield found
+        time.sleep(1.1)  # PostgreSQL tells its counters once a second
+        found.append((running.count().syncs or 0) - (before or 0))
 
 
 def main() -> None:
     if sys.argv[1:2] == ["serve"]:
         return serve()
     if sys.argv[1:2] == ["work"]:
-        return work(sys.argv[2], int(sys.argv[3]))
+        return work(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "appends")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
     parser.add_argument("--steps", default="100,400,4000", help="comma-separated; a run for each")

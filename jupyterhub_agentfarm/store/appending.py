@@ -6,6 +6,8 @@ round trip.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -60,8 +62,7 @@ class Gathered:
 
         Raises Transient: a run was moved by another writer.
         """
-        statements, moves = self._statements(), list(self.runs.values())
-        self.whole, self.runs, self.rows, self.later = False, {}, [], []
+        statements, moves = self._taken()
         if not statements:
             return
         # A transaction that begins here and ends here is PostgreSQL's own implicit one: no BEGIN, no COMMIT to wait for.
@@ -78,12 +79,30 @@ class Gathered:
                     if commit and not alone:  # psycopg's own commit() hangs behind a megabyte in a pipeline
                         driver.execute("COMMIT")
         except Exception as error:
-            if getattr(error, "sqlstate", None) == _NOT_ALL:
-                raise moved(*[before for before, _ in moves]) from error
+            _refuse(error, moves)
             raise
         finally:
             if alone and not driver.closed:
                 driver.autocommit = False
+
+    def look(self, driver: Any, queries: Sequence[tuple[str, dict[str, Any]]]) -> list[list[tuple[Any, ...]]]:
+        """Write what was gathered and read what these queries find then, in one round trip. Raises Transient: as `send`."""
+        statements, moves = self._taken()
+        try:
+            with driver.pipeline():
+                for statement in statements:
+                    driver.execute(*statement)
+                cursors = [driver.execute(_named(text), values) for text, values in queries]
+            return [cursor.fetchall() for cursor in cursors]
+        except Exception as error:
+            _refuse(error, moves)
+            raise
+
+    def _taken(self) -> tuple[list[Statement], list[tuple[Run, Run]]]:
+        """Return the statements that write what was gathered, and the moves in them; nothing is gathered then."""
+        statements, moves = self._statements(), list(self.runs.values())
+        self.whole, self.runs, self.rows, self.later = False, {}, [], []
+        return statements, moves
 
     def _statements(self) -> list[Statement]:
         if not self.runs:
@@ -104,6 +123,18 @@ class Gathered:
         values = [[getattr(after, name) for _, after in moves] for name in (_ALL if self.whole else _HEAD)]
         columns = [list(column) for column in zip(*self.rows, strict=True)]
         return _many(self.whole), (*guards, *values, *columns)
+
+
+def _refuse(error: Exception, moves: list[tuple[Run, Run]]) -> None:
+    """Raise Transient where the error says that a run was moved by another writer."""
+    if getattr(error, "sqlstate", None) == _NOT_ALL:
+        raise moved(*[before for before, _ in moves]) from error
+
+
+@cache
+def _named(query: str) -> str:
+    """Return a query with PostgreSQL's driver's own marks."""
+    return re.sub(r":(\w+)", r"%(\1)s", query)
 
 
 _IDLE = 0  # libpq's PQTRANS_IDLE: no transaction has begun

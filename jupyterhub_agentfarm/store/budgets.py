@@ -118,7 +118,7 @@ def spent(connection: Connection, budget: Budget, now: float) -> float:
 
 def reserve(tx: Tx, hold: Hold) -> None:
     """Write a reservation, in the transaction of its `model.requested`."""
-    mark = ", ".join(["?" if tx.sqlite else "%s"] * (len(_HOLD) + 1))
+    mark = ", ".join("?" * (len(_HOLD) + 1))
     values = tuple(getattr(hold, name) for name in _HOLD)
     tx.later(
         f"INSERT INTO reservations ({', '.join(_HOLD)}, reserved_at) VALUES ({mark}) ON CONFLICT DO NOTHING",
@@ -128,7 +128,7 @@ def reserve(tx: Tx, hold: Hold) -> None:
 
 def release(tx: Tx, hold: Hold) -> None:
     """Take a reservation away, in the transaction that counts what was used instead. Twice is harmless."""
-    tx.later(f"DELETE FROM reservations WHERE hold_id = {'?' if tx.sqlite else '%s'}", (hold.hold_id,))
+    tx.later("DELETE FROM reservations WHERE hold_id = ?", (hold.hold_id,))
 
 
 def settle_in_full(tx: Tx, hold: Hold) -> None:

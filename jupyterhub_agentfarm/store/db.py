@@ -87,12 +87,24 @@ class Tx:
             self._gathered.add(before, after, rows, whole=whole)
 
     def later(self, statement: str, values: tuple[Any, ...]) -> None:
-        """Execute a statement of the driver's whose answer nobody needs (PostgreSQL: with what was gathered)."""
+        """Execute a statement of the driver's, with `?` for its values, whose answer nobody needs.
+
+        PostgreSQL gets it with what was gathered: one round trip for all.
+        """
         self.wrote = True
         if self.sqlite:
             self._driver.execute(statement, values)
         else:
-            self._gathered.later.append((statement, values))
+            self._gathered.later.append((statement.replace("?", "%s"), values))
+
+    def look(self, *queries: tuple[str, dict[str, Any]]) -> list[list[tuple[Any, ...]]]:
+        """Return the rows of each query (of the driver's, with `:name` for its values), behind all that was written so far.
+
+        PostgreSQL gets them, and what was gathered, in one round trip.
+        """
+        if self.sqlite:
+            return [self._driver.execute(*query).fetchall() for query in queries]
+        return self._gathered.look(self._driver, queries)
 
     def flush(self, *, commit: bool = False) -> None:
         """Send what was gathered (PostgreSQL); with `commit` COMMIT goes with it: one round trip for all."""

@@ -27,10 +27,7 @@ _STANDING = frozenset({  # what no step forward is
     "run.created", "message.added", "thread.continued", "run.leased", "run.requeued", "model.requested", "model.failed",
     "tool.started", "worker.died",
 })  # fmt: skip
-# Made once: to make a statement costs more than to execute it.
-_CLAIMED = ledger.RUN.where(
-    runs.c.claim_id == sa.bindparam("claim_id"), runs.c.agent == sa.bindparam("agent"), runs.c.lease_until.is_not(None)
-)
+_CLAIMED = "SELECT run_id FROM runs WHERE claim_id = :claim_id AND agent = :agent AND lease_until IS NOT NULL"
 
 
 def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float) -> Run | None:
@@ -39,12 +36,14 @@ def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float) -> Run
     A run of a thread waits until the thread's earlier runs have ended, one with a concurrency key until it is free;
     owners take turns, and each owner's runs go by priority and age. Bound runs never enter the queue.
     """
-    if again := ledger.fetch_runs(tx.connection, _CLAIMED, claim_id=claim_id, agent=agent):
-        return ledger.held(tx, again[0].run_id)
-    row = tx.connection.execute(turns.NEXT, {"agent": agent, "now": tx.now}).one_or_none()
-    if row is None:
+    again, found = tx.look(
+        (_CLAIMED, {"claim_id": claim_id, "agent": agent}), (turns.NEXT, {"agent": agent, "now": tx.now})
+    )
+    if again:
+        return ledger.held(tx, again[0][0])
+    if not found:
         return None
-    run_id, owner, owners = row
+    run_id, owner, owners = found[0]
     if owners > 1:
         turns.served(tx, agent, owner)
     return lease(tx, ledger.held(tx, run_id), worker, claim_id, seconds)

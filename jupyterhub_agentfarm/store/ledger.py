@@ -54,9 +54,10 @@ RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
 # Statements that each task needs are made once: to make one costs more than to execute it.
 _ONE = RUN.where(runs.c.run_id == sa.bindparam("run_id"))
 _CREATE = runs.insert()
-_ITS_TASK = (tasks.c.task_id == sa.bindparam("its_task"), tasks.c.run_id == sa.bindparam("its_run"))
-_MOVE_TASK = tasks.update().where(*_ITS_TASK).values(status=sa.bindparam("to"), waiting=sa.bindparam("for"))
-_END_TASK = _MOVE_TASK.values({name: sa.bindparam(f"its_{name}") for name in ("result", "error", "ended_at")})
+_MOVE_TASK = "UPDATE tasks SET status = ?, waiting = ? WHERE task_id = ? AND run_id = ?"
+_END_TASK = (
+    "UPDATE tasks SET status = ?, waiting = ?, result = ?, error = ?, ended_at = ? WHERE task_id = ? AND run_id = ?"
+)
 
 
 @dataclass(frozen=True)
@@ -372,9 +373,8 @@ def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:
 
 
 def _move_task(tx: Tx, run: Run, events: Iterable[Event]) -> None:
-    values = {"its_task": run.task_id, "its_run": run.run_id, "to": run.status, "for": run.waiting}
     if run.status not in ENDED:
-        tx.execute(_MOVE_TASK, values)
+        tx.later(_MOVE_TASK, (run.status, run.waiting, run.task_id, run.run_id))
         return
     body = next((event.data() for event in events if event.kind in _ENDS), {})
     result = msgspec.json.encode(body.get("result")).decode() if run.status == "succeeded" else None
@@ -382,7 +382,7 @@ def _move_task(tx: Tx, run: Run, events: Iterable[Event]) -> None:
     if run.status == "cancelled":
         failure = {"type": "cancelled", "message": str(body.get("reason") or "it was cancelled")}
     error = msgspec.json.encode(failure).decode() if failure else None
-    tx.execute(_END_TASK, {**values, "its_result": result, "its_error": error, "its_ended_at": run.ended_at})
+    tx.later(_END_TASK, (run.status, run.waiting, result, error, run.ended_at, run.task_id, run.run_id))
 
 
 def link(tx: Tx, run: Run) -> Run:

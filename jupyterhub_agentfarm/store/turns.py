@@ -34,7 +34,7 @@ _FREE = f"""q.{_CLAIMABLE} AND NOT q.bound AND (q.not_before IS NULL OR q.not_be
 # Written so that neither database reads all that waits: ORDER BY … LIMIT 1 for the smallest, a LIMIT that keeps the
 # subquery whole, rows by their number instead of joins.
 _RANK = "(SELECT r.rank FROM runs r WHERE r.run_no = f.run_no)"
-NEXT = sa.text(f"""WITH RECURSIVE owners(owner) AS (
+NEXT = f"""WITH RECURSIVE owners(owner) AS (
   SELECT (SELECT r.owner FROM runs r WHERE r.agent = :agent AND r.{_CLAIMABLE} ORDER BY r.owner LIMIT 1)
   UNION ALL SELECT (SELECT r.owner FROM runs r WHERE r.agent = :agent AND r.{_CLAIMABLE} AND r.owner > owners.owner
     ORDER BY r.owner LIMIT 1) FROM owners WHERE owners.owner IS NOT NULL)
@@ -42,7 +42,7 @@ SELECT (SELECT r.run_id FROM runs r WHERE r.run_no = f.run_no), f.owner, (SELECT
   SELECT owners.owner, (SELECT q.run_no FROM runs q WHERE q.agent = :agent AND q.owner = owners.owner AND {_FREE}
     ORDER BY q.rank, q.run_no LIMIT 1) AS run_no FROM owners WHERE owners.owner IS NOT NULL LIMIT {MANY}) f
 LEFT JOIN turns ON turns.agent = :agent AND turns.owner = f.owner
-WHERE f.run_no IS NOT NULL ORDER BY coalesce(turns.served, 0), {_RANK}, f.run_no LIMIT 1""")
+WHERE f.run_no IS NOT NULL ORDER BY coalesce(turns.served, 0), {_RANK}, f.run_no LIMIT 1"""
 
 # A free run of each agent, and since when it waits.
 WAITING = sa.text(f"""WITH RECURSIVE agents(agent) AS (

@@ -18,10 +18,9 @@ def add(
 ) -> None:  # fmt: skip
     """Count one reply. cost: USD, None where the model has no price; estimated: nobody counted the tokens."""
     day = datetime.fromtimestamp(tx.now, tz=timezone.utc).strftime("%Y-%m-%d")
-    mark = "?" if tx.sqlite else "%s"
     tx.later(
-        f"INSERT INTO usage (day, agent, owner, model, requests, tokens_in, tokens_out, cost, estimated, unpriced) "
-        f"VALUES ({', '.join([mark] * 10)}) "
+        "INSERT INTO usage (day, agent, owner, model, requests, tokens_in, tokens_out, cost, estimated, unpriced) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (day, agent, owner, model) DO UPDATE SET requests = usage.requests + 1, tokens_in = usage.tokens_in + excluded.tokens_in, "
         "tokens_out = usage.tokens_out + excluded.tokens_out, cost = usage.cost + excluded.cost, "
         "estimated = usage.estimated + excluded.estimated, unpriced = usage.unpriced + excluded.unpriced",
