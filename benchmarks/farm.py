@@ -150,7 +150,17 @@ def farm(directory: Path, database: str) -> Iterator[Farm]:
         "DB_CONNECTION_STRING": database or f"sqlite:///{state}/farm.sqlite", "HUGGING_FACE_AUTH_TOKEN": "none-needed",
         "HF_API_URL": f"http://127.0.0.1:{int(model.stdout.readline())}/v1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(state), "--no-demo", "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterhub_agentfarm.cli",
+        "up",
+        "--state",
+        str(state),
+        "--no-demo",
+        "--port",
+        "0",
+    ]
     with (directory / "launcher.log").open("ab") as log:
         launcher = subprocess.Popen(command, env=env, cwd=directory, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -160,7 +170,9 @@ def farm(directory: Path, database: str) -> Iterator[Farm]:
         running = Farm(state, model)
         spec, source = pinned(block)
         draft = {"prompt": "Answer.", "model": {"name": "stand-in"}, "tools": [msgspec.to_builtins(spec)]}
-        running.ask("POST", "/agents", {"name": "bench", "draft": draft, "files": {Path(__file__).name: source.decode()}})
+        running.ask(
+            "POST", "/agents", {"name": "bench", "draft": draft, "files": {Path(__file__).name: source.decode()}}
+        )
         running.ask("POST", "/agents/bench/publish", {})
         yield running
     finally:

@@ -150,6 +150,7 @@ class AgentFarm(Application):
                 stopped, scheduler.run(), reaper.run(), parts.models.budgets.run(), anchoring.run(), keeping.run()
             )
             server.stop()
+            parts.workers.close()
             await asyncio.wait_for(server.close_all_connections(), 5)
         finally:
             for sock in sockets:

@@ -173,6 +173,10 @@ class LiveRuns:
             )
         return live
 
+    def knows(self, run_id: str) -> bool:
+        """Say whether the run is in memory: then `get` does not wait."""
+        return run_id in self._runs
+
     async def _load(self, run_id: str) -> LiveRun:
         """Read a run and keep it. What is committed while it is read is taken in too: a wish to stop must not be lost."""
         try:

@@ -45,7 +45,5 @@ def application(parts: Parts, cookie_secret: bytes) -> Application:
     return Application(
         specs,
         cookie_secret=cookie_secret,
-        websocket_max_message_size=worker.LIMIT,
-        websocket_ping_interval=worker.PING_SECONDS,
         log_function=pages.log_request,
     )

@@ -6,12 +6,13 @@ A supervisor connects with its agent's Hub token (claim, heartbeat), a worker wi
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.web import RequestHandler
 
 from agentfarm_sdk.protocol import (
     MAX_APPEND_BYTES,
@@ -29,9 +30,11 @@ from .asking import Asker
 from .base import TOKEN, as_problem
 from .routes import Parts, Route
 from .runs import beat, own_run, tool_files
+from .wire import GOING_AWAY, Wire, upgrade
 
 log = logging.getLogger(__name__)
-PING_SECONDS = 15
+PING_SECONDS = 15.0
+MAX_WAITING = 64  # messages of a connection that are not begun; then nothing more is read
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -49,6 +52,12 @@ class Workers:
 
     def __init__(self) -> None:
         self._listening: dict[str, set[WorkerSocket]] = {}
+        self.open: set[WorkerSocket] = set()
+
+    def close(self) -> None:
+        """End all connections: the service stops. Who was connected comes again."""
+        for socket in list(self.open):
+            socket.wire.close(GOING_AWAY)
 
     def listen(self, run_id: str, socket: WorkerSocket) -> None:
         self._listening.setdefault(run_id, set()).add(socket)
@@ -67,8 +76,11 @@ class Workers:
             socket.tell({"push": "inbox", "run": run_id, "events": events})
 
 
-class WorkerSocket(WebSocketHandler):
-    """One connection. Requests begin in the order of their arrival; answers come as they are ready."""
+class WorkerSocket(RequestHandler):
+    """One connection. Requests begin in the order of their arrival; answers come as they are ready.
+
+    A browser's page cannot send the Authorization header, and no cookie is looked at: any origin may ask.
+    """
 
     parts: Parts
 
@@ -76,7 +88,10 @@ class WorkerSocket(WebSocketHandler):
         self.parts, self.routes = parts, routes
         self.runs: set[str] = set()
         self.under_way: set[asyncio.Task[None]] = set()
-        self.slots = asyncio.Semaphore(MAX_UNANSWERED)
+        self.appends = 0  # begun and not answered
+        self.waiting: collections.deque[Message] = collections.deque()
+        self.answered = asyncio.Event()
+        self.wire = Wire(LIMIT, PING_SECONDS, self.take, self.closed)
         self.counted: Any = None
         self.several = False  # messages in a frame
         self.outgoing: list[dict[str, Any]] = []
@@ -98,19 +113,25 @@ class WorkerSocket(WebSocketHandler):
                 self.set_header("Retry-After", str(max(1, round(error.retry_after))))
             self.finish(msgspec.json.encode(error.problem()))
 
-    def check_origin(self, origin: str) -> bool:
-        """A browser's page cannot send the Authorization header, and no cookie is looked at."""
-        return True
-
-    def open(self, *_args: str, **_kwargs: str) -> None:
-        self.set_nodelay(True)  # two small frames in a row would take 44 ms
+    async def get(self, **_path: str) -> None:
+        try:
+            await upgrade(self, self.wire)
+        except Invalid as error:
+            self.set_status(error.status)
+            self.set_header("Content-Type", "application/problem+json")
+            self.finish(msgspec.json.encode(error.problem()))
+            return
+        if not self.wire.stands:
+            return
+        self.parts.workers.open.add(self)
         if self.asker.kind == "agent":
             self.counted = self.parts.claims.connected(self.asker.name)
             self.counted.__enter__()
         elif self.asker.claims is not None:
             self.parts.workers.listen(self.asker.claims.r, self)
 
-    def on_close(self) -> None:
+    def closed(self) -> None:
+        self.parts.workers.open.discard(self)
         self.parts.workers.leave(self)
         if self.counted is not None:
             self.counted.__exit__(None, None, None)
@@ -118,40 +139,73 @@ class WorkerSocket(WebSocketHandler):
             if task.get_name() == "claim":  # nobody would take what it claims; the rest is done to its end
                 task.cancel()
 
-    async def on_message(self, raw: str | bytes) -> None:
+    def take(self, raw: bytes) -> None:
+        """Begin what came in one frame, in its order."""
         try:
             found = MESSAGES.decode(raw)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.tell({"id": None, "error": Invalid(f"this message cannot be read: {error}").problem()})
             return
-        if isinstance(found, Message):
-            await self._take(found)
-            return
-        self.several = True
-        for message in found:
-            await self._take(message)
+        if isinstance(found, list):
+            self.several = True
+        for message in found if isinstance(found, list) else [found]:
+            if self.waiting or not self._at_once(message):
+                self._begin_later(message)
+            else:
+                self._begin(message)
 
-    async def _take(self, message: Message) -> None:
-        if message.op == "append":  # not more than allowed at once, and loaded first: the order of arrival stands
-            await self.slots.acquire()
+    def _at_once(self, message: Message) -> bool:
+        """Say whether a message can begin now: not more appends than allowed, of runs that are in memory."""
+        return message.op != "append" or (self.appends < MAX_UNANSWERED and self.parts.live.knows(message.run))
+
+    def _begin_later(self, message: Message) -> None:
+        self.waiting.append(message)
+        if len(self.waiting) == 1:
+            task = asyncio.create_task(self._begin_waiting(), name="waiting")
+            self.under_way.add(task)
+            task.add_done_callback(self.under_way.discard)
+        if len(self.waiting) == MAX_WAITING:
+            self.wire.hold(True)
+
+    async def _begin_waiting(self) -> None:
+        """Begin what waits, in the order of arrival: appends not more than allowed at once, their runs loaded first."""
+        while self.waiting:
+            message = self.waiting[0]
+            try:
+                if message.op == "append":
+                    while self.appends >= MAX_UNANSWERED:
+                        self.answered.clear()
+                        await self.answered.wait()
+                    request = msgspec.json.decode(message.body, type=AppendRequest)
+                    own_run(self.asker, message.run, request.fence)
+                    await self.parts.live.get(message.run, request.fence)
+            except Exception as error:
+                self._refuse(message, error)
+            else:
+                self._begin(message)
+            if len(self.waiting) == MAX_WAITING:
+                self.wire.hold(False)
+            self.waiting.popleft()
+
+    def _begin(self, message: Message) -> None:
         try:
-            work = await self._begin(message)
+            work = self._work(message)
         except Exception as error:
             self._refuse(message, error)
             return
+        if message.op == "append":
+            self.appends += 1
         task = asyncio.create_task(self._finish(message, work), name=message.op)
         self.under_way.add(task)
         task.add_done_callback(self.under_way.discard)
 
     def _refuse(self, message: Message, error: BaseException) -> None:
-        if message.op == "append":
-            self.slots.release()
         problem = as_problem(error)
         if problem.status >= 500 and not isinstance(problem, Transient):
             log.error("op %s of run %s failed", message.op, message.run, exc_info=error)
         self.tell({"id": message.id, "error": problem.problem()})
 
-    async def _begin(self, message: Message) -> Any:
+    def _work(self, message: Message) -> Any:
         """Check the message; return what is to be awaited for its answer."""
         live, op, run = self.parts.live, message.op, message.run
         if op == "claim":
@@ -165,7 +219,6 @@ class WorkerSocket(WebSocketHandler):
         if op == "append":
             request = msgspec.json.decode(message.body, type=AppendRequest)
             own_run(self.asker, run, request.fence)
-            await live.get(run, request.fence)
             return live.append(run, request.fence, request)
         if op == "model":
             asked = msgspec.json.decode(message.body, type=ModelRequest)
@@ -185,8 +238,10 @@ class WorkerSocket(WebSocketHandler):
         except Exception as error:
             self._refuse(message, error)
             return
-        if message.op == "append":
-            self.slots.release()
+        finally:
+            if message.op == "append":
+                self.appends -= 1
+                self.answered.set()
         self.tell({"id": message.id, "ok": answer})
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -206,19 +261,15 @@ class WorkerSocket(WebSocketHandler):
         self._send(messages)
 
     def _send(self, frame: Any) -> None:
-        try:
-            sent = self.write_message(msgspec.json.encode(frame).decode())
-        except WebSocketClosedError:
-            return
-        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.wire.send(msgspec.json.encode(frame))
 
 
-async def upgrade(_call: Any) -> None:
+async def plain(_call: Any) -> None:
     """Stand in the table for the WebSocket: a plain GET does not come here."""
     raise Invalid("this is a WebSocket", hint="connect with Upgrade: websocket")
 
 
 ROUTES = [
-    Route("GET", "/worker", upgrade, "The worker's messages over one WebSocket", who="worker", streams=True, socket=WorkerSocket)
+    Route("GET", "/worker", plain, "The worker's messages over one WebSocket", who="worker", streams=True, socket=WorkerSocket)
 ]  # fmt: skip
 LIMIT = MAX_APPEND_BYTES + 64 * 1024

@@ -1,7 +1,7 @@
 """How heads move and events are inserted: the statements of the append path, spoken to the driver.
 
-SQLite gets them one by one: a statement there costs microseconds. PostgreSQL gets those of a whole batch in one
-round trip.
+What a whole transaction writes is gathered: each run's row moves once, PostgreSQL gets all of it in one round trip, and
+SQLite few statements, for at each of them the interpreter's lock goes to whoever else waits for it.
 """
 
 from __future__ import annotations
@@ -27,28 +27,17 @@ def moved(*runs: Run) -> Transient:
     return Transient(f"run {names} was moved by another writer", hint="send it again", retry_after=0.1)
 
 
-def insert_sqlite(driver: Any, before: Run, after: Run, rows: list[Row], *, whole: bool) -> None:
-    """Move the head by compare-and-set (`whole`: the other columns too), insert the events. Raises Transient: moved."""
-    columns = _ALL if whole else _HEAD
-    sets = ", ".join(f"{column} = ?" for column in columns)
-    update = f"UPDATE runs SET {sets} WHERE run_no = ? AND fence = ? AND seq = ?"
-    values = (*(getattr(after, column) for column in columns), before.run_no, before.fence, before.seq)
-    if driver.execute(update, values).rowcount != 1:
-        raise moved(before)
-    driver.executemany(
-        "INSERT INTO events (run_no, seq, header, salt, body, n, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [(before.run_no, *row) for row in rows],
-    )
-
-
 @dataclass
 class Gathered:
-    """Appends of a PostgreSQL transaction that were not sent yet: each run's row before and after, and all events."""
+    """Appends of a transaction that were not sent yet: each run's row before and after, and all events."""
 
     whole: bool = False  # more than the heads moved
     runs: dict[int, tuple[Run, Run]] = field(default_factory=dict)
     rows: list[tuple[Any, ...]] = field(default_factory=list)  # run_no and Row
     later: list[Statement] = field(default_factory=list)  # statements that go with them
+    used: dict[tuple[str, str, str, str], list[float]] = field(
+        default_factory=dict
+    )  # usage, by day, agent, owner, model
 
     def add(self, before: Run, after: Run, rows: list[Row], *, whole: bool) -> None:
         """Take in an append; a later one of the same run follows on the earlier."""
@@ -57,8 +46,32 @@ class Gathered:
         self.runs[before.run_no] = (first, after)
         self.rows += [(before.run_no, *row) for row in rows]
 
+    def count(self, row: tuple[str, str, str, str], amounts: Sequence[float]) -> None:
+        """Add to a row of `usage`: one statement for all that a transaction counts there."""
+        known = self.used.setdefault(row, [0] * len(amounts))
+        for place, amount in enumerate(amounts):
+            known[place] += amount
+
+    def write(self, driver: Any) -> None:
+        """Write all of them to SQLite, and forget them. Raises Transient: a run was moved by another writer."""
+        moves, rows, later = list(self.runs.values()), self.rows, [*self.later, *self._counted("?")]
+        columns = _ALL if self.whole else _HEAD
+        self._forget()
+        if moves:
+            values = [
+                (*(getattr(after, name) for name in columns), before.run_no, before.fence, before.seq)
+                for before, after in moves
+            ]
+            if driver.executemany(_move(columns), values).rowcount != len(moves):
+                raise moved(*[before for before, _ in moves])
+            for place in range(0, len(rows), _ROWS):
+                some = rows[place : place + _ROWS]
+                driver.execute(_insert(len(some)), [value for row in some for value in row])
+        for statement in later:
+            driver.execute(*statement)
+
     def send(self, driver: Any, *, commit: bool = False) -> None:
-        """Write all of them in one round trip, and forget them; with `commit` they are the transaction's last.
+        """Write all of them to PostgreSQL in one round trip, and forget them; with `commit` they are the transaction's last.
 
         Raises Transient: a run was moved by another writer.
         """
@@ -101,15 +114,22 @@ class Gathered:
     def _taken(self) -> tuple[list[Statement], list[tuple[Run, Run]]]:
         """Return the statements that write what was gathered, and the moves in them; nothing is gathered then."""
         statements, moves = self._statements(), list(self.runs.values())
-        self.whole, self.runs, self.rows, self.later = False, {}, [], []
+        self._forget()
         return statements, moves
 
+    def _forget(self) -> None:
+        self.whole, self.runs, self.rows, self.later, self.used = False, {}, [], [], {}
+
     def _statements(self) -> list[Statement]:
+        later = [*((text.replace("?", "%s"), values) for text, values in self.later), *self._counted("%s")]
         if not self.runs:
-            return self.later
+            return later
         if len(self.runs) > _FEW or len(self.rows) > _FEW_ROWS:
-            return [self._for_many(), *self.later]
-        return [*(self._for_one(number) for number in self.runs), *self.later]
+            return [self._for_many(), *later]
+        return [*(self._for_one(number) for number in self.runs), *later]
+
+    def _counted(self, mark: str) -> list[Statement]:
+        return [(_count(mark), (*row, *amounts)) for row, amounts in self.used.items()]
 
     def _for_one(self, number: int) -> Statement:
         (before, after), columns = self.runs[number], _ALL if self.whole else _HEAD
@@ -140,11 +160,37 @@ def _named(query: str) -> str:
 _IDLE = 0  # libpq's PQTRANS_IDLE: no transaction has begun
 _FEW, _FEW_ROWS = 4, 24  # up to so many runs get a statement each: it costs half of the one for many
 _COLUMNS = 6  # of a Row
+_ROWS = 64  # that go in one statement (SQLite), a statement for each number of them
+_AMOUNTS = ("requests", "tokens_in", "tokens_out", "cost", "estimated", "unpriced")  # of a row of `usage`
 _NOT_ALL = "22012"  # division by zero: how these statements refuse, so that nothing behind them is carried out either
 _TYPES = {
     "seq": "int", "head": "text", "last_n": "int", "status": "text", "waiting": "text", "fence": "int", "worker": "text",
     "claim_id": "text", "lease_until": "float8", "cancel": "text", "ended_at": "float8",
 }  # fmt: skip
+
+
+@cache
+def _move(columns: tuple[str, ...]) -> str:
+    """Return the statement that moves the head of a run by compare-and-set (SQLite)."""
+    sets = ", ".join(f"{column} = ?" for column in columns)
+    return f"UPDATE runs SET {sets} WHERE run_no = ? AND fence = ? AND seq = ?"
+
+
+@cache
+def _insert(rows: int) -> str:
+    marks = ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * rows)
+    return f"INSERT INTO events (run_no, seq, header, salt, body, n, digest) VALUES {marks}"
+
+
+@cache
+def _count(mark: str) -> str:
+    """Return the statement that adds to a row of `usage`."""
+    marks = ", ".join([mark] * (4 + len(_AMOUNTS)))
+    sums = ", ".join(f"{name} = usage.{name} + excluded.{name}" for name in _AMOUNTS)
+    return (
+        f"INSERT INTO usage (day, agent, owner, model, {', '.join(_AMOUNTS)}) VALUES ({marks}) "
+        f"ON CONFLICT (day, agent, owner, model) DO UPDATE SET {sums}"
+    )
 
 
 @cache

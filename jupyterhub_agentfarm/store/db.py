@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,21 +81,17 @@ class Tx:
         Raises Transient, now or when the batch is sent: another writer moved the row.
         """
         self.wrote = True
-        if self.sqlite:
-            appending.insert_sqlite(self._driver, before, after, rows, whole=whole)
-        else:
-            self._gathered.add(before, after, rows, whole=whole)
+        self._gathered.add(before, after, rows, whole=whole)
 
     def later(self, statement: str, values: tuple[Any, ...]) -> None:
-        """Execute a statement of the driver's, with `?` for its values, whose answer nobody needs.
-
-        PostgreSQL gets it with what was gathered: one round trip for all.
-        """
+        """Execute a statement of the driver's, with `?` for its values, whose answer nobody needs: with what was gathered."""
         self.wrote = True
-        if self.sqlite:
-            self._driver.execute(statement, values)
-        else:
-            self._gathered.later.append((statement.replace("?", "%s"), values))
+        self._gathered.later.append((statement, values))
+
+    def count(self, row: tuple[str, str, str, str], amounts: Sequence[float]) -> None:
+        """Add to a row of `usage` (day, agent, owner, model; see usage.add)."""
+        self.wrote = True
+        self._gathered.count(row, amounts)
 
     def look(self, *queries: tuple[str, dict[str, Any]]) -> list[list[tuple[Any, ...]]]:
         """Return the rows of each query (of the driver's, with `:name` for its values), behind all that was written so far.
@@ -103,12 +99,16 @@ class Tx:
         PostgreSQL gets them, and what was gathered, in one round trip.
         """
         if self.sqlite:
+            self._gathered.write(self._driver)
             return [self._driver.execute(*query).fetchall() for query in queries]
         return self._gathered.look(self._driver, queries)
 
     def flush(self, *, commit: bool = False) -> None:
-        """Send what was gathered (PostgreSQL); with `commit` COMMIT goes with it: one round trip for all."""
-        self._gathered.send(self._driver, commit=commit)
+        """Write what was gathered; on PostgreSQL with `commit` COMMIT goes with it: one round trip for all."""
+        if self.sqlite:
+            self._gathered.write(self._driver)
+        else:
+            self._gathered.send(self._driver, commit=commit)
 
 
 @dataclass

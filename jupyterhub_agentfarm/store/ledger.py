@@ -38,7 +38,7 @@ from .db import Tx
 from .inbox import follow as follow_inbox
 from .packing import pack
 from .tables import events as events_table
-from .tables import runs, tasks, tombstones
+from .tables import runs, tombstones
 
 LATE_KINDS = frozenset({"body.erased"})  # what an ended run still takes
 _CREATED = {  # what run.created and the row say alike
@@ -307,7 +307,7 @@ def _write(
             Event(run=run.run_id, seq=seq, kind=event.kind, at=at, by=by, call=event.call, hash=head, body=event.body)
         )
     moved = {**moves(run, made, tx.now), **(changes or {})}
-    after = replace(run, **{"seq": seq, "head": head, "last_n": run.last_n if n is None else n, **moved})
+    after = run.moved({"seq": seq, "head": head, "last_n": run.last_n if n is None else n, **moved})
     tx.insert(run, after, rows, whole=bool(moved))
     tx.advance(after)
     if run.task_id and (after.status != run.status or after.waiting != run.waiting):

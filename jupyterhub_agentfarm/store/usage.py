@@ -18,14 +18,7 @@ def add(
 ) -> None:  # fmt: skip
     """Count one reply. cost: USD, None where the model has no price; estimated: nobody counted the tokens."""
     day = datetime.fromtimestamp(tx.now, tz=timezone.utc).strftime("%Y-%m-%d")
-    tx.later(
-        "INSERT INTO usage (day, agent, owner, model, requests, tokens_in, tokens_out, cost, estimated, unpriced) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (day, agent, owner, model) DO UPDATE SET requests = usage.requests + 1, tokens_in = usage.tokens_in + excluded.tokens_in, "
-        "tokens_out = usage.tokens_out + excluded.tokens_out, cost = usage.cost + excluded.cost, "
-        "estimated = usage.estimated + excluded.estimated, unpriced = usage.unpriced + excluded.unpriced",
-        (day, agent, owner, model, 1, tokens_in, tokens_out, cost or 0.0, int(estimated), int(cost is None)),
-    )
+    tx.count((day, agent, owner, model), (1, tokens_in, tokens_out, cost or 0.0, int(estimated), int(cost is None)))
 
 
 def listed(connection: Connection, *, owners: Iterable[str] | None = None, since: str = "") -> list[dict[str, Any]]:

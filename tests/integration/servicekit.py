@@ -275,6 +275,7 @@ async def service(tmp_path: Path, url: str, monkeypatch: Any, lease: float = 30.
         looping.cancel()
         await asyncio.gather(looping, return_exceptions=True)
         server.stop()
+        parts.workers.close()
         await server.close_all_connections()
         for sock in sockets:
             sock.close()

@@ -32,7 +32,9 @@ def test_whatever_is_packed_comes_back(data: bytes) -> None:
 def test_every_header_comes_back_byte_for_byte(
     kind: str, seq: int, at: str, by: str, call: str | None, run: str, body: bytes
 ) -> None:
-    header = make_header(epoch="d20f9164b09cc17c", run=run, seq=seq, kind=kind, at=at, by=by, call=call, body=body.hex(), prev="0" * 64)
+    header = make_header(
+        epoch="d20f9164b09cc17c", run=run, seq=seq, kind=kind, at=at, by=by, call=call, body=body.hex(), prev="0" * 64
+    )
     assert unpack(pack(header)) == header  # fmt: skip
 
 
