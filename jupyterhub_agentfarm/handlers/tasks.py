@@ -144,6 +144,7 @@ class Known:
     def __init__(self, connection: Connection, asker: Asker) -> None:
         self.connection, self.asker = connection, asker
         self.owner = owner_of(connection, asker)
+        self.keyed: tasks.Keyed | None = None
         self._choices: dict[tuple[str, Any, bool], tasks.Choice | None] = {}
 
     def choice(self, new: NewTask) -> tasks.Choice | None:
@@ -158,7 +159,9 @@ def _submit_many(tx: Tx, call: Call, body: NewTasks) -> Submitted:
     known = Known(tx.connection, call.asker)
     for one in body.tasks:  # before anything is written: most of what can be wrong
         known.choice(one)
-    before = None if body.batch else batches.of(tx.connection, known.owner, [one.key for one in body.tasks if one.key])
+    keys = [one.key for one in body.tasks if one.key]
+    known.keyed = tasks.keyed(tx.connection, known.owner, keys)
+    before = None if body.batch else batches.of(tx.connection, known.owner, keys)
     batch_id = before or batches.begin(tx, owner=known.owner, submitted_by=call.asker.hub_name, key=body.batch)
     place, views = batches.last_place(tx.connection, batch_id), []
     for one in body.tasks:
@@ -175,20 +178,20 @@ def _submit(tx: Tx, call: Call, new: NewTask, known: Known, batch: tuple[str, in
         raise Invalid(
             "a task needs an input - at `$.input`", hint='e.g. {"target": "analyst", "input": "What is 17*23?"}'
         )
-    attachments.check(tx.connection, known.owner, new.input)
+    attachments.check(known.connection, known.owner, new.input)
     thread = new.thread_id or new.thread
     owner, choice = known.owner, known.choice(new)
     if thread is not None:
-        _check_thread(tx.connection, thread, choice)
+        _check_thread(known.connection, thread, choice)
     if new.retry is not None and thread is not None:
         raise Invalid(
             "a message of a thread is not tried again by itself", hint="leave retry out: later ones wait for it"
         )
     for one in new.after:
-        reach_task(tx.connection, call.asker, one, "view")
+        reach_task(known.connection, call.asker, one, "view")
     usual: Mode = "ask" if new.version == "draft" else "live"
     definition = choice.definition if choice else None
-    mode, simulate = modes.settled(tx.connection, call.asker, new.mode, new.simulate, usual, definition)
+    mode, simulate = modes.settled(known.connection, call.asker, new.mode, new.simulate, usual, definition)
     asked = tasks.Submission(
         owner=owner, submitted_by=call.asker.hub_name, target=new.target, input=new.input, priority=new.priority, mode=mode, key=new.key,
         mode_asked="simulate" if new.simulate else new.mode or usual, thread_id=thread, workspace=new.workspace, deadline=_deadline(new.deadline, tx.now), deadline_asked=new.deadline,
@@ -196,7 +199,7 @@ def _submit(tx: Tx, call: Call, new: NewTask, known: Known, batch: tuple[str, in
         retry=asdict(new.retry) if new.retry else None, concurrency_key=new.concurrency_key, concurrency=new.concurrency, simulate=simulate,
         batch_id=batch[0] if batch else None, place=batch[1] if batch else None,
     )  # fmt: skip
-    return tasks.submit(tx, call.parts.db.epoch, asked, choice)
+    return tasks.submit(tx, call.parts.db.epoch, asked, choice, known.keyed)
 
 
 def owner_of(connection: Connection, asker: Asker) -> str:

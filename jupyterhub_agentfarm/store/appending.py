@@ -7,8 +7,8 @@ SQLite few statements, for at each of them the interpreter's lock goes to whoeve
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,15 @@ Row = tuple[int, bytes, bytes, bytes, int | None, bytes | None]  # seq, header, 
 Statement = tuple[str, tuple[Any, ...]]
 _HEAD = ("seq", "head", "last_n")
 _ALL = (*_HEAD, "status", "waiting", "fence", "worker", "claim_id", "lease_until", "cancel", "ended_at")
+
+
+def numbers(driver: Any, sqlite: bool) -> Iterable[int]:
+    """Return numbers for runs to come: nobody else makes runs, and numbers that stay unused harm nobody."""
+    if sqlite:
+        (last,) = driver.execute("SELECT coalesce(max(run_no), 0) FROM runs").fetchone()
+        return range(last + 1, last + 1 + _AHEAD)
+    ahead = "SELECT nextval(pg_get_serial_sequence('runs', 'run_no')) FROM generate_series(1, %s)"
+    return [number for (number,) in driver.execute(ahead, (_AHEAD,))]
 
 
 def moved(*runs: Run) -> Transient:
@@ -32,6 +41,7 @@ class Gathered:
     """Appends of a transaction that were not sent yet: each run's row before and after, and all events."""
 
     whole: bool = False  # more than the heads moved
+    new: dict[int, tuple[Run, tuple[Any, ...]]] = field(default_factory=dict)  # rows to be made: the run, NEW_ONLY
     runs: dict[int, tuple[Run, Run]] = field(default_factory=dict)
     rows: list[tuple[Any, ...]] = field(default_factory=list)  # run_no and Row
     later: list[Statement] = field(default_factory=list)  # statements that go with them
@@ -41,10 +51,17 @@ class Gathered:
 
     def add(self, before: Run, after: Run, rows: list[Row], *, whole: bool) -> None:
         """Take in an append; a later one of the same run follows on the earlier."""
+        self.rows += [(before.run_no, *row) for row in rows]
+        if before.run_no in self.new:
+            self.new[before.run_no] = (after, self.new[before.run_no][1])
+            return
         self.whole = self.whole or whole
         first = self.runs[before.run_no][0] if before.run_no in self.runs else before
         self.runs[before.run_no] = (first, after)
-        self.rows += [(before.run_no, *row) for row in rows]
+
+    def begin(self, run: Run, more: tuple[Any, ...]) -> None:
+        """Take in a run that begins; `more`: the values of NEW_ONLY."""
+        self.new[run.run_no] = (run, more)
 
     def count(self, row: tuple[str, str, str, str], amounts: Sequence[float]) -> None:
         """Add to a row of `usage`: one statement for all that a transaction counts there."""
@@ -56,7 +73,10 @@ class Gathered:
         """Write all of them to SQLite, and forget them. Raises Transient: a run was moved by another writer."""
         moves, rows, later = list(self.runs.values()), self.rows, [*self.later, *self._counted("?")]
         columns = _ALL if self.whole else _HEAD
+        new = self._created()
         self._forget()
+        if new:
+            driver.executemany(_create("?"), new)
         if moves:
             values = [
                 (*(getattr(after, name) for name in columns), before.run_no, before.fence, before.seq)
@@ -64,9 +84,9 @@ class Gathered:
             ]
             if driver.executemany(_move(columns), values).rowcount != len(moves):
                 raise moved(*[before for before, _ in moves])
-            for place in range(0, len(rows), _ROWS):
-                some = rows[place : place + _ROWS]
-                driver.execute(_insert(len(some)), [value for row in some for value in row])
+        for place in range(0, len(rows), _ROWS):
+            some = rows[place : place + _ROWS]
+            driver.execute(_insert(len(some)), [value for row in some for value in row])
         for statement in later:
             driver.execute(*statement)
 
@@ -118,10 +138,20 @@ class Gathered:
         return statements, moves
 
     def _forget(self) -> None:
-        self.whole, self.runs, self.rows, self.later, self.used = False, {}, [], [], {}
+        self.whole, self.new, self.runs, self.rows, self.later, self.used = False, {}, {}, [], [], {}
+
+    def _created(self) -> list[tuple[Any, ...]]:
+        return [
+            (*(getattr(run, name) or None if name == "task_id" else getattr(run, name) for name in _NEW), *more)
+            for run, more in self.new.values()
+        ]
 
     def _statements(self) -> list[Statement]:
         later = [*((text.replace("?", "%s"), values) for text, values in self.later), *self._counted("%s")]
+        if self.new:
+            first = [row for row in self.rows if row[0] in self.new]
+            begun = [(_EVENTS, _columns(first))] if first else []
+            later = [*((_create("%s"), row) for row in self._created()), *begun, *later]
         if not self.runs:
             return later
         if len(self.runs) > _FEW or len(self.rows) > _FEW_ROWS:
@@ -141,8 +171,8 @@ class Gathered:
         moves = list(self.runs.values())
         guards = [[getattr(before, name) for before, _ in moves] for name in ("run_no", "fence", "seq")]
         values = [[getattr(after, name) for _, after in moves] for name in (_ALL if self.whole else _HEAD)]
-        columns = [list(column) for column in zip(*self.rows, strict=True)]
-        return _many(self.whole), (*guards, *values, *columns)
+        rows = [row for row in self.rows if row[0] not in self.new] if self.new else self.rows
+        return _many(self.whole), (*guards, *values, *_columns(rows))
 
 
 def _refuse(error: Exception, moves: list[tuple[Run, Run]]) -> None:
@@ -157,9 +187,11 @@ def _named(query: str) -> str:
     return re.sub(r":(\w+)", r"%(\1)s", query)
 
 
+_AHEAD = 100  # numbers of runs that are taken at once
 _IDLE = 0  # libpq's PQTRANS_IDLE: no transaction has begun
 _FEW, _FEW_ROWS = 4, 24  # up to so many runs get a statement each: it costs half of the one for many
 _COLUMNS = 6  # of a Row
+NEW_ONLY = ("priority", "rank", "not_before", "concurrency_key", "concurrency")  # columns that records.Run has not
 _ROWS = 64  # that go in one statement (SQLite), a statement for each number of them
 _AMOUNTS = ("requests", "tokens_in", "tokens_out", "cost", "estimated", "unpriced")  # of a row of `usage`
 _NOT_ALL = "22012"  # division by zero: how these statements refuse, so that nothing behind them is carried out either
@@ -167,6 +199,26 @@ _TYPES = {
     "seq": "int", "head": "text", "last_n": "int", "status": "text", "waiting": "text", "fence": "int", "worker": "text",
     "claim_id": "text", "lease_until": "float8", "cancel": "text", "ended_at": "float8",
 }  # fmt: skip
+
+
+_NEW = tuple(one.name for one in fields(Run))
+_ARRAYS = "unnest(%s::bigint[], %s::int[], %s::bytea[], %s::bytea[], %s::bytea[], %s::int[], %s::bytea[])"
+_ROW = "e (run_no, seq, header, salt, body, n, digest, place)"
+_EVENTS = (
+    "INSERT INTO events (run_no, seq, header, salt, body, n, digest) SELECT run_no, seq, header, salt, body, n, digest "
+    f"FROM {_ARRAYS} WITH ORDINALITY AS {_ROW} ORDER BY place"
+)
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> tuple[list[Any], ...]:
+    return tuple(list(column) for column in zip(*rows, strict=True))
+
+
+@cache
+def _create(mark: str) -> str:
+    """Return the statement that inserts a run."""
+    columns = (*_NEW, *NEW_ONLY)
+    return f"INSERT INTO runs ({', '.join(columns)}) VALUES ({', '.join([mark] * len(columns))})"
 
 
 @cache
@@ -217,7 +269,5 @@ def _many(whole: bool) -> str:
         "WHERE runs.run_no = v.run_no AND runs.fence = v.old_fence AND runs.seq = v.old_seq RETURNING runs.run_no) "
         "INSERT INTO events (run_no, seq, header, salt, body, n, digest) "
         "SELECT e.run_no / CASE WHEN (SELECT count(*) FROM ok) = (SELECT count(*) FROM v) THEN 1 ELSE 0 END, "
-        "e.seq, e.header, e.salt, e.body, e.n, e.digest FROM unnest(%s::bigint[], %s::int[], "
-        "%s::bytea[], %s::bytea[], %s::bytea[], %s::int[], %s::bytea[]) "
-        "WITH ORDINALITY AS e (run_no, seq, header, salt, body, n, digest, place) ORDER BY e.place"
+        f"e.seq, e.header, e.salt, e.body, e.n, e.digest FROM {_ARRAYS} WITH ORDINALITY AS {_ROW} ORDER BY e.place"
     )

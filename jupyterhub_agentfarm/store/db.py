@@ -40,7 +40,14 @@ class Tx:
     `connection` (SQLAlchemy) and `driver` (DB-API) are one and the same transaction. `now`: epoch seconds.
     """
 
-    def __init__(self, connection: Connection, heads: dict[str, Run], now: float, sqlite: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        heads: dict[str, Run],
+        now: float,
+        sqlite: bool,
+        numbers: collections.deque[int] | None = None,
+    ) -> None:
         self.now = now
         self.sqlite = sqlite
         self.wrote = False  # set by the statements themselves; one who writes by the driver sets it first
@@ -49,8 +56,10 @@ class Tx:
         self._connection = connection
         self._driver: Any = connection.connection.driver_connection
         self._heads = heads
+        self._numbers = collections.deque[int]() if numbers is None else numbers
         self._overlay: dict[str, Run] = {}
         self._gathered = appending.Gathered()
+        self.kept: set[str] = set()  # definitions that are known to be there
         connection.info["tx"] = self
 
     @property
@@ -74,6 +83,16 @@ class Tx:
     def advance(self, run: Run) -> None:
         """Remember the run's new row; it holds beyond this transaction only after COMMIT."""
         self._overlay[run.run_id] = run
+
+    def begin(self, run: Run, more: tuple[Any, ...]) -> Run:
+        """Make a run's row; return it with its number. `more`: the values of appending.NEW_ONLY."""
+        if not self._numbers:
+            self._numbers.extend(appending.numbers(self.driver, self.sqlite))  # behind those that were gathered
+        run = run.moved({"run_no": self._numbers.popleft()})
+        self.wrote = True
+        self._gathered.begin(run, more)
+        self.advance(run)
+        return run
 
     def insert(self, before: Run, after: Run, rows: list[appending.Row], *, whole: bool) -> None:
         """Move a run's row from `before` to `after` (`whole`: more than its head moves) and insert its events.
@@ -138,6 +157,7 @@ class Database:
         self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one after each write that waits; False: the end
         self._waking: asyncio.AbstractEventLoop | None = None
         self._heads: dict[str, Run] = {}
+        self._numbers: collections.deque[int] = collections.deque()  # of runs to come
         self._listeners: list[Callable[[list[Committed]], None]] = []
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="reader")
         self.commits = 0  # for metrics and benchmarks
@@ -278,12 +298,13 @@ class Database:
         try:
             connection = self._connected()
             with connection.begin(), self._driver_errors():
-                tx = Tx(connection, self._heads, self.now(), self.sqlite)
+                tx = Tx(connection, self._heads, self.now(), self.sqlite, self._numbers)
                 for write in batch:
                     _member(tx, write)
                 tx.flush(commit=True)
         except Exception as error:
             self._heads.clear()  # whatever they said: the next use reads the rows
+            self._numbers.clear()
             gone = isinstance(error, sa.exc.DBAPIError) and _lost(error)
             if gone:
                 self._drop_connection()

@@ -18,8 +18,10 @@ _KNOWN = sa.select(definitions.c.hash).where(definitions.c.hash == sa.bindparam(
 def put(tx: Tx, definition: Definition, name: str = "") -> str:
     """Keep the definition; return its content hash (`name`, where it is known). Keeping it twice is harmless."""
     name = name or content_hash(definition)
-    if not tx.connection.execute(_KNOWN, {"name": name}).scalar():
-        tx.execute(definitions.insert().values(hash=name, content=canonical(definition)))
+    if name not in tx.kept:
+        if not tx.connection.execute(_KNOWN, {"name": name}).scalar():
+            tx.execute(definitions.insert().values(hash=name, content=canonical(definition)))
+        tx.kept.add(name)
     return name
 
 

@@ -53,7 +53,6 @@ _COLUMNS = tuple(field.name for field in fields(Run))
 RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
 # Statements that each task needs are made once: to make one costs more than to execute it.
 _ONE = RUN.where(runs.c.run_id == sa.bindparam("run_id"))
-_CREATE = runs.insert()
 _MOVE_TASK = "UPDATE tasks SET status = ?, waiting = ? WHERE task_id = ? AND run_id = ?"
 _END_TASK = (
     "UPDATE tasks SET status = ?, waiting = ?, result = ?, error = ?, ended_at = ? WHERE task_id = ? AND run_id = ?"
@@ -142,22 +141,13 @@ def create_run(
     `rank`: its place there (turns.rank; without one it came now). `not_before`: epoch seconds. `linked`: links.py is told of
     its end. `concurrency`: so many runs of the owner with the same key at once.
     """
-    number = tx.execute(
-        _CREATE,
-        dict(
-            run_id=run_id, task_id=task_id, agent=agent, owner=owner, thread_id=thread_id, version=version,
-            definition_hash=definition_hash, mode=mode, epoch=epoch, bound=bound, priority=priority, status="queued",
-            head=GENESIS, created_at=tx.now, rank=tx.now if rank is None else rank, not_before=not_before, linked=linked,
-            concurrency_key=concurrency_key, concurrency=concurrency,
-        )
-    ).inserted_primary_key[0]  # type: ignore[index]  # fmt: skip
     run = Run(
-        run_no=number, run_id=run_id, task_id=task_id or "", agent=agent, owner=owner, thread_id=thread_id, version=version,
+        run_no=0, run_id=run_id, task_id=task_id or "", agent=agent, owner=owner, thread_id=thread_id, version=version,
         definition_hash=definition_hash, mode=mode, epoch=epoch, bound=bound, status="queued", waiting=None, fence=0, last_n=0,
         seq=0, head=GENESIS, worker=None, claim_id=None, lease_until=None, cancel=None, created_at=tx.now, ended_at=None,
         linked=linked,
     )  # fmt: skip
-    tx.advance(run)
+    tx.begin(run, (priority, tx.now if rank is None else rank, not_before, concurrency_key, concurrency))
     record(tx, run_id, by, events)
     return held(tx, run_id)
 

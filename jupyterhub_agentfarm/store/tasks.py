@@ -25,9 +25,12 @@ _COLUMNS = tuple(one.name for one in fields(Task))
 _TASK = sa.select(*(tasks.c[name] for name in _COLUMNS))
 _ONE = _TASK.where(tasks.c.task_id == sa.bindparam("task_id"))  # made once: to make one costs more than to execute it
 _KEYED = _TASK.add_columns(tasks.c.key_digest).where(
-    tasks.c.owner == sa.bindparam("owner"), tasks.c.key == sa.bindparam("key")
+    tasks.c.owner == sa.bindparam("owner"), tasks.c.key.in_(sa.bindparam("keys", expanding=True))
 )
-_INSERT = tasks.insert()
+_KEYS = 500  # in one query
+_NEW = (*(name for name in _COLUMNS if name not in ("result", "error", "ended_at")), "key_digest", "rank")
+_INSERT = f"INSERT INTO tasks ({', '.join(_NEW)}) VALUES ({', '.join('?' * len(_NEW))})"
+Keyed = dict[str, tuple[Task, str]]  # tasks by their key, with the digest of what was asked for
 _JSON = ("input", "requirements", "result", "error", "options")
 
 
@@ -85,8 +88,21 @@ class Choice:
         return content_hash(self.definition)
 
 
-def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tuple[Task, bool]:
+def keyed(connection: Connection, owner: str, keys: Sequence[str]) -> Keyed:
+    """Return the owner's tasks of these keys."""
+    found = Keyed()
+    for place in range(0, len(keys), _KEYS):
+        values = {"owner": owner, "keys": list(keys[place : place + _KEYS])}
+        found |= {row.key: (_task(row[:-1]), row[-1]) for row in connection.execute(_KEYED, values)}
+    return found
+
+
+def submit(
+    tx: Tx, epoch: str, asked: Submission, choice: Choice | None, known: Keyed | None = None
+) -> tuple[Task, bool]:
     """Write the task, and its run where the agent is known (`choice`); return (task, whether it is new).
+
+    `known`: what `keyed` found of the keys that are submitted together; the new task is added to it.
 
     Raises:
         Conflict: the key was used with another body; or the thread takes no second message.
@@ -95,9 +111,9 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
     """
     digest = _digest(asked)
     if asked.key is not None:
-        known = tx.connection.execute(_KEYED, {"owner": asked.owner, "key": asked.key}).one_or_none()
-        if known is not None:
-            task, before = _task(known[:-1]), known[-1]
+        known = keyed(tx.connection, asked.owner, [asked.key]) if known is None else known
+        if asked.key in known:
+            task, before = known[asked.key]
             if before != digest:
                 raise Conflict(
                     f"key {asked.key!r} was used for another task ({task.task_id})",
@@ -108,7 +124,8 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
     interrupts: list[str] = []
     if asked.thread_id is not None:
         interrupts = threads.admit(tx, asked.thread_id, asked.owner, choice.agent if choice else asked.target)
-    _check_after(tx.connection, asked)
+    if asked.after or asked.results:
+        _check_after(tx.connection, asked)
     task_id = new_id("task")
     events = first_events(tx, asked, choice, task_id) if choice else None  # may raise: before anything is written
     requirements = {
@@ -117,18 +134,16 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
         **_simulate(asked),
     }
     run_id = new_id("run") if choice else None
-    tx.execute(
-        _INSERT,
-        dict(
-            task_id=task_id, run_id=run_id, owner=asked.owner, submitted_by=asked.submitted_by, target=asked.target, agent=choice.agent if choice else None,
-            thread_id=asked.thread_id, input=_json(asked.input), priority=asked.priority, mode=asked.mode, key=asked.key,
-            key_digest=digest, workspace=asked.workspace, deadline=asked.deadline, requirements=_json(requirements),
-            status="waiting" if asked.after else "queued", waiting="after" if asked.after else None, created_at=tx.now,
-            rank=turns.rank(tx.now, asked.priority), options=_json(asked.options), concurrency_key=asked.concurrency_key,
-            parent_run=asked.parent[0] if asked.parent else None, parent_call=asked.parent[1] if asked.parent else None,
-            batch_id=asked.batch_id, place=asked.place,
-        )
+    values = dict(
+        task_id=task_id, run_id=run_id, owner=asked.owner, submitted_by=asked.submitted_by, target=asked.target, agent=choice.agent if choice else None,
+        thread_id=asked.thread_id, input=_json(asked.input), priority=asked.priority, mode=asked.mode, key=asked.key,
+        key_digest=digest, workspace=asked.workspace, deadline=asked.deadline, requirements=_json(requirements),
+        status="waiting" if asked.after else "queued", waiting="after" if asked.after else None, created_at=tx.now,
+        rank=turns.rank(tx.now, asked.priority), options=_json(asked.options), concurrency_key=asked.concurrency_key,
+        parent_run=asked.parent[0] if asked.parent else None, parent_call=asked.parent[1] if asked.parent else None,
+        batch_id=asked.batch_id, place=asked.place,
     )  # fmt: skip
+    tx.later(_INSERT, tuple(values[name] for name in _NEW))
     if choice and run_id and events:
         _begin(tx, epoch, task_id, run_id, asked, choice, events)
     for active in interrupts:
@@ -138,7 +153,10 @@ def submit(tx: Tx, epoch: str, asked: Submission, choice: Choice | None) -> tupl
         for one in asked.after:
             links.mark(tx, one)
         links.settle(tx, task_id)  # they may have ended
-    return show(tx.connection, task_id), True
+    task = show(tx.connection, task_id) if asked.after or interrupts else _task([values.get(name) for name in _COLUMNS])
+    if known is not None and asked.key is not None:
+        known[asked.key] = (task, digest)
+    return task, True
 
 
 def assign(tx: Tx, epoch: str, task: Task, choice: Choice) -> Run:
