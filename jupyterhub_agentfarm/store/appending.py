@@ -95,7 +95,8 @@ class Gathered:
 
         Raises Transient: a run was moved by another writer.
         """
-        statements, moves = self._taken()
+        statements, moves = self._statements(), list(self.runs.values())
+        self._forget()
         if not statements:
             return
         # A transaction that begins here and ends here is PostgreSQL's own implicit one: no BEGIN, no COMMIT to wait for.
@@ -103,7 +104,7 @@ class Gathered:
         try:
             if alone:
                 driver.autocommit = True
-            if alone and len(statements) == 1:
+            if len(statements) == 1 and (alone or not commit):
                 driver.execute(*statements[0])
             else:
                 with driver.pipeline():
@@ -112,30 +113,12 @@ class Gathered:
                     if commit and not alone:  # psycopg's own commit() hangs behind a megabyte in a pipeline
                         driver.execute("COMMIT")
         except Exception as error:
-            _refuse(error, moves)
+            if getattr(error, "sqlstate", None) == _NOT_ALL:
+                raise moved(*[before for before, _ in moves]) from error
             raise
         finally:
             if alone and not driver.closed:
                 driver.autocommit = False
-
-    def look(self, driver: Any, queries: Sequence[tuple[str, dict[str, Any]]]) -> list[list[tuple[Any, ...]]]:
-        """Write what was gathered and read what these queries find then, in one round trip. Raises Transient: as `send`."""
-        statements, moves = self._taken()
-        try:
-            with driver.pipeline():
-                for statement in statements:
-                    driver.execute(*statement)
-                cursors = [driver.execute(_named(text), values) for text, values in queries]
-            return [cursor.fetchall() for cursor in cursors]
-        except Exception as error:
-            _refuse(error, moves)
-            raise
-
-    def _taken(self) -> tuple[list[Statement], list[tuple[Run, Run]]]:
-        """Return the statements that write what was gathered, and the moves in them; nothing is gathered then."""
-        statements, moves = self._statements(), list(self.runs.values())
-        self._forget()
-        return statements, moves
 
     def _forget(self) -> None:
         self.whole, self.new, self.runs, self.rows, self.later, self.used = False, {}, {}, [], [], {}
@@ -175,14 +158,8 @@ class Gathered:
         return _many(self.whole), (*guards, *values, *_columns(rows))
 
 
-def _refuse(error: Exception, moves: list[tuple[Run, Run]]) -> None:
-    """Raise Transient where the error says that a run was moved by another writer."""
-    if getattr(error, "sqlstate", None) == _NOT_ALL:
-        raise moved(*[before for before, _ in moves]) from error
-
-
 @cache
-def _named(query: str) -> str:
+def named(query: str) -> str:
     """Return a query with PostgreSQL's driver's own marks."""
     return re.sub(r":(\w+)", r"%(\1)s", query)
 

@@ -112,15 +112,10 @@ class Tx:
         self.wrote = True
         self._gathered.count(row, amounts)
 
-    def look(self, *queries: tuple[str, dict[str, Any]]) -> list[list[tuple[Any, ...]]]:
-        """Return the rows of each query (of the driver's, with `:name` for its values), behind all that was written so far.
-
-        PostgreSQL gets them, and what was gathered, in one round trip.
-        """
-        if self.sqlite:
-            self._gathered.write(self._driver)
-            return [self._driver.execute(*query).fetchall() for query in queries]
-        return self._gathered.look(self._driver, queries)
+    def look(self, query: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Return the rows of a query (the driver's, with `:name` for its values), behind all that was written so far."""
+        text = query if self.sqlite else appending.named(query)
+        return list(self.driver.execute(text, values).fetchall())
 
     def flush(self, *, commit: bool = False) -> None:
         """Write what was gathered; on PostgreSQL with `commit` COMMIT goes with it: one round trip for all."""

@@ -27,7 +27,8 @@ _STANDING = frozenset({  # what no step forward is
     "run.created", "message.added", "thread.continued", "run.leased", "run.requeued", "model.requested", "model.failed",
     "tool.started", "worker.died",
 })  # fmt: skip
-_CLAIMED = "SELECT run_id FROM runs WHERE claim_id = :claim_id AND agent = :agent AND lease_until IS NOT NULL"
+_CLAIM = f"""SELECT (SELECT c.run_id FROM runs c WHERE c.claim_id = :claim_id AND c.agent = :agent AND c.lease_until IS NOT NULL),
+n.run_id, n.owner, n.owners FROM (SELECT 1) one LEFT JOIN ({turns.NEXT}) n ON true"""
 
 
 def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float) -> Run | None:
@@ -36,14 +37,11 @@ def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float) -> Run
     A run of a thread waits until the thread's earlier runs have ended, one with a concurrency key until it is free;
     owners take turns, and each owner's runs go by priority and age. Bound runs never enter the queue.
     """
-    again, found = tx.look(
-        (_CLAIMED, {"claim_id": claim_id, "agent": agent}), (turns.NEXT, {"agent": agent, "now": tx.now})
-    )
-    if again:
-        return ledger.held(tx, again[0][0])
-    if not found:
+    [(again, run_id, owner, owners)] = tx.look(_CLAIM, {"claim_id": claim_id, "agent": agent, "now": tx.now})
+    if again is not None:
+        return ledger.held(tx, again)
+    if run_id is None:
         return None
-    run_id, owner, owners = found[0]
     if owners > 1:
         turns.served(tx, agent, owner)
     return lease(tx, ledger.held(tx, run_id), worker, claim_id, seconds)

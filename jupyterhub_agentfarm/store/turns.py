@@ -38,7 +38,8 @@ NEXT = f"""WITH RECURSIVE owners(owner) AS (
   SELECT (SELECT r.owner FROM runs r WHERE r.agent = :agent AND r.{_CLAIMABLE} ORDER BY r.owner LIMIT 1)
   UNION ALL SELECT (SELECT r.owner FROM runs r WHERE r.agent = :agent AND r.{_CLAIMABLE} AND r.owner > owners.owner
     ORDER BY r.owner LIMIT 1) FROM owners WHERE owners.owner IS NOT NULL)
-SELECT (SELECT r.run_id FROM runs r WHERE r.run_no = f.run_no), f.owner, (SELECT count(owner) FROM owners) FROM (
+SELECT (SELECT r.run_id FROM runs r WHERE r.run_no = f.run_no) AS run_id, f.owner AS owner,
+  (SELECT count(owner) FROM owners) AS owners FROM (
   SELECT owners.owner, (SELECT q.run_no FROM runs q WHERE q.agent = :agent AND q.owner = owners.owner AND {_FREE}
     ORDER BY q.rank, q.run_no LIMIT 1) AS run_no FROM owners WHERE owners.owner IS NOT NULL LIMIT {MANY}) f
 LEFT JOIN turns ON turns.agent = :agent AND turns.owner = f.owner
