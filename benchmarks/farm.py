@@ -6,6 +6,7 @@
 a server in a process of its own that notes when a request reaches it (all clocks are the machine's CLOCK_MONOTONIC).
 
 submit → model: from the moment before `POST /tasks` until its model request has come in, on an agent that is warm and idle.
+created, leased, requested: when those events of it are written, from the same moment on.
 cancel: from `POST …/cancel` until the task has ended, while its tool blocks its thread for ever; `grace` is what it is given.
 at rest: memory and processor time of the service, over 20 s in which nobody asks for anything.
 """
@@ -27,27 +28,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import hands
 import httpx
 import msgspec
 import psutil
 from common import fsync_floor, machine, postgres, postgres_floor, spread, sqlite_floor, table, write_json
 
-from agentfarm_sdk.protocol import CANCEL_GRACE_SECONDS
-from agentfarm_sdk.tools.registry import pinned, tool
+from agentfarm_sdk.protocol import CANCEL_GRACE_SECONDS, moment
+from agentfarm_sdk.tools.registry import pinned
 
 UP_SECONDS, END_SECONDS, REST_SECONDS = 120.0, 60.0, 20.0
 WARM = 10  # tasks that are made and not counted
 PAUSE = 0.05  # seconds between two tasks: the agent is idle
 Row = dict[str, Any]
-
-
-@tool(effect="read", timeout=600)
-def block() -> str:
-    """Block the thread for ever."""
-    import time
-
-    while True:
-        time.sleep(600)
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -168,11 +161,9 @@ def farm(directory: Path, database: str) -> Iterator[Farm]:
         if not up or launcher.poll() is not None:
             raise RuntimeError((directory / "launcher.log").read_text()[-3000:])
         running = Farm(state, model)
-        spec, source = pinned(block)
+        spec, source = pinned(hands.block)
         draft = {"prompt": "Answer.", "model": {"name": "stand-in"}, "tools": [msgspec.to_builtins(spec)]}
-        running.ask(
-            "POST", "/agents", {"name": "bench", "draft": draft, "files": {Path(__file__).name: source.decode()}}
-        )
+        running.ask("POST", "/agents", {"name": "bench", "draft": draft, "files": {"hands.py": source.decode()}})
         running.ask("POST", "/agents/bench/publish", {})
         yield running
     finally:
@@ -190,15 +181,21 @@ def farm(directory: Path, database: str) -> Iterator[Farm]:
 
 def dispatch(running: Farm, count: int) -> Row:
     """Submit one task after the other to an agent that is warm and idle."""
-    taken, answered = [], []
+    taken: list[float] = []
+    phases: dict[str, list[float]] = {"run.created": [], "run.leased": [], "model.requested": []}
     for _ in range(count + WARM):
-        begin = time.monotonic()
+        began, begin = time.time(), time.monotonic()
         task = running.ask("POST", "/tasks", {"target": "bench", "input": "go"})["task_id"]
-        answered.append((time.monotonic() - begin) * 1000)
         taken.append((running.asked_at() - begin) * 1000)
-        assert running.ended(task)["status"] == "succeeded"
+        done = running.ended(task)
+        assert done["status"] == "succeeded", done
+        for event in running.ask("GET", f"/runs/{done['run_id']}/events")["items"]:
+            if event["kind"] in phases:
+                phases[event["kind"]].append(((moment(event["at"]) or 0.0) - began) * 1000)
         time.sleep(PAUSE)
-    return {"what": "submit → model, ms", **spread(taken[WARM:]), "submit p50": spread(answered[WARM:])["p50"]}
+    return {"what": "submit → model, ms", **spread(taken[WARM:])} | {
+        f"{kind.split('.')[1]} p50": spread(found[WARM:])["p50"] for kind, found in phases.items()
+    }
 
 
 def cancelled(running: Farm, times: int) -> Row:
