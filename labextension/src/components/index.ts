@@ -3,3 +3,4 @@ export * from './basic';
 export * from './data';
 export * from './dialog';
 export * from './list';
+export * from './steps';

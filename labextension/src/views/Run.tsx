@@ -1,11 +1,14 @@
 /** A run: its events as they happen, however many. */
 import React from 'react';
 
-import { Badge, Button, ErrorBox, Head, Loading, Text, Time, VirtualList } from '../components';
-import { useAction, useFarm, useResource, useRun, useTokens } from '../context';
+import { Badge, Button, ErrorBox, Head, Loading, stepKey, StepRow, Text, useSteps, VirtualList } from '../components';
+import { useAction, useFarm, useResource, useTokens } from '../context';
 import { runIcon } from '../icons';
-import type { Event, RunView } from '../protocol';
-import { ENDED, sayEvent, statusWord } from '../words';
+import type { RunView } from '../protocol';
+import type { Step } from '../timeline';
+import { ENDED, statusWord } from '../words';
+import { useFork } from './Fork';
+import { ModeBadge } from './mode';
 import type { Params, View } from './view';
 
 export function RunOf({ run_id }: { run_id: string }): JSX.Element {
@@ -13,45 +16,35 @@ export function RunOf({ run_id }: { run_id: string }): JSX.Element {
   const { value: run, problem, resource } = useResource<RunView>(
     `/runs/${run_id}`, change => change.event.run === run_id && !change.event.kind.startsWith('model.')
   );
-  const { events, count, complete, problem: cut } = useRun(run_id);
+  const { steps, count, complete, problem: cut } = useSteps(run_id);
   const live = run !== undefined && !ENDED.has(run.status);
-  const kind = events[count - 1]?.kind;
   const words = useTokens(run_id, live);
+  const { dialog, acts } = useFork(run?.agent ?? '', run?.mode);
   const cancel = useAction(() => api.post(`/tasks/${run?.task_id}/cancel`, { reason: t('at the panel') }));
   return (
     <section className="af-view af-run" aria-label={t('Run')}>
-      <Head title={run?.agent ?? t('Run')} beside={run && <Badge state={run.status} word={statusWord(run.status, run.waiting)} />}>
+      <Head title={run?.agent ?? t('Run')} beside={run && <><Badge state={run.status} word={statusWord(run.status, run.waiting)} /><ModeBadge mode={run.mode} /></>}>
         {live && <Button busy={cancel.busy} onClick={() => void cancel.run()}>{t('Cancel')}</Button>}
       </Head>
       {run && (
         <p className="af-quiet">
-          {[run.run_id, run.version ? t('version %1', run.version) : t('draft'), t('mode %1', run.mode), run.owner].join(' · ')}
+          {[run.run_id, run.version ? t('version %1', run.version) : t('draft'), run.owner].join(' · ')}
         </p>
       )}
       <ErrorBox problem={problem ?? cut ?? cancel.problem} onRetry={resource.refresh} />
       {!complete && count === 0 && !cut && <Loading />}
-      <VirtualList<Event>
-        items={events} count={count} label={t('Steps')} estimate={56} stick={live} className="af-steps" keyOf={event => event.seq}
-        row={event => <Step event={event} />}
+      <VirtualList<Step>
+        items={steps} count={count} label={t('Steps')} estimate={56} stick={live} className="af-steps" keyOf={stepKey}
+        row={step => <StepRow run_id={run_id} step={step} rev={step.rev} acts={acts} />}
       />
-      {kind === 'model.requested' && words && <Text>{words}</Text>}
+      {words && asking(steps[count - 1]) && <Text>{words}</Text>}
+      {dialog}
     </section>
   );
 }
 
-const Step = React.memo(function Step({ event }: { event: Event }): JSX.Element {
-  const { title, text, look } = sayEvent(event);
-  return (
-    <div className="af-step" data-look={look} data-kind={event.kind} data-seq={event.seq}>
-      <div className="af-step-head">
-        <b>{title}</b>
-        <span className="af-spring" />
-        <Time at={event.at} exact />
-      </div>
-      {text && <Text>{text}</Text>}
-    </div>
-  );
-});
+/** Whether the model is speaking just now: its words so far stand under the steps. */
+export const asking = (last: Step | undefined): boolean => last?.kind === 'model' && last.replied === null;
 
 function Run({ params }: { params: Params }): JSX.Element {
   return <RunOf run_id={params.id ?? ''} key={params.id} />;
