@@ -65,9 +65,6 @@ const STATES: { [kind: string]: CallStep['state'] } = {
   'simulation.answered': 'succeeded'
 };
 
-/** What is not worth a line: it is said by the step that it belongs to. */
-const SILENT = new Set(['run.leased']);
-
 const seconds = (from: string | null, to: string): number | null => (from === null ? null : Math.max(0, (Date.parse(to) - Date.parse(from)) / 1000));
 const words = (value: unknown): string => (typeof value === 'string' ? value : value === undefined || value === null ? '' : JSON.stringify(value));
 
@@ -96,7 +93,7 @@ export class Timeline {
       this.model(event, body, body.request);
     } else if (event.call && !(event.kind === 'person.executed')) {
       this.ofCall(event, body, event.call);
-    } else if (!SILENT.has(event.kind)) {
+    } else {
       this.steps.push({ kind: 'event', id: `event-${event.seq}`, rev: 0, event });
     }
   }
