@@ -42,6 +42,7 @@ from .gateway.upstreams.openai_compatible import OpenAICompatible, Settings
 from .handlers.asking import HUB_CACHE_SECONDS, Door
 from .handlers.feed import Feed
 from .handlers.routes import Parts
+from .handlers.surroundings import Surroundings
 from .handlers.table import application
 from .handlers.waiting import Claims
 from .handlers.worker import Workers
@@ -178,7 +179,7 @@ class AgentFarm(Application):
 
         parts = Parts(
             db=db, live=live, models=Models(live, upstreams), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
-            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers,
+            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=Surroundings(hub, fleet, feed),
             lease=self.lease_seconds, prefix=self.env.get("JUPYTERHUB_SERVICE_PREFIX", "/services/agentfarm/"),
             public_hub=self.env.get("JUPYTERHUB_PUBLIC_HUB_URL", "/hub/"), public_page=self.env.get("JUPYTERHUB_PUBLIC_URL", ""),
         )  # fmt: skip

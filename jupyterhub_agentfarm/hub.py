@@ -14,6 +14,7 @@ import aiohttp
 from .errors import Conflict, Transient, UserError
 
 SECONDS = 20.0  # starting a server answers after up to 10 s
+PAGE, MOST_USERS = 200, 20_000  # users asked for at once, and at most
 SHARED = {  # each scope by itself: tokens do not expand the subscopes of shares
     "view": ("custom:agentfarm:view",),
     "chat": ("custom:agentfarm:view", "custom:agentfarm:chat"),
@@ -135,6 +136,19 @@ class Hub:
         except (aiohttp.ClientError, ValueError) as error:
             raise _away() from error
         return Starting(False, said)
+
+    async def agents_servers(self) -> dict[str, dict[str, Any]]:
+        """Return the default servers of all agents that run or are on their way, by hub user. Raises Transient, UserError."""
+        found: dict[str, dict[str, Any]] = {}
+        for offset in range(0, MOST_USERS, PAGE):
+            users = await self._ask("GET", f"/users?state=active&limit={PAGE}&offset={offset}") or []
+            for user in users:
+                server = (user.get("servers") or {}).get("")
+                if server and (server.get("ready") or server.get("pending")):
+                    found[str(user.get("name"))] = server
+            if len(users) < PAGE:
+                break
+        return found
 
     async def share(self, user: str, person: str, rights: str | None) -> None:
         """Mirror a grant to a share of the user's default server; None takes it away. Raises Transient, UserError."""

@@ -44,6 +44,7 @@ ROLES: list[dict[str, Any]] = [
             "tokens!group=agents",
             "shares!group=agents",
             "read:users!group=agents",
+            "list:users!group=agents",  # which agents' servers are up, asked once for all
             "access:servers!group=agents",
             "custom:agentfarm:manage!group=agents",
             "read:users:name",

@@ -46,6 +46,8 @@ class Agent:
     created_at: float
     retired_at: float | None = None
     owner_since: float | None = None  # creation time of the owner's hub user, where the Hub told it
+    edited_by: str | None = None  # who wrote this revision of the draft
+    edited_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from ..store.db import Tx
 from . import drafts
 from .asking import RANK, Asker, Rights, in_use, reach_agent, rights
 from .connect import close_of, editors
+from .feed import AGENTS
 from .routes import Call, Empty, Page, Route
+from .surroundings import Seen
 from .views import AgentView, Listed, agent_view, page
 
 log = logging.getLogger(__name__)
@@ -98,7 +100,15 @@ async def listed(call: Call) -> Listed[AgentView]:
         may = [(one, has) for one in found if (has := rights(connection, asker, one))]
         return [agent_view(one, has, editors(call.parts, one, has)) for one, has in may]
 
-    return page(await call.read(read), query.limit, lambda one: one.name)
+    found = page(await call.read(read), query.limit, lambda one: one.name)
+    seen = await call.parts.surroundings.look()
+    return Listed([with_server(call, one, seen) for one in found.items], found.next)
+
+
+def with_server(call: Call, agent: AgentView, seen: Seen) -> AgentView:
+    """Add how its server is, as the farm was last seen."""
+    server = seen.server(agent.name, call.parts.why(agent.name))
+    return msgspec.structs.replace(agent, server=server)
 
 
 async def create(call: Call) -> AgentView:
@@ -145,7 +155,8 @@ def _free(connection: Connection, name: str, asker: Asker) -> None:
 async def show(call: Call) -> AgentView:
     agent, has = await call.read(lambda c: reach_agent(c, call.asker, call.path["name"], "view"))
     call.etag(agent.draft_rev)
-    return agent_view(agent, has, editors(call.parts, agent, has))
+    shown = agent_view(agent, has, editors(call.parts, agent, has))
+    return with_server(call, shown, await call.parts.surroundings.look())
 
 
 async def change(call: Call) -> AgentView:
@@ -161,9 +172,11 @@ async def change(call: Call) -> AgentView:
         if pool is not None:
             drafts.check_name(pool, "pool")
         keep_files(tx, draft)
-        return agent_view(agents.update_draft(tx, agent.name, draft=draft.definition, pool=pool, rev=rev), has)
+        by = call.asker.name
+        return agent_view(agents.update_draft(tx, agent.name, draft=draft.definition, pool=pool, rev=rev, by=by), has)
 
     changed: AgentView = await call.commit(write)
+    call.parts.feed.wake(AGENTS)
     if isinstance(changed, AgentView):
         call.etag(changed.draft_rev)
     return changed
@@ -191,12 +204,14 @@ async def _reach(call: Call, need: Rights) -> Agent:
 async def start(call: Call) -> ServerView:
     agent = await _reach(call, "chat")
     await call.parts.hub.start_server(hub_user(agent.name))
+    call.parts.surroundings.stale()
     return await _server(call, agent)
 
 
 async def stop(call: Call) -> Empty:
     agent = await _reach(call, "manage")
     await call.parts.hub.stop_server(hub_user(agent.name))
+    call.parts.surroundings.stale()
     return Empty()
 
 

@@ -14,9 +14,15 @@ from agentfarm_sdk.protocol import ENDED
 from ..errors import Invalid
 from ..records import Committed
 from ..store.db import Database
+from ..store.tables import FARM_RUN
 
 KEEPALIVE_SECONDS = 15.0
 ENDS = "ends"  # in the place of a run: the ends of all
+AGENTS, INBOX, FARM = "agents", "inbox", "surroundings"  # what lists of those show may have changed
+_ASKS = ("approval.", "simulation.", "budget.", "question.")
+_MOVES_INBOX = frozenset({
+    "tool.doubted", "tool.resolved", "run.requeued", "run.resumed", "run.succeeded", "run.failed", "run.cancelled", "worker.died",
+})  # fmt: skip
 _ENDING = frozenset(f"run.{end}" for end in ENDED)
 MAX_UNSENT = 4 * 1024 * 1024  # a reader that takes nothing for so long is dropped; it comes again by its last id
 
@@ -36,6 +42,10 @@ class Feed:
             reader.set()
         if ENDS in self._readers and any(one.events[-1].kind in _ENDING for one in committed):
             self.wake(ENDS)
+        if AGENTS in self._readers and any(one.run_id == FARM_RUN for one in committed):
+            self.wake(AGENTS)
+        if INBOX in self._readers and any(_moves_inbox(event.kind) for one in committed for event in one.events):
+            self.wake(INBOX)
 
     def wake(self, readers: str) -> None:
         """Have the readers of a run, or of all ends, look again."""
@@ -57,6 +67,10 @@ class Feed:
     @property
     def readers(self) -> int:
         return sum(len(readers) for readers in self._readers.values())
+
+
+def _moves_inbox(kind: str) -> bool:
+    return kind in _MOVES_INBOX or kind.startswith(_ASKS)
 
 
 def wants_stream(handler: Any) -> bool:
@@ -121,9 +135,9 @@ class Sse:
                 return
             await self.pause(wake)
 
-    async def pause(self, wake: asyncio.Event) -> None:
-        """Wait until woken or the reader is gone; send a byte now and then."""
-        waiting = [asyncio.ensure_future(wake.wait()), asyncio.ensure_future(self.handler.gone.wait())]
+    async def pause(self, *wakes: asyncio.Event) -> None:
+        """Wait until one of these is set or the reader is gone; send a byte now and then."""
+        waiting = [asyncio.ensure_future(one.wait()) for one in (*wakes, self.handler.gone)]
         try:
             done, _ = await asyncio.wait(waiting, timeout=KEEPALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -1,4 +1,4 @@
-"""The farm itself: health, metrics, all changes as one stream, microservers; and the API described."""
+"""The farm itself: health, metrics; and the API described."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ import jupyterhub_agentfarm
 from agentfarm_sdk.errors import BY_TYPE
 
 from ..errors import AgentFarmError, Forbidden
-from ..records import hub_user, unit_name
-from ..store import agents, changes
-from .asking import reach_agent
-from .feed import Sse, resume_from
-from .routes import Call, Empty, Page, Route
-from .runs import After
-from .views import Listed
+from ..store import changes
+from .routes import Call, Empty, Route
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -72,46 +67,6 @@ async def metrics(call: Call) -> None:
     content = await call.parts.metrics()
     call.handler.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
     call.handler.finish(content)
-
-
-async def events(call: Call) -> None:
-    """Stream every event that the asker may see, from now on or from where they were; ids number the whole farm's."""
-    asker = call.asker
-    start = resume_from(call.handler, call.query.after)
-    last = start or await call.read(changes.latest)
-
-    def look(connection: Any) -> list[tuple[int, str, Any]]:
-        if asker.operator:
-            return changes.after(connection, last, owner=None, agents=())
-        names = [asker.name] if asker.kind == "agent" else list(agents.reachable(connection, asker.name))
-        return changes.after(connection, last, owner="" if asker.kind == "agent" else asker.name, agents=names)
-
-    async def read() -> list[tuple[int, str, Any]]:
-        nonlocal last
-        found = await call.read(look)
-        last = found[-1][0] if found else last
-        return [(number, event.kind, {"agent": agent, "event": event}) for number, agent, event in found]
-
-    with call.parts.feed.reader(None) as wake:
-        await Sse(call.handler).follow(wake, read, lambda: False)
-
-
-async def microservers(call: Call) -> Listed[Any]:
-    found = await call.parts.fleet.microservers()
-    return Listed(list(found))
-
-
-class Explained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`agent`: whose server."""
-
-    agent: str
-
-
-async def explain(call: Call) -> dict[str, Any]:
-    """Say where the agent's server goes, and of each other microserver why not."""
-    agent, _ = await call.read(lambda c: reach_agent(c, call.asker, call.query.agent, "view"))
-    answer: dict[str, Any] = await call.parts.fleet.explain(unit_name(hub_user(agent.name)))
-    return answer
 
 
 async def openapi(call: Call) -> dict[str, Any]:
@@ -178,8 +133,5 @@ def _operation(route: Route, by_kind: dict[int, Any], components: dict[str, Any]
 ROUTES = [
     Route("GET", "/health", health, "Whether the farm is well", who="anyone", answer=Health),
     Route("GET", "/metrics", metrics, "For Prometheus", who="metrics", streams=True),
-    Route("GET", "/events", events, "Stream of all changes that the asker may see", query=After, streams=True),
-    Route("GET", "/microservers", microservers, "The farm's machines", query=Page, answer=Listed[Any]),
-    Route("GET", "/placements/explain", explain, "Where a server goes, and why", query=Explained, answer=dict[str, Any]),
     Route("GET", "/openapi.json", openapi, "This API described", who="anyone", query=Empty, answer=dict[str, Any]),
 ]  # fmt: skip

@@ -10,16 +10,20 @@ from . import (
     audit,
     batches,
     budgets,
+    changes,
     connect,
     erasure,
+    farm,
     forks,
     inbox,
+    lists,
     memory,
     model,
     operations,
     pages,
     runs,
     tasks,
+    templates,
     tools,
     versions,
     worker,
@@ -28,8 +32,8 @@ from .base import url_specs
 from .routes import Parts, Route
 
 ROUTES: list[Route] = [
-    *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
-    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *operations.ROUTES,
+    *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
+    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *templates.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"
 

@@ -84,14 +84,6 @@ class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
 
 
-class TasksPage(Page, frozen=True, forbid_unknown_fields=True):
-    status: str | None = None
-    agent: str | None = None
-    thread: str | None = None
-    batch: str | None = None
-    parent: str | None = None  # the run that delegated them
-
-
 class NewThread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agent: str
     title: Annotated[str, msgspec.Meta(max_length=500)] = ""
@@ -275,20 +267,6 @@ def reach_task(connection: Connection, asker: Asker, task_id: str, need: Literal
     return task
 
 
-async def listed(call: Call) -> Listed[TaskView]:
-    query: TasksPage = call.query
-
-    def read(connection: Connection) -> list[Task]:
-        owners, names = visible(connection, call.asker)
-        return tasks.listed(
-            connection, owners=owners, agents=names, status=query.status, agent=query.agent, thread=query.thread, batch=query.batch, parent=query.parent,
-            before=query.cursor or None, limit=query.limit + 1,
-        )  # fmt: skip
-
-    found = page(await call.read(read), query.limit, lambda one: one.task_id)
-    return Listed([task_view(one) for one in found.items], found.next)
-
-
 async def show(call: Call) -> TaskView:
     task = await call.read(lambda c: reach_task(c, call.asker, call.path["task"], "view"))
     waits = task.status in ("queued", "assigned") and task.agent
@@ -384,7 +362,6 @@ async def show_thread(call: Call) -> ThreadView:
 
 ROUTES = [
     Route("POST", "/tasks", submit, "Submit a task, or many", body=NewTasks, answer=TaskView, also=Submitted, status=201, limit=MAX_APPEND_BYTES),
-    Route("GET", "/tasks", listed, "List tasks, newest first", query=TasksPage, answer=Listed[TaskView]),
     Route("GET", "/tasks/{task}", show, "Show a task", answer=TaskView),
     Route("POST", "/tasks/{task}/cancel", cancel, "Stop it", body=Reason, answer=TaskView),
     Route("POST", "/tasks/{task}/pause", pause, "Let it wait", body=Reason, answer=TaskView),

@@ -17,6 +17,7 @@ from ..store.db import Tx
 from . import drafts
 from .agents import keep_files, open_for_owner, settle
 from .asking import Rights, in_use, reach_agent
+from .feed import AGENTS
 from .routes import Call, Page, Route
 from .views import AgentView, Listed, VersionView, agent_view, page, version_view
 
@@ -122,9 +123,13 @@ async def restore(call: Call) -> AgentView:
         agent, has = _reach(tx.connection, call, "manage")
         in_use(agent)
         old = agents.version(tx.connection, agent.name, call.body.number)
-        return agent_view(agents.update_draft(tx, agent.name, draft=old.definition, pool=agent.pool, rev=rev), has)
+        by = call.asker.name
+        return agent_view(
+            agents.update_draft(tx, agent.name, draft=old.definition, pool=agent.pool, rev=rev, by=by), has
+        )
 
     restored: AgentView = await call.commit(write)
+    call.parts.feed.wake(AGENTS)
     if isinstance(restored, AgentView):
         call.etag(restored.draft_rev)
     return restored
@@ -177,9 +182,11 @@ async def import_(call: Call) -> AgentView:
         except NotFound as error:
             raise Conflict(f"the name {name} is taken", hint="import it under another one: ?name=") from error
         in_use(agent)
-        return agent_view(agents.update_draft(tx, name, draft=draft.definition, pool=file.pool, rev=None), has)
+        by = call.asker.name
+        return agent_view(agents.update_draft(tx, name, draft=draft.definition, pool=file.pool, rev=None, by=by), has)
 
     imported: AgentView = await call.commit(write)
+    call.parts.feed.wake(AGENTS)
     if new:
         await open_for_owner(call, name)
     return imported

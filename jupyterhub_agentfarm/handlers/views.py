@@ -30,6 +30,15 @@ class EditorView(msgspec.Struct, frozen=True):
     url: str
 
 
+class ServerState(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's server as the farm was last seen, a few seconds ago. `reasons`: why it is not up, where that is known."""
+
+    ready: bool = False
+    pending: str | None = None  # spawn, stop
+    microserver: str | None = None
+    reasons: str = ""
+
+
 class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     owner: str
@@ -42,6 +51,9 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     rights: str
     user: str  # its name at the Hub
     editors: list[EditorView] = []  # of one agent, and in the list; for those who may open its server
+    edited_by: str | None = None  # who wrote this revision of the draft
+    edited_at: str | None = None
+    server: ServerState | None = None  # in lists and where one agent is shown
 
 
 class VersionView(msgspec.Struct, frozen=True, kw_only=True):

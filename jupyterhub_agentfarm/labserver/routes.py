@@ -10,7 +10,7 @@ import re
 _SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9._:@+-]*"  # no percent sign and no leading dot: nothing that could mean another path
 
 _PANEL = """
-GET health|tools|inbox|usage|budgets|events|microservers|microservers/*|placements/explain|model/v1/models
+GET health|tools|inbox|usage|budgets|events|microservers|microservers/*|placements/explain|model/v1/models|templates|people
 GET streams|streams/*/gaps|ticks/latest|ticks/ohlcv|ticks/trades
 GET,POST agents|threads|tasks
 GET,PATCH,DELETE agents/*
@@ -19,10 +19,16 @@ GET,POST agents/*/shares
 POST agents/import|agents/*/publish|agents/*/restore|agents/*/start|agents/*/stop|agents/*/connect
 GET,DELETE agents/*/connections
 DELETE agents/*/connections/*
-GET threads/*|tasks/*|inbox/*
-POST blobs|tasks/*/cancel|tasks/*/pause|tasks/*/resume|tasks/*/rerun
-GET runs|runs/*|runs/*/events|runs/*/tokens|runs/*/verify|runs/*/bundle|runs/*/replay
-POST runs/*/fork|runs/*/replay
+GET,DELETE agents/*/memory
+GET threads/*|tasks/*|inbox/*|batches/*|batches/*/results
+POST blobs|preview|batches/*/cancel|tasks/*/cancel|tasks/*/pause|tasks/*/resume|tasks/*/rerun
+GET runs|runs/*|runs/*/events|runs/*/tokens|runs/*/verify|runs/*/bundle|runs/*/replay|runs/*/effects
+GET runs/*/steps|runs/*/requests/*|runs/*/blobs/*
+POST runs/*/fork
+GET,POST agents/*/cases
+PATCH,DELETE agents/*/cases/*
+GET agents/*/cases/runs|agents/*/cases/runs/*
+POST agents/*/cases/run
 """
 
 _KERNEL = """

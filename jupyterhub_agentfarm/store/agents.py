@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from agentfarm_sdk.protocol import ENDED, Definition, canonical, new_event
+from agentfarm_sdk.protocol import ENDED, Definition, canonical, new_event, timestamp
 
 from ..errors import Conflict, NotFound
 from ..records import Agent, Version
@@ -33,9 +33,10 @@ def create(
         raise Conflict(f"there is, or was, an agent {name}", hint="choose another name: records keep it for ever")
     tx.execute(
         agents.insert().values(
-            name=name, owner=owner, owner_since=owner_since, pool=pool, draft=_text(draft), created_at=tx.now
+            name=name, owner=owner, owner_since=owner_since, pool=pool, draft=_text(draft), created_at=tx.now,
+            edited_by=owner, edited_at=tx.now,
         )
-    )
+    )  # fmt: skip
     _record(tx, by, "agent.created", {"agent": name, "owner": owner, "pool": pool})
     return show(tx.connection, name)
 
@@ -69,21 +70,57 @@ def listed(
     return [_agent(row) for row in connection.execute(statement)]
 
 
-def update_draft(tx: Tx, name: str, *, draft: Definition, pool: str | None, rev: int | None) -> Agent:
-    """Replace the draft. Raises Conflict: `rev` is given and the draft has moved on."""
+def update_draft(tx: Tx, name: str, *, draft: Definition, pool: str | None, rev: int | None, by: str) -> Agent:
+    """Replace the draft. by: the person. Raises Conflict: `rev` is given and the draft has moved on; it tells the other one."""
     done = tx.execute(
         agents.update()
         .where(agents.c.name == name, *([] if rev is None else [agents.c.draft_rev == rev]))
-        .values(draft=_text(draft), pool=pool, draft_rev=agents.c.draft_rev + 1)
+        .values(draft=_text(draft), pool=pool, draft_rev=agents.c.draft_rev + 1, edited_by=by, edited_at=tx.now)
     )
     if done.rowcount != 1:
         now = show(tx.connection, name)
         raise Conflict(
-            f"the draft of {name} is at revision {now.draft_rev}, not {rev}",
-            hint="read it again and edit that one",
-            draft_rev=now.draft_rev,
-        )
+            f"{now.edited_by or 'somebody'} edited the draft of {name}: it is at revision {now.draft_rev}, not {rev}",
+            hint="look at both, then send what you want with the new revision",
+            draft_rev=now.draft_rev, draft=msgspec.to_builtins(now.draft), pool=now.pool, edited_by=now.edited_by,
+            edited_at=None if now.edited_at is None else timestamp(now.edited_at),
+        )  # fmt: skip
     return show(tx.connection, name)
+
+
+_BRIEF = (
+    "name",
+    "owner",
+    "owner_since",
+    "pool",
+    "draft_rev",
+    "edited_by",
+    "edited_at",
+    "published",
+    "created_at",
+    "retired_at",
+)
+
+
+def brief(connection: Connection, names: Iterable[str] | None) -> list[dict[str, Any]]:
+    """Return the rows of these agents (None = all), retired ones too, without their drafts: what a list needs to be redrawn."""
+    statement = sa.select(*(agents.c[name] for name in _BRIEF)).order_by(agents.c.name)
+    if names is not None:
+        statement = statement.where(agents.c.name.in_(list(names)))
+    return [{str(name): value for name, value in row.items()} for row in connection.execute(statement).mappings()]
+
+
+def people(connection: Connection) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
+    """Return (owner, agent) and (person, agent, rights) of every agent in use."""
+    used = agents.c.retired_at.is_(None)
+    owns = connection.execute(sa.select(agents.c.owner, agents.c.name).where(used).order_by(agents.c.name))
+    shared = connection.execute(
+        sa.select(grants.c.person, grants.c.agent, grants.c.rights)
+        .join(agents, agents.c.name == grants.c.agent)
+        .where(used)
+        .order_by(grants.c.agent)
+    )
+    return [(owner, name) for owner, name in owns], [(person, name, has) for person, name, has in shared]
 
 
 def publish(tx: Tx, name: str, definition: Definition, note: str, by: str) -> Version:

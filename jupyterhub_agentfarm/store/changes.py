@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from agentfarm_sdk.protocol import Event, read_event
+from agentfarm_sdk.protocol import Event, read_event, timestamp
 
 from .tables import FARM_RUN, events, inbox, runs, tasks, usage
 
@@ -18,24 +19,63 @@ def latest(connection: Connection) -> int:
     return int(connection.execute(sa.select(sa.func.coalesce(sa.func.max(events.c.id), 0))).scalar_one())
 
 
+_RUN = ("agent", "owner", "status", "waiting", "seq")
+_TASK = (
+    "task_id", "agent", "owner", "target", "run_id", "thread_id", "batch_id", "priority", "status", "waiting", "created_at", "ended_at",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Change:
+    """An event, its number in the farm, and the rows of its run and task as they are now; `task` None: it is of no task."""
+
+    number: int
+    event: Event
+    run: dict[str, Any]
+    task: dict[str, Any] | None
+
+
 def after(
-    connection: Connection, number: int, *, owner: str | None, agents: Iterable[str], limit: int = 200
-) -> list[tuple[int, str, Event]]:
-    """Return (number, agent, event) behind `number` of this owner's and these agents' runs; owner None = all."""
+    connection: Connection, number: int, *, owner: str | None, agents: Iterable[str], limit: int = 200, bodies: bool = True
+) -> tuple[list[Change], int]:  # fmt: skip
+    """Return what came behind `number` of this owner's and these agents' runs (owner None = all), and up to where was looked."""
+    top = latest(connection)  # one writer counts them up: nothing can come before it later
+    body = events.c.body if bodies else sa.null()
     statement = (
-        sa.select(events.c.id, runs.c.agent, events.c.header, events.c.body)
+        sa.select(events.c.id, events.c.header, body, *(runs.c[name] for name in _RUN), *(tasks.c[name] for name in _TASK))
         .join(runs, runs.c.run_no == events.c.run_no)
-        .where(events.c.id > number)
+        .outerjoin(tasks, tasks.c.task_id == runs.c.task_id)
+        .where(events.c.id > number, events.c.id <= top)
         .order_by(events.c.id)
         .limit(limit)
-    )
+    )  # fmt: skip
     if owner is not None:
         seen = sa.or_(runs.c.owner == owner, runs.c.agent.in_(list(agents)))
         statement = statement.where(seen, runs.c.run_id != FARM_RUN)
-    return [
-        (int(number), str(agent), read_event(bytes(header), None if body is None else bytes(body)))
-        for number, agent, header, body in connection.execute(statement)
-    ]
+    found = [_change(row) for row in connection.execute(statement)]
+    return found, found[-1].number if len(found) == limit else max(number, top)
+
+
+def _change(row: Any) -> Change:
+    number, header, body, *values = row
+    run = dict(zip(_RUN, values, strict=False))
+    task = dict(zip(_TASK, values[len(_RUN) :], strict=True))
+    for name in ("created_at", "ended_at"):
+        task[name] = None if task[name] is None else timestamp(task[name])
+    event = read_event(bytes(header), None if body is None else bytes(body))
+    return Change(int(number), event, run, task if task["task_id"] else None)
+
+
+def inbox_counts(
+    connection: Connection, *, owners: Iterable[str] | None, agents: Iterable[str] | None, groups: Iterable[str]
+) -> dict[str, int]:
+    """Return how many inbox items wait, by kind: of these owners or agents, or escalated to these groups (None = all)."""
+    statement = sa.select(inbox.c.kind, sa.func.count()).where(inbox.c.decided_at.is_(None)).group_by(inbox.c.kind)
+    if owners is not None or agents is not None:
+        escalated = sa.and_(inbox.c.escalated_at.is_not(None), inbox.c.escalate_to.in_(list(groups)))
+        mine = sa.or_(inbox.c.owner.in_(list(owners or ())), inbox.c.agent.in_(list(agents or ())), escalated)
+        statement = statement.where(mine)
+    return {str(kind): int(count) for kind, count in connection.execute(statement)}
 
 
 def counts(connection: Connection, now: float) -> dict[str, list[tuple[Any, ...]]]:

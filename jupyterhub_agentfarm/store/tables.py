@@ -61,6 +61,8 @@ agents = Table(
     Column("pool", String(64)),
     Column("draft", Text, nullable=False),
     Column("draft_rev", Integer, nullable=False, server_default="1"),
+    Column("edited_by", String(255)),  # who wrote that revision of the draft, and when
+    Column("edited_at", Double),
     Column("published", Integer),
     Column("created_at", Double, nullable=False),
     Column("retired_at", Double),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -275,25 +275,9 @@ def show(connection: Connection, task_id: str) -> Task:
     return _task(row)
 
 
-def listed(
-    connection: Connection, *, owners: Iterable[str] | None = None, agents: Iterable[str] | None = None, status: str | None = None,
-    agent: str | None = None, thread: str | None = None, batch: str | None = None, parent: str | None = None, before: str | None = None, limit: int = 50,
-) -> list[Task]:  # fmt: skip
-    """Return tasks, newest first, of these owners or these agents (None and None = all)."""
-    statement = _TASK.order_by(tasks.c.task_id.desc()).limit(limit)
-    if owners is not None or agents is not None:
-        statement = statement.where(
-            sa.or_(tasks.c.owner.in_(list(owners or ())), tasks.c.agent.in_(list(agents or ())))
-        )
-    for column, value in (
-        (tasks.c.status, status),
-        (tasks.c.agent, agent),
-        (tasks.c.thread_id, thread),
-        (tasks.c.batch_id, batch),
-        (tasks.c.parent_run, parent),
-    ):
-        if value is not None:
-            statement = statement.where(column == value)
+def listed(connection: Connection, *where: Any, before: str | None = None, limit: int = 50) -> list[Task]:
+    """Return the tasks that the conditions on `tables.tasks` select (lists.py), newest first."""
+    statement = _TASK.where(*where).order_by(tasks.c.task_id.desc()).limit(limit)
     if before:
         statement = statement.where(tasks.c.task_id < before)
     return [_task(row) for row in connection.execute(statement)]

@@ -45,6 +45,9 @@ export interface AgentView {
   rights: string;
   user: string;
   editors?: EditorView[];
+  edited_by?: string | null;
+  edited_at?: string | null;
+  server?: ServerState | null;
 }
 
 export interface AgentsPage {
@@ -148,6 +151,13 @@ export interface BudgetView {
   warning?: string;
 }
 
+/** `after`: the last number that is known; 0: from now on. `bodies` false: events come without their bodies. */
+export interface Changes {
+  after?: number;
+  bodies?: boolean;
+  state?: boolean;
+}
+
 export interface Claim {
   run: string;
   fence: number;
@@ -188,6 +198,12 @@ export interface ConnectionView {
   person: string;
   created_at: string;
   expires_at: string;
+}
+
+/** How many tasks there are of each status; those that there are none of are left out. */
+export interface Counts {
+  total: number;
+  counts: { [name: string]: number };
 }
 
 /** For an approval: approve (with other `arguments`, if need be) or refuse. For a call in doubt: happened (with its */
@@ -271,6 +287,10 @@ export interface Erasure {
   all?: boolean;
 }
 
+export interface ErasureWhy {
+  reason: string;
+}
+
 /** A recorded event as readers get it. `body` is JSON as kept, or null where it was erased. */
 export interface Event {
   run: string;
@@ -288,9 +308,10 @@ export interface EventsPage {
   limit?: number;
 }
 
-/** `agent`: whose server. */
+/** `agent`: whose server; or `task`: the server of the agent that has it. */
 export interface Explained {
-  agent: string;
+  agent?: string;
+  task?: string;
 }
 
 /** `after`: the number of the last event that is known; numbers only grow. */
@@ -310,6 +331,24 @@ export interface Exported {
   body: string | null;
   n: number | null;
   digest: string | null;
+}
+
+export interface FarmWhy {
+  reason?: string;
+}
+
+/** `status`: one, or several with commas. `since`, `until`: ISO 8601, of when it was submitted. `text` stands in input or result. */
+export interface Filter {
+  status?: string | null;
+  agent?: string | null;
+  owner?: string | null;
+  mode?: string | null;
+  since?: string | null;
+  until?: string | null;
+  text?: string | null;
+  thread?: string | null;
+  batch?: string | null;
+  parent?: string | null;
 }
 
 /** Begin with the messages of a run before reply number `step`; then the prompt of `definition` and `input`, where given. */
@@ -390,6 +429,30 @@ export interface MemoryPage {
   limit?: number;
   cursor?: string;
   query?: string;
+}
+
+/** `state`: ready, cordoned, draining or lost. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there. */
+export interface MicroserverView {
+  name: string;
+  state: string;
+  reason?: string;
+  labels?: { [name: string]: string };
+  servers?: number;
+  agents?: string[];
+  verbs?: string[];
+  cannot?: { [name: string]: string };
+  cpus?: number;
+  load?: number;
+  memory?: number;
+  memory_free?: number;
+  disk?: number;
+  disk_free?: number;
+  uptime?: number;
+  own_users?: boolean | null;
+  isolation?: string;
+  avx2?: boolean | null;
+  backend?: string;
+  version?: unknown;
 }
 
 /** A model request of a run, without messages: the gateway folds them from the ledger itself. */
@@ -544,10 +607,21 @@ export interface Outcome {
   event: NewEvent;
 }
 
+/** An agent that a person owns, or has been given rights on. */
+export interface Owned {
+  agent: string;
+  rights: string;
+}
+
 /** What every list takes. */
 export interface Page {
   limit?: number;
   cursor?: string;
+}
+
+export interface PersonView {
+  person: string;
+  agents: Owned[];
 }
 
 export interface Problem {
@@ -615,6 +689,20 @@ export interface RunView {
   ended_at: string | null;
 }
 
+/** As of tasks; `task`: the runs of that one, retries too. */
+export interface RunsPage {
+  limit?: number;
+  cursor?: string;
+  status?: string | null;
+  agent?: string | null;
+  owner?: string | null;
+  mode?: string | null;
+  since?: string | null;
+  until?: string | null;
+  thread?: string | null;
+  task?: string | null;
+}
+
 export interface SecretView {
   name: string;
   updated_at: string | null;
@@ -623,6 +711,14 @@ export interface SecretView {
 export interface Seq {
   seq: number;
   head: string;
+}
+
+/** An agent's server as the farm was last seen, a few seconds ago. `reasons`: why it is not up, where that is known. */
+export interface ServerState {
+  ready?: boolean;
+  pending?: string | null;
+  microserver?: string | null;
+  reasons?: string;
 }
 
 export interface ServerView {
@@ -687,13 +783,18 @@ export interface TaskView {
 }
 
 export interface TasksPage {
-  limit?: number;
-  cursor?: string;
   status?: string | null;
   agent?: string | null;
+  owner?: string | null;
+  mode?: string | null;
+  since?: string | null;
+  until?: string | null;
+  text?: string | null;
   thread?: string | null;
   batch?: string | null;
   parent?: string | null;
+  limit?: number;
+  cursor?: string;
 }
 
 /** Another run where one has failed: `attempts` runs in all, `backoff` seconds before the second, doubled each time. */
@@ -701,6 +802,16 @@ export interface TasksRetry {
   attempts?: number;
   backoff?: number;
   on?: string[];
+}
+
+/** `definition`: what POST /agents takes as `draft`. `tasks`: inputs to try it with. `needs`: what it lacks on a new farm. */
+export interface Template {
+  name: string;
+  title: string;
+  description: string;
+  definition: Definition;
+  tasks?: unknown[];
+  needs?: string[];
 }
 
 export interface ThreadView {
@@ -810,8 +921,4 @@ export interface Whole {
   anchored_at: string | null;
   since: number;
   broken: Broken[];
-}
-
-export interface Why {
-  reason: string;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from jupyterhub_agentfarm.gateway.proxy import Route, Upstreams
 from jupyterhub_agentfarm.handlers.routes import Parts
 from jupyterhub_agentfarm.handlers.table import application
 from jupyterhub_agentfarm.hub import Hub
+from jupyterhub_agentfarm.records import unit_name
 from jupyterhub_agentfarm.scheduling.reaper import Reaper
 from jupyterhub_agentfarm.scheduling.scheduler import Scheduler
 from jupyterhub_agentfarm.store.db import Database
@@ -103,6 +104,9 @@ class FakeHub:
             return self.progress(user)
         if kind == "users" and "/tokens" in path:
             return await self.answer_tokens(request.method, user, path.rpartition("/")[2], body)
+        if path == "users":
+            model = {"ready": True, "pending": None}
+            return web.json_response([{"name": one, "servers": {"": model}} for one in sorted(self.running)])
         if kind == "users":
             if user not in self.people and not user.startswith("agent-"):
                 return web.json_response({"message": "No such user"}, status=404)
@@ -135,8 +139,9 @@ class FakeHub:
 class FakeFleet:
     """Hub users made and retired; the daemon has tests of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: Callable[[], set[str]] = set) -> None:
         self.users: set[str] = set()
+        self.state, self.runs = "ready", runs  # runs: hub users whose servers run
 
     async def put_user(self, name: str) -> None:
         self.users.add(name)
@@ -145,7 +150,16 @@ class FakeFleet:
         self.users.discard(name)
 
     async def microservers(self) -> list[dict[str, Any]]:
-        return [{"name": "local", "state": "ready"}]
+        return [{"name": "local", "state": self.state, "memory": 8, "memory_free": 4, "load": 0.5}]
+
+    async def units(self) -> list[dict[str, Any]]:
+        return [{"unit": unit_name(user), "state": "running", "microserver": "local"} for user in sorted(self.runs())]
+
+    async def cordon(self, name: str, reason: str = "") -> None:
+        self.state = "cordoned"
+
+    async def uncordon(self, name: str, reason: str = "") -> None:
+        self.state = "ready"
 
     async def explain(self, unit: str) -> dict[str, Any]:
         return {"unit": unit, "microserver": None, "reasons": {"local": "0 MiB are free"}}
@@ -256,11 +270,11 @@ async def service(tmp_path: Path, url: str, monkeypatch: Any, lease: float = 30.
     db = Database.open(url)
     farm = AgentFarm()
     farm.env, farm.lease_seconds = {}, lease
-    model, fleet = Scripted(), FakeFleet()
+    model, fleet = Scripted(), FakeFleet(lambda: hub.running)
     upstreams = Upstreams([Route(model, ("scripted",))])
     client = Hub(hub.url, "of-the-service")
     parts, scheduler, reaper = farm.build(db, key, upstreams, client, tmp_path)
-    parts.fleet = fleet
+    parts.fleet = parts.surroundings.fleet = fleet
     scheduler.explain = fleet.explain
     secret = derived(key, b"cookies")
     server = HTTPServer(application(parts, secret), max_body_size=2**40)

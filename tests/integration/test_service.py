@@ -49,7 +49,7 @@ async def run_to_its_end(farm: Service, task_input: str = "What is 2+2?") -> tup
 
 
 async def read_sse(client: httpx.AsyncClient, path: str, count: int, **headers: str) -> list[tuple[int, str, Any]]:
-    """Return `count` events of a stream, or all until it ends."""
+    """Return `count` events of the ledger from a stream, or all until it ends."""
     found: list[tuple[int, str, Any]] = []
     async with client.stream("GET", path, headers={"Accept": "text/event-stream", **headers}) as answer:
         assert answer.status_code == 200, await answer.aread()
@@ -60,6 +60,8 @@ async def read_sse(client: httpx.AsyncClient, path: str, count: int, **headers: 
             elif line.startswith("event: "):
                 name = line[7:]
             elif line.startswith("data: "):
+                if "." not in name:  # how things are, told beside the events
+                    continue
                 found.append((number, name, json.loads(line[6:])))
                 if len(found) == count:
                     break

@@ -97,7 +97,14 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "PUT /budgets": MANAGES,
     "GET /events": USERS,
     "GET /microservers": USERS,
-    "GET /placements/explain": USERS,
+    "GET /microservers/{name}": USERS,
+    "POST /microservers/{name}/cordon": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "POST /microservers/{name}/uncordon": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "GET /people": PEOPLE,
+    "GET /templates": USERS,
+    "GET /tasks/counts": USERS,
+    "GET /runs": USERS,
+    "GET /placements/explain": USERS,  # which agent's or task's is asked behind the door
 }
 BODIES: dict[str, Any] = {
     "POST /agents": {"name": "x", "colour": "past the door"},
@@ -205,7 +212,8 @@ async def test_every_route_lets_in_whom_it_should(tmp_path: Path, monkeypatch: p
             for route in sorted(RIGHTS, key=lambda one: ("DELETE" in one, "cancel" in one, "POST" in one)):
                 method, _, path = route.partition(" ")
                 due = expected(route, asker)
-                own = {**names, "name": "KEY"} if path.startswith("/secrets") else names
+                other = {"/secrets": "KEY", "/microservers": "local"}.get("/" + path.split("/")[1])
+                own = {**names, "name": other} if other else names
                 url = path.format(**own) + ("?reason=r" if route == "DELETE /runs/{run}" else "")
                 async with client.stream(
                     method, url, json=body_of(route, names["run"]) if method != "GET" else None

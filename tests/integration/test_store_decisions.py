@@ -13,6 +13,7 @@ from jupyterhub_agentfarm.errors import Conflict, Fenced, Invalid
 from jupyterhub_agentfarm.records import Run
 from jupyterhub_agentfarm.store import inbox, leases, ledger, tasks, threads
 from jupyterhub_agentfarm.store.db import Database
+from jupyterhub_agentfarm.store.lists import Wanted, tasks_where
 
 DIED = "kernel exited with -9"
 
@@ -211,10 +212,12 @@ async def test_lists_page_without_gap_or_repeat_and_show_only_what_was_asked_for
     while page := await db.read(partial(tasks.listed, before=seen[-1] if seen else None, limit=4)):
         seen += [task.task_id for task in page]
     assert sorted(seen, reverse=True) == seen and set(seen) == {task.task_id for task in made}
-    mine = await db.read(lambda c: tasks.listed(c, owners=["bob"], agent="a"))
+    mine = await db.read(lambda c: tasks.listed(c, *tasks_where(Wanted(agent="a"), ["bob"], [])))
     assert len(mine) == 2 and {(task.owner, task.agent) for task in mine} == {("bob", "a")}
-    assert len(await db.read(lambda c: tasks.listed(c, owners=["bob"], agents=["a"]))) == 5  # of these owners or agents
-    assert await db.read(lambda c: tasks.listed(c, status="failed")) == []
+    assert (
+        len(await db.read(lambda c: tasks.listed(c, *tasks_where(Wanted(), ["bob"], ["a"])))) == 5
+    )  # of these owners or agents
+    assert await db.read(lambda c: tasks.listed(c, *tasks_where(Wanted(status=("failed",)), None, None))) == []
     threads_made = [
         await db.write(lambda tx, owner=owner: threads.create(tx, agent="a", owner=owner)) for owner in ("alice", "bob")
     ]

@@ -25,7 +25,13 @@ LEAVES = [
     "sdk.errors sdk.schemas sdk.parts",
 ]
 LADDERS: dict[str, list[str]] = {
-    "service": ["app", "handlers scheduling monitoring", "gateway ticks", "store hub fleet.client sdk.tools", *LEAVES],
+    "service": [
+        "app",
+        "handlers scheduling monitoring",
+        "gateway ticks demo",
+        "store hub fleet.client sdk.tools",
+        *LEAVES,
+    ],
     "model server": ["gateway.embedded", *LEAVES],
     "hub": ["spawner", "hubconfig", "fleet.client", *LEAVES],
     "fleet": ["fleet.daemon", "fleet.microserver", "fleet.helper fleet", *LEAVES],

@@ -14,6 +14,7 @@ def upgrade() -> None:
     _budgets()
     _memory()
     _connections()
+    _agents()
 
 
 def _inbox() -> None:
@@ -202,3 +203,9 @@ def _connections() -> None:
         sa.PrimaryKeyConstraint("connection_id", name=op.f("pk_connections")),
     )
     op.create_index("ix_connections_agent", "connections", ["agent"])
+
+
+def _agents() -> None:
+    """Who edited a draft."""
+    op.add_column("agents", sa.Column("edited_by", sa.String(length=255)))
+    op.add_column("agents", sa.Column("edited_at", sa.Double()))
