@@ -28,11 +28,10 @@ class Tail:
         """Return (agent, event) of what came since; nothing while the database is away."""
         try:
             with self._engine.connect() as connection:
-                found = changes.after(connection, self.place, owner=None, agents=())
+                found, self.place = changes.after(connection, self.place, owner=None, agents=())
         except sa.exc.SQLAlchemyError:
             return []
-        self.place = found[-1][0] if found else self.place
-        return [(agent, event) for _, agent, event in found]
+        return [(str(one.run["agent"]), one.event) for one in found]
 
     def close(self) -> None:
         self._engine.dispose()
