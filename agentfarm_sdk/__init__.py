@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from .farm import Farm as Farm
     from .farm import Task as Task
     from .model import OpenAIModel as OpenAIModel
+    from .panel import FarmView as FarmView
+    from .panel import RunView as RunView
     from .reopened import open_run as open_run
     from .tools.context import Context as Context
     from .tools.registry import happened as happened
@@ -29,6 +32,8 @@ _PLACES = {
     "Farm": "farm",
     "Task": "farm",
     "OpenAIModel": "model",
+    "FarmView": "panel",
+    "RunView": "panel",
     "open_run": "reopened",
     "watch": "watching",
     "Context": "tools.context",
@@ -50,5 +55,20 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """`%load_ext agentfarm_sdk`: the magics %agentfarm and %%agent."""
-    importlib.import_module(".magics", __name__).load(shell)
+    """`%load_ext agentfarm_sdk`: the magics %agentfarm and %%agent, which import what they need when they are used.
+
+    In kernels of agents' workers there are none: what a visitor asks there would be asked as the agent.
+    """
+    if os.environ.get("AGENTFARM_AGENT"):
+        return
+
+    def agentfarm(line: str) -> Any:
+        """Look at the farm and ask it, from a cell: `%agentfarm help` lists what there is."""
+        return importlib.import_module(".magics", __name__).agentfarm(line)
+
+    def agent(line: str, cell: str) -> Any:
+        """Give an agent the cell's text, and show what it does: `%agentfarm help` says how."""
+        return importlib.import_module(".magics", __name__).agent(shell, line, cell)
+
+    shell.register_magic_function(agentfarm, "line")
+    shell.register_magic_function(agent, "cell")

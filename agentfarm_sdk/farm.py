@@ -388,8 +388,8 @@ class Farm:
     def inbox(self, limit: int | None = None, **filters: Any) -> Iterator[Json]:
         return self._listed("inbox", limit, filters)
 
-    def budgets(self, limit: int | None = None) -> Iterator[Json]:
-        return self._listed("budgets", limit)
+    def budgets(self) -> Iterator[Json]:
+        return Listing(lambda most: iter(self.request("GET", "/budgets")["items"]), self, "budgets", None)
 
     def resolve(
         self, item: str, decision: str, *, reason: str = "", arguments: Json | None = None, result: Any = None, force: bool = False

@@ -1,10 +1,12 @@
-"""`%load_ext agentfarm_sdk`: the farm by a line, an agent by a cell. What goes wrong is one sentence with the way out."""
+"""%agentfarm and %%agent: the farm by a line, an agent by a cell. What goes wrong is one sentence with the way out.
+
+`%load_ext agentfarm_sdk` registers them (__init__.py).
+"""
 
 from __future__ import annotations
 
 import argparse
 import functools
-import os
 import shlex
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -31,14 +33,6 @@ LINE = """%agentfarm status                        is the farm well, and where i
 %agentfarm open RUN [-o FILE.ipynb]      write it as a notebook whose cells replay it"""
 CELL = """%%agent NAME [--mode ask|simulate|live] [--wait | --no-wait] [--var k=v] [--out name]
 The cell's text is the input. It is shown while it works; with --out the result is put into that variable (--no-wait: the task)."""
-
-
-def load(shell: Any) -> None:
-    """Register the magics. In kernels of agents' workers there are none: their farm is their run's."""
-    if os.environ.get("AGENTFARM_AGENT"):
-        return
-    shell.register_magic_function(agentfarm, "line", "agentfarm")
-    shell.register_magic_function(functools.partial(agent, shell), "cell", "agent")
 
 
 class Told(Exception):

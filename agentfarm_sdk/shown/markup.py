@@ -15,9 +15,10 @@ LONGEST = 4000  # characters of one text; the rest is counted
 SHORT = 110
 
 # What a terminal or a browser would obey: C0 and C1 controls, and what reorders or hides the text around it.
-_OBEYED = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)}
-_OBEYED |= {127: "\u2421", **{code: "\ufffd" for code in range(128, 160)}}
-_OBEYED |= {code: "\ufffd" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029)}
+_OBEYED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+_OBEYED |= {
+    code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029)
+}
 
 STATES = {
     "succeeded": "good", "done": "good", "published": "good", "same": "good", "failed": "bad", "differs": "bad", "cancelled": "off",
@@ -101,19 +102,20 @@ def lasted(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-# Lab's variables first, VS Code's second, then what reads on light and dark alike.
+# Lab's variables first, VS Code's second, then what reads on light and dark alike. Doubled classes outweigh Lab's own rules.
 STYLE = """
 .agentfarm{--af-quiet:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,#77807b));
 --af-line:var(--jp-border-color2,var(--vscode-panel-border,rgba(128,128,128,.3)));
---af-code:var(--jp-layout-color2,var(--vscode-textCodeBlock-background,rgba(128,128,128,.12)));
+--af-code:rgba(128,128,128,.13);
 --af-link:var(--jp-content-link-color,var(--vscode-textLink-foreground,#2f7fb5));
---af-good:var(--vscode-charts-green,#2f9158);--af-bad:var(--jp-error-color1,var(--vscode-charts-red,#d9483b));
---af-run:var(--vscode-charts-blue,#3b82d6);--af-wait:var(--vscode-charts-orange,#c17d10);
+--af-good:#1f7a45;--af-bad:#c0362c;--af-run:#1f6feb;--af-wait:#8f6000;
 font:13px/1.5 var(--jp-ui-font-family,var(--vscode-font-family,system-ui,sans-serif));max-width:64rem;padding:2px 0}
+[data-jp-theme-light="false"] .agentfarm,.vscode-dark .agentfarm,.vscode-high-contrast .agentfarm{--af-good:#5fc48a;--af-bad:#f2786d;--af-run:#6ea8fe;--af-wait:#e0a82e}
 .agentfarm .af-quiet{color:var(--af-quiet)}
 .agentfarm .af-head{display:flex;flex-wrap:wrap;gap:2px 12px;align-items:baseline}
 .agentfarm .af-head b{font-weight:600}
-.agentfarm .af-head code{font-size:12px}
+.agentfarm.agentfarm code{font-size:12px}
+.agentfarm .af-one .af-state{margin:0 6px}
 .agentfarm .af-spring{flex:1}
 .agentfarm a{color:var(--af-link);text-decoration:none}
 .agentfarm a:hover{text-decoration:underline}
@@ -123,11 +125,11 @@ font:13px/1.5 var(--jp-ui-font-family,var(--vscode-font-family,system-ui,sans-se
 .agentfarm .af-run{color:var(--af-run)}.agentfarm .af-wait{color:var(--af-wait)}
 .agentfarm .af-part{margin:8px 0 0}
 .agentfarm .af-label{color:var(--af-quiet);font-size:11px;letter-spacing:.04em;text-transform:uppercase}
-.agentfarm .af-text,.agentfarm pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:24rem;overflow:auto}
-.agentfarm pre{background:var(--af-code);color:inherit;border-radius:4px;padding:5px 9px;margin:3px 0 5px;font:12px/1.5 var(--jp-code-font-family,var(--vscode-editor-font-family,ui-monospace,monospace))}
-.agentfarm code{background:none;padding:0;color:inherit;font-family:var(--jp-code-font-family,var(--vscode-editor-font-family,ui-monospace,monospace))}
-.agentfarm ol{list-style:none;margin:8px 0 0;padding:0;border-top:1px solid var(--af-line)}
-.agentfarm ol>li{margin:0;border-bottom:1px solid var(--af-line)}
+.agentfarm .af-text,.agentfarm.agentfarm pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:24rem;overflow:auto}
+.agentfarm.agentfarm pre{background:var(--af-code);color:inherit;border-radius:4px;padding:5px 9px;margin:3px 0 5px;font:12px/1.5 var(--jp-code-font-family,var(--vscode-editor-font-family,ui-monospace,monospace))}
+.agentfarm.agentfarm code{background:none!important;padding:0;border:0;font-family:var(--jp-code-font-family,var(--vscode-editor-font-family,ui-monospace,monospace))}
+.agentfarm.agentfarm ol{list-style:none;margin:8px 0 0;padding:0;border-top:1px solid var(--af-line)}
+.agentfarm.agentfarm ol>li{margin:0;border-bottom:1px solid var(--af-line)}
 .agentfarm details{margin:0}
 .agentfarm summary{cursor:pointer;padding:4px 2px;border-radius:4px}
 .agentfarm li>details>summary{display:grid;grid-template-columns:2.2em minmax(0,1fr) auto;gap:0 8px;align-items:baseline}
@@ -144,7 +146,8 @@ font:13px/1.5 var(--jp-ui-font-family,var(--vscode-font-family,system-ui,sans-se
 .agentfarm .af-bar>i{display:block;height:100%;background:currentColor}
 .agentfarm.agentfarm table{border-collapse:collapse;margin:4px 0;width:auto;font-size:13px;border:0;table-layout:auto}
 .agentfarm.agentfarm tr:nth-child(n){background:none;border:0}
-.agentfarm.agentfarm th,.agentfarm.agentfarm td{text-align:left;vertical-align:baseline;padding:3px 18px 3px 2px;border:0;border-bottom:1px solid var(--af-line);white-space:normal;overflow-wrap:anywhere;max-width:34rem}
+.agentfarm.agentfarm th,.agentfarm.agentfarm td{text-align:left;vertical-align:baseline;padding:3px 18px 3px 2px;border:0;border-bottom:1px solid var(--af-line);white-space:normal;overflow-wrap:break-word;max-width:26rem}
+.agentfarm.agentfarm td code,.agentfarm td b{white-space:nowrap}
 .agentfarm.agentfarm th{color:var(--af-quiet);font-weight:500;font-size:11px;letter-spacing:.04em;text-transform:uppercase;background:none;white-space:nowrap}
 .agentfarm .af-del{color:var(--af-bad)}.agentfarm .af-add{color:var(--af-good)}
 """.strip().replace("\n", "")

@@ -231,3 +231,31 @@ async def test_a_notebook_whose_run_differs_shows_it_and_a_cell_that_fails_is_no
 ) -> None:
     with pytest.raises(CellExecutionError, match="no-such-run"):
         await executed(notebook("from agentfarm_sdk import open_run\nopen_run('no-such-run')"), tmp_path)
+
+
+async def test_a_kernel_of_a_persons_server_has_the_magics_from_the_start_and_imports_nothing_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from traitlets.config import Config, PyFileConfigLoader
+
+    for name in ("AGENTFARM_URL", "AGENTFARM_TOKEN", "AGENTFARM_AGENT", "AGENTFARM_SOCKET"):
+        monkeypatch.delenv(name, raising=False)
+    file = Path(__file__).parents[2] / "scripts" / "ipython_kernel_config.py"
+    assert PyFileConfigLoader(str(file)).load_config() == Config()
+    profile = tmp_path / "ipython" / "profile_default"
+    profile.mkdir(parents=True)
+    (profile / file.name).write_text(file.read_text())  # where a kernel reads it; the wheel puts it into etc/ipython
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("AGENTFARM_SOCKET", str(tmp_path / "nobody.sock"))
+    made = await executed(
+        notebook(
+            "import sys\n['agentfarm_sdk' in sys.modules, 'agentfarm_sdk.farm' in sys.modules]",
+            "%agentfarm help",
+            "%agentfarm agents",
+        ),
+        tmp_path,
+        errors=True,
+    )
+    first, told, away = made.cells
+    assert text(first) == "[True, False]" and "%%agent NAME" in text(told)
+    assert "cannot be reached" in text(away) and "Traceback" not in text(away)

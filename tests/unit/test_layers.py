@@ -48,8 +48,8 @@ LADDERS: dict[str, list[str]] = {
         *LEAVES,
     ],
     "kernel": [
-        "sdk.magics",
-        "sdk.worker sdk.panel sdk.watching sdk.interop sdk.testing",
+        "sdk.magics sdk.panel",
+        "sdk.worker sdk.watching sdk.interop sdk.testing",
         "sdk.agent sdk.reopened",
         "sdk.loop",
         "sdk.replay",

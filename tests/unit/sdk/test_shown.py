@@ -82,7 +82,7 @@ def test_nothing_that_a_model_a_tool_or_a_person_says_becomes_markup_a_link_or_a
     story = Story().apply_all(run.events())
     shown = run_bundle(story, "http://farm.test/services/agentfarm/")
     harmless(shown)
-    assert "&lt;img src=x onerror=alert(1)&gt;" in shown["text/html"] and "␛[31mred" in shown["text/html"]
+    assert "&lt;img src=x onerror=alert(1)&gt;" in shown["text/html"] and "\\x1b[31mred" in shown["text/html"]
     row: dict[str, Any] = {name: HOSTILE for name in (
         "task_id", "agent", "target", "input", "result", "note", "mode", "inbox_id", "name", "owner", "scope", "unit", "period",
         "warning", "worker", "call", "kind", "waiting", "run_id",
@@ -149,4 +149,4 @@ def test_how_far_a_batch_is_counts_what_ended_and_tells_how_long_it_takes_on() -
 
 
 def test_plain_text_obeys_nothing_and_keeps_lines() -> None:
-    assert plain("a\r\nb\tc\x1b[0m\x9b\x00") == "a\nb\tc␛[0m\ufffd␀"
+    assert plain("a\r\nb\tc\x1b[0m\x9b\x00") == "a\nb\tc\\x1b[0m\\x9b\\x00"
