@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +13,6 @@ from typing import Any, TypeVar
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from servicekit import Service, service
 
 from agentfarm_sdk import Agent, Farm, open_run, tool
@@ -20,9 +21,23 @@ from agentfarm_sdk.loop import Loop
 from agentfarm_sdk.model import GatewayModel
 from agentfarm_sdk.tools.registry import in_thread
 from jupyterhub_agentfarm.cli.main import main
+from jupyterhub_agentfarm.labserver import forward
+from jupyterhub_agentfarm.labserver.kernelsocket import KernelSocket
 
 T = TypeVar("T")
-HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+HOSTILE = (
+    "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+    " [click](javascript:document.title='owned') \x1b[31mred"
+)
+LEFT = """
+import threading, time
+deadline = time.monotonic() + 60
+def left():
+    return [one.name for one in threading.enumerate() if one.name.startswith("agentfarm-")]
+while left() and time.monotonic() < deadline:
+    time.sleep(0.1)
+left()
+"""
 
 
 @pytest.fixture
@@ -133,7 +148,21 @@ async def test_what_goes_wrong_is_one_sentence_and_no_traceback(farm: Service, t
         assert "Traceback" not in text(cell)
 
 
-async def test_a_task_that_is_shown_goes_on_being_shown_and_so_does_a_batch(farm: Service, tmp_path: Path) -> None:
+@pytest.fixture
+async def socket(farm: Service, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """The farm as kernels of a person's server reach it: by a socket, with no token of their own."""
+    passing = forward.Service(farm.url, "ann-server", logging.getLogger("test"))
+    kernels = KernelSocket(passing, tempfile.gettempdir())
+    monkeypatch.setenv("AGENTFARM_SOCKET", kernels.start())
+    monkeypatch.delenv("AGENTFARM_TOKEN")
+    yield
+    await kernels.stop()
+    await passing.close()
+
+
+async def test_in_a_persons_server_a_task_that_is_shown_goes_on_being_shown_and_so_does_a_batch(
+    farm: Service, socket: None, tmp_path: Path
+) -> None:
     farm.model.script[:] = [("calculator", {"expression": "6*7"}), "It is 42.", "one", "two", "three", "four"]
     made = await executed(
         notebook(
@@ -143,7 +172,7 @@ async def test_a_task_that_is_shown_goes_on_being_shown_and_so_does_a_batch(farm
             "list(farm.map('analyst', ['a', 'b', 'c']))",
             "farm.run(task.run_id)",
             "batch = farm.submit_many('analyst', ['d'])\nwatch(batch)\nlist(batch.values())",
-            "import threading\n[one.name for one in threading.enumerate() if one.name.startswith('agentfarm-')]",
+            LEFT,
         ),
         tmp_path,
     )
@@ -155,6 +184,41 @@ async def test_a_task_that_is_shown_goes_on_being_shown_and_so_does_a_batch(farm
     assert sorted(json.loads(results["data"]["text/plain"].replace("'", '"'))) == ["one", "three", "two"]
     assert "1 of 1" in markup(batch) and "four" in text(batch)
     assert "calculator" in markup(run) and text(threads).strip() == "[]"
+
+
+CHROMIUM = next((one for one in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(one).exists()), "")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: install the package chromium (make test does so as root)")
+async def test_what_an_agent_said_does_nothing_in_a_real_browser(farm: Service, tmp_path: Path) -> None:
+    from nbconvert import HTMLExporter
+    from playwright.async_api import async_playwright
+
+    farm.model.script[:] = [("calculator", {"expression": HOSTILE}), HOSTILE]
+    cells = (
+        f"%%agent analyst --out said\n{HOSTILE}",
+        "%agentfarm tasks",
+        "Farm().task(next(Farm().tasks())['task_id'])",
+    )
+    made = await executed(notebook("%load_ext agentfarm_sdk\nfrom agentfarm_sdk import Farm", *cells), tmp_path)
+    written, _ = HTMLExporter().from_notebook_node(made)
+    (tmp_path / "page.html").write_text(written)
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = await browser.new_page()
+        await page.route(
+            "**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort()
+        )
+        await page.goto((tmp_path / "page.html").as_uri())
+        for fold in await page.locator(".agentfarm summary").all():
+            await fold.click()
+        assert "owned" not in await page.title()
+        assert await page.locator(".agentfarm :is(img, script, iframe, [onerror])").count() == 0
+        assert await page.locator(".agentfarm a:not([href^='http://farm.test/'])").count() == 0
+        said = page.locator(".agentfarm .af-result").first
+        assert await said.inner_text() == HOSTILE.replace("\x1b", "\\x1b"), "letter by letter"
+        assert await page.locator(".agentfarm li pre").first.is_visible()
+        await browser.close()
 
 
 async def test_a_run_opened_as_a_notebook_replays_in_a_real_kernel_and_from_a_bundle_without_a_farm(
@@ -224,13 +288,6 @@ async def test_a_replay_calls_what_only_reads_with_your_code_and_never_an_effect
     other = await there(lambda: open_run(run.run_id, tools=[dearer]))
     assert await there(lambda: [one in repr(other.step(0)) for one in ("-1.00", "+2.00")]) == [True, True]
     assert "not held against today's code" in repr(other.step(1)) and made == ["pear"]
-
-
-async def test_a_notebook_whose_run_differs_shows_it_and_a_cell_that_fails_is_not_hidden(
-    farm: Service, tmp_path: Path
-) -> None:
-    with pytest.raises(CellExecutionError, match="no-such-run"):
-        await executed(notebook("from agentfarm_sdk import open_run\nopen_run('no-such-run')"), tmp_path)
 
 
 async def test_a_kernel_of_a_persons_server_has_the_magics_from_the_start_and_imports_nothing_for_it(

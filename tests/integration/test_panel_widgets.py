@@ -8,21 +8,12 @@ from pathlib import Path
 
 import pytest
 from servicekit import Service, service
-from test_notebook import executed, markup, notebook, text, there, works
+from test_notebook import LEFT, executed, markup, notebook, text, there, works
 
 from agentfarm_sdk import Farm, FarmView, RunView
 from agentfarm_sdk.errors import Invalid
 
 pytest.importorskip("ipywidgets", reason="the extra `widgets` is not installed")
-LEFT = """
-import threading, time
-deadline = time.monotonic() + 60
-def left():
-    return [one.name for one in threading.enumerate() if one.name.startswith("agentfarm-")]
-while left() and time.monotonic() < deadline:
-    time.sleep(0.1)
-left()
-"""
 
 
 @pytest.fixture

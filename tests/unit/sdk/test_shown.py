@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html.parser
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,40 @@ def test_how_far_a_batch_is_counts_what_ended_and_tells_how_long_it_takes_on() -
 
 def test_plain_text_obeys_nothing_and_keeps_lines() -> None:
     assert plain("a\r\nb\tc\x1b[0m\x9b\x00") == "a\nb\tc\\x1b[0m\\x9b\\x00"
+
+
+class FourTasks:
+    """A batch of which one more has ended each time that it is asked."""
+
+    id = "batch-1"
+
+    def __init__(self) -> None:
+        self.done = -1
+
+    def progress(self) -> dict[str, Any]:
+        self.done = min(self.done + 1, 4)
+        return {"tasks": 4, "counts": {"succeeded": self.done, "running": 4 - self.done}}
+
+
+def test_in_a_terminal_progress_is_one_line_that_is_written_over_and_elsewhere_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with live.progress_of(FourTasks()):
+        pass
+    assert capsys.readouterr() == ("", ""), "standard error is no terminal"
+    near, far = os.openpty()
+    with os.fdopen(far, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with live.progress_of(FourTasks(), wanted=False):
+            pass
+        batch = FourTasks()
+        with live.progress_of(batch):
+            while batch.done < 2:
+                time.sleep(0.01)
+        terminal.flush()
+        said = ""
+        while not said.endswith("\n"):
+            said += os.read(near, 10_000).decode()
+    os.close(near)
+    assert said.count("\n") == 1 and said.endswith("\r\n") and said.count("\r\x1b[K") >= 3
+    assert "of 4" in said and "running" in said and "█" in said
