@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.2
 AIM_SECONDS = 60.0  # for a kind of event to come
 STRIDE = 4  # faults that a short trial strikes with: the next seed begins behind them
 OURS = frozenset({"given-up"})  # what a run of ours may fail of: we have said so
-OF_SORT = {"doomed": frozenset({"model-failed", "user-error", "invalid"}), "notebook": frozenset({"kernel-gone"})}
+OF_SORT = {"doomed": frozenset({"bad-request"}), "notebook": frozenset({"kernel-gone"})}
 OF_FAULT = {"model": frozenset({"model-failed", "unavailable"})}
 
 
