@@ -15,16 +15,17 @@ from test_erasure import farm  # noqa: F401 - the fixture
 
 from jupyterhub_agentfarm.monitoring.anchoring import Anchoring
 from jupyterhub_agentfarm.store import agents, tables
+from jupyterhub_agentfarm.store.tables import STATUSES
 
 EVIDENCE = {
-    "events": "header salt body n digest",
-    "runs": "epoch head seq fence last_n agent owner version definition_hash mode task_id bound",
-    "anchors": "anchor signature",
+    "events": "run_no seq header salt body n digest",
+    "runs": "run_id epoch head seq fence last_n agent owner version definition_hash mode task_id bound thread_id status",
+    "anchors": "number anchor signature",
     "anchored": "run_id seq head",
     "tombstones": "run_id epoch seq head deleted_at deleted_by",
-    "definitions": "content",
-    "files": "content",
-    "blobs": "content",
+    "definitions": "hash content",
+    "files": "sha256 content",
+    "blobs": "sha256 content",
 }
 
 
@@ -33,7 +34,9 @@ def flipped(value: Any, at: float) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return value + 1
+        return value + 1000  # a number that no other row has
+    if value in STATUSES:  # the database takes no other word
+        return "failed" if value == "succeeded" else "succeeded"
     where = int(at * len(value))
     if isinstance(value, str):
         return value[:where] + chr(ord(value[where]) ^ 1) + value[where + 1 :]
@@ -78,6 +81,8 @@ async def test_whichever_byte_in_the_database_is_flipped_it_is_found(farm: Servi
     await farm.ok("ann", "POST", f"/runs/{run}/erase", {"reason": "r", "seqs": [2]})
     await farm.ok("ann", "DELETE", f"/runs/{gone}?reason=r")
     await anchoring.anchor()
+    thread = await farm.ok("ann", "POST", "/threads", {"agent": "analyst"})
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "x", "thread_id": thread["thread_id"]})
     await farm.db.write(lambda tx: agents.put_file(tx, "tool.py", b"def tool(): ..."))
     missed = []
     for what, forged, mended in await farm.db.read(lambda c: list(flips(c, random.Random(4)))):
