@@ -20,6 +20,7 @@ from . import activity, hubtoken
 from .forward import PanelHandler, Service
 from .kernels import kernel_environment
 from .kernelsocket import LONGEST_PATH, KernelSocket, private_folder
+from .revoked import OpenSockets
 from .supervisor import Supervisor
 
 IPC_NAME_BYTES = len("kernel-01234567-89ab-cdef-0123-456789abcdef-ipc-5")
@@ -49,6 +50,7 @@ class AgentFarmExtension(ExtensionApp):
         self.agent = os.environ.get("AGENTFARM_AGENT", "")
         self.supervisor: Supervisor | None = None
         self.socket: KernelSocket | None = None
+        self.open_sockets: OpenSockets | None = None
         self.service = Service(self.farm_url, "", self.log)
 
     def initialize_handlers(self) -> None:
@@ -70,6 +72,9 @@ class AgentFarmExtension(ExtensionApp):
         self._hide_token()
         self._kernels_off_the_network()
         self._without_delay()
+        if hub_auth := getattr(serverapp.identity_provider, "hub_auth", None):
+            self.open_sockets = OpenSockets(hub_auth, self.log)
+            self.open_sockets.start()
         if not self.service.token:
             self.log.error("AgentFarm: no JUPYTERHUB_API_TOKEN here; start this server from the hub")
         elif self.agent:
@@ -79,6 +84,8 @@ class AgentFarmExtension(ExtensionApp):
             os.environ["AGENTFARM_SOCKET"] = self.socket.start()
 
     async def stop_extension(self) -> None:
+        if self.open_sockets:
+            await self.open_sockets.stop()
         if self.supervisor:
             await self.supervisor.stop()
         if self.socket:

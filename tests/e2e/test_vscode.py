@@ -140,20 +140,26 @@ def test_the_token_opens_nothing_but_its_own_agent_s_server(
     assert scripted_farm.cli("agent", "list", token=given["token"]).returncode != 0
 
 
-def test_a_revoked_token_is_worth_nothing(scripted_farm: Farm, alice: Person, agent: str) -> None:
+def test_a_revoked_token_opens_nothing_and_what_it_has_opened_is_closed(
+    scripted_farm: Farm, alice: Person, agent: str
+) -> None:
     given = connect(alice, agent)
-    asyncio.run(editor(given).open())
-    said = scripted_farm.cli("agent", "connect", agent, "--revoke", given["connection_id"], token=alice.token)
-    assert said.returncode == 0, said.stderr
+
+    async def cut_off() -> VSCode:
+        code = await editor(given).open()
+        async with code.new_kernel() as kernel, code.attached(kernel) as ws:
+            assert await code.execute(ws, "print(6*7)") == "42\n"
+            revoke = ("agent", "connect", agent, "--revoke", given["connection_id"])
+            said = await asyncio.to_thread(scripted_farm.cli, *revoke, token=alice.token)
+            assert said.returncode == 0, said.stderr
+            await asyncio.wait_for(ws.wait_closed(), PATIENCE * 30)
+            assert ws.close_code == 1008
+        return code
+
+    code = asyncio.run(cut_off())
+    assert code.asked[-1][::2] == ("DELETE", 403), "the server has forgotten the token too"
     with pytest.raises(Refused):
         asyncio.run(editor(given).open())
-    kernel = scripted_farm.kernels(given["user"], given["token"])
-    headers = {"Authorization": f"token {given['token']}", "Host": kernel.host}
-
-    def shut() -> bool:  # the server asks the Hub again after 30 s
-        return httpx.get(f"{kernel.base}api/kernels", headers=headers, timeout=30 * PATIENCE).status_code == 403
-
-    until(shut, 45, "the server has forgotten the token", every=1)
 
 
 def test_a_person_s_own_server_opens_by_user_and_password_and_an_agent_s_does_not(
