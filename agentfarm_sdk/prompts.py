@@ -29,5 +29,10 @@ def render(prompt: str, defaults: Mapping[str, str], given: Mapping[str, str], i
     return _PLACE.sub(lambda found: found[0][1:] if found[1] else str(values[found[2]]), prompt)
 
 
+def places(prompt: str) -> list[str]:
+    """Return the names that a prompt has places for, in their order."""
+    return list(dict.fromkeys(name for escape, name in _PLACE.findall(prompt) if not escape))
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

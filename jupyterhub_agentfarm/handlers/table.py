@@ -21,7 +21,9 @@ from . import (
     model,
     operations,
     pages,
+    preview,
     runs,
+    steps,
     tasks,
     templates,
     tools,
@@ -32,7 +34,7 @@ from .base import url_specs
 from .routes import Parts, Route
 
 ROUTES: list[Route] = [
-    *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *worker.ROUTES, *model.ROUTES,
+    *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *steps.ROUTES, *preview.ROUTES, *worker.ROUTES, *model.ROUTES,
     *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *templates.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"

@@ -151,6 +151,18 @@ export interface BudgetView {
   warning?: string;
 }
 
+/** `seconds`: from the first start to the outcome, as the ledger saw it. */
+export interface CallView {
+  call: string;
+  tool: string;
+  state: string;
+  effect: string;
+  attempts: number;
+  started_at?: string | null;
+  ended_at?: string | null;
+  seconds?: number | null;
+}
+
 /** `after`: the last number that is known; 0: from now on. `bodies` false: events come without their bodies. */
 export interface Changes {
   after?: number;
@@ -624,6 +636,18 @@ export interface PersonView {
   agents: Owned[];
 }
 
+/** `missing`: variables without a value: they stand in `prompt` as they are written. `context`: what the model can take. */
+export interface Preview {
+  prompt: string;
+  messages: { [name: string]: unknown }[];
+  variables: Variable[];
+  missing: string[];
+  tools: string[];
+  tokens: Tokens;
+  estimated: boolean;
+  context: number | null;
+}
+
 export interface Problem {
   type: string;
   title: string;
@@ -653,6 +677,25 @@ export interface ReplyView {
   request: string;
   message: { [name: string]: unknown } | null;
   usage: { [name: string]: unknown };
+}
+
+/** A model request. `matches`: whether the rebuilt messages have the digest that was recorded when they were sent; */
+export interface RequestView {
+  run_id: string;
+  seq: number;
+  request: string;
+  attempt: number;
+  model: string;
+  upstream: string;
+  at: string;
+  messages: { [name: string]: unknown }[];
+  tools: { [name: string]: unknown }[];
+  tool_choice: string;
+  parameters: { [name: string]: unknown };
+  answer: { [name: string]: unknown } | null;
+  digest: string;
+  matches: boolean | null;
+  why: string;
 }
 
 export interface Restore {
@@ -746,6 +789,41 @@ export interface Simulate {
   otherwise?: 'person' | 'refuse';
 }
 
+/** One reply of the model and its calls. `seq`: of the reply; `asked_seq`: of its request (requests/{seq} shows it). */
+export interface StepView {
+  step: number;
+  seq: number;
+  request: string;
+  asked_seq: number | null;
+  model: string;
+  upstream: string;
+  provider: string;
+  asked_at: string | null;
+  replied_at: string;
+  seconds: number | null;
+  attempts: number;
+  input: number;
+  output: number;
+  estimated: boolean;
+  cost: number | null;
+  finish: string;
+  attested: boolean;
+  summary?: boolean;
+  calls?: CallView[];
+}
+
+export interface Steps {
+  items: StepView[];
+  next: number | null;
+  totals: Totals;
+}
+
+/** `after`: the last step that is known; -1: from the first on. */
+export interface StepsPage {
+  after?: number;
+  limit?: number;
+}
+
 export interface Submitted {
   items: TaskView[];
   batch_id: string;
@@ -823,6 +901,21 @@ export interface ThreadView {
   created_at: string;
 }
 
+/** A definition as POST /agents takes it as `draft`, and what a task would give: variables and input. */
+export interface ToPreview {
+  definition: { [name: string]: unknown };
+  files?: { [name: string]: string };
+  variables?: { [name: string]: string };
+  input?: unknown;
+}
+
+export interface Tokens {
+  prompt: number;
+  input: number;
+  tools: number;
+  total: number;
+}
+
 /** What stays of a deleted run: how many events it had, and the hash of the last. */
 export interface TombstoneView {
   run_id: string;
@@ -863,6 +956,15 @@ export interface ToolView {
   reason: string;
 }
 
+export interface Totals {
+  steps: number;
+  input: number;
+  output: number;
+  cost: number;
+  model_seconds: number;
+  tool_seconds: number;
+}
+
 export interface Uploaded {
   sha256: string;
   size: number;
@@ -887,6 +989,13 @@ export interface Used {
   cost: number;
   estimated?: number;
   unpriced?: number;
+}
+
+/** `source`: given, input or default; null: it has no value. */
+export interface Variable {
+  name: string;
+  value: string | null;
+  source: string | null;
 }
 
 export interface Verified {

@@ -104,6 +104,9 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /templates": USERS,
     "GET /tasks/counts": USERS,
     "GET /runs": USERS,
+    "GET /runs/{run}/steps": SEES,
+    "GET /runs/{run}/requests/{seq}": SEES,
+    "POST /preview": USERS,
     "GET /placements/explain": USERS,  # which agent's or task's is asked behind the door
 }
 BODIES: dict[str, Any] = {
@@ -113,6 +116,7 @@ BODIES: dict[str, Any] = {
     "POST /runs/{run}/erase": {"reason": "r", "all": True},
     "POST /tasks": {"target": "analyst", "input": "x"},
     "POST /threads": {"agent": "analyst"},
+    "POST /preview": {"definition": {"prompt": "p"}},
     "POST /runs": {"definition": {"prompt": "p"}, "input": "x"},
     "POST /runs/{run}/heartbeat": {"fence": 99},
     "POST /runs/{run}/events": {
@@ -138,7 +142,7 @@ SERVER = dict.fromkeys(
 )  # fmt: skip
 OWN_RUN = (
     "GET /runs/{run}", "GET /runs/{run}/events", "GET /runs/{run}/tokens", "GET /runs/{run}/verify", "GET /runs/{run}/bundle",
-    "GET /runs/{run}/replay", "GET /runs/{run}/effects", "GET /runs/{run}/memory", "GET /runs/{run}/blobs/{sha256}", "PUT /runs/{run}/blobs/{sha256}", "POST /runs/{run}/events", "POST /runs/{run}/open",
+    "GET /runs/{run}/replay", "GET /runs/{run}/effects", "GET /runs/{run}/steps", "GET /runs/{run}/requests/{seq}", "GET /runs/{run}/memory", "GET /runs/{run}/blobs/{sha256}", "PUT /runs/{run}/blobs/{sha256}", "POST /runs/{run}/events", "POST /runs/{run}/open",
     "POST /runs/{run}/calls/{call}/outcome", "POST /runs/{run}/heartbeat", "POST /model/v1/chat/completions",
 )  # fmt: skip
 ANY_RUN = ("GET /tools/files/{sha256}", "GET /worker", "GET /model/v1/models", "GET /health", "GET /openapi.json")
@@ -198,7 +202,7 @@ async def things(farm: Service) -> dict[str, str]:
     (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
     return {
         "name": "analyst", "number": "1", "task": task["task_id"], "batch": many["batch_id"], "thread": thread["thread_id"], "run": claim["run"], "call": "c0-0", "connection": "connection-0",
-        "item": item["inbox_id"], "sha256": "0" * 64, "token": claim["token"],
+        "item": item["inbox_id"], "seq": "1", "sha256": "0" * 64, "token": claim["token"],
     }  # fmt: skip
 
 
@@ -224,7 +228,14 @@ async def test_every_route_lets_in_whom_it_should(tmp_path: Path, monkeypatch: p
                 if due == IN and got == 404:  # a thing that is not there, and not one that is hidden
                     fine = any(
                         word in said
-                        for word in ("tool file", "no secret", "no blob", "remembers nothing", "no connection")
+                        for word in (
+                            "tool file",
+                            "no secret",
+                            "no blob",
+                            "remembers nothing",
+                            "no connection",
+                            "no model request",
+                        )
                     )
                 if got >= 500 or not fine:
                     wrong.append(f"{route} by {asker}: {got} {said}, expected {due}")
