@@ -45,4 +45,4 @@ lock: ## resolve the dependencies anew: requirements/*.lock, package-lock.json
 	PATH="$(CURDIR)/.cache/lock/bin:$$PATH" sh scripts/lock.sh
 
 clean: ## remove what was built; the farm's state in .farm stays
-	rm -rf .venv node_modules .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis test-artefacts
+	rm -rf .venv node_modules labextension/node_modules jupyterhub_agentfarm/labextension jupyterhub_agentfarm/pages/build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis test-artefacts

@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
 
-import httpx
 import pytest
 from browserkit import PANEL, Desk
-from farmkit import Farm, Person, until
+from farmkit import Farm
+from ownrun import OwnRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.parametrize("farm", ["sqlite"], indirect=True)]
 MANY = 10_000
-
-
-class OwnRun:
-    """A run that the test drives as a notebook does: it appends what it wants."""
-
-    def __init__(self, person: Person) -> None:
-        with person.api() as api:
-            body = {"definition": {}, "input": "Write down what I say.", "mode": "live"}
-            self.bound = api.post("/runs", json=body).raise_for_status().json()
-        self.run_id, self.n = self.bound["run"], 0
-        self.url = f"{person.farm.ready['service_url']}/api/v1/runs/{self.run_id}/events"
-
-    def append(self, *events: dict[str, Any]) -> int:
-        """Append, and return the number of the last event."""
-        self.n += 1
-        body = {"fence": self.bound["fence"], "n": self.n, "events": list(events)}
-        headers = {"Authorization": f"Bearer {self.bound['token']}", "Agentfarm-Protocol": "1"}
-
-        def answered() -> httpx.Response | None:
-            try:  # the same append again is only answered again
-                return httpx.post(self.url, content=json.dumps(body), headers=headers, timeout=60)
-            except httpx.TransportError:
-                return None
-
-        return int(until(answered, 30, "the service answers").raise_for_status().json()["seq"])
-
-    def say(self, *values: str) -> int:
-        return self.append(*({"kind": "value.recorded", "body": {"name": "said", "value": one}} for one in values))
-
-    def end(self) -> None:
-        self.append({"kind": "run.succeeded", "body": {"result": "done"}})
 
 
 def test_the_panel_is_in_lab_follows_a_run_and_comes_back_after_a_reload(desk: Callable[..., Desk], farm: Farm) -> None:
