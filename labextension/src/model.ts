@@ -61,7 +61,7 @@ export class FarmModel {
   }
 
   get inbox(): Resource<Listed<InboxView>> {
-    return this.resource('/inbox?limit=500', change => /^(approval|tool|question|simulation|budget|run)\./.test(change.event.kind));
+    return this.resource('/inbox?limit=500', movesTasks);
   }
 
   /** Read again what begins with this path: after an own change that no event tells. */

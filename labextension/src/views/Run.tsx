@@ -4,6 +4,7 @@ import React from 'react';
 import { Badge, Button, ErrorBox, Head, Loading, stepKey, StepRow, Text, useSteps, VirtualList } from '../components';
 import { useAction, useFarm, useResource, useTokens } from '../context';
 import { runIcon } from '../icons';
+import { movesTasks } from '../model';
 import type { RunView } from '../protocol';
 import type { Step } from '../timeline';
 import { ENDED, statusWord } from '../words';
@@ -14,7 +15,7 @@ import type { Params, View } from './view';
 export function RunOf({ run_id }: { run_id: string }): JSX.Element {
   const { t, api } = useFarm();
   const { value: run, problem, resource } = useResource<RunView>(
-    `/runs/${run_id}`, change => change.event.run === run_id && !change.event.kind.startsWith('model.')
+    `/runs/${run_id}`, change => change.event.run === run_id && movesTasks(change)
   );
   const { steps, count, complete, problem: cut } = useSteps(run_id);
   const live = run !== undefined && !ENDED.has(run.status);

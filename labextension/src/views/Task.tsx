@@ -4,6 +4,7 @@ import React from 'react';
 import { Badge, ErrorBox, Head, Loading, Value } from '../components';
 import { useFarm, useResource } from '../context';
 import { taskIcon } from '../icons';
+import { movesTasks } from '../model';
 import type { TaskView } from '../protocol';
 import { statusWord } from '../words';
 import { RunOf } from './Run';
@@ -11,7 +12,7 @@ import type { Params, View } from './view';
 
 function Task({ params }: { params: Params }): JSX.Element {
   const { t } = useFarm();
-  const { value: task, problem, resource } = useResource<TaskView>(`/tasks/${params.id}`);
+  const { value: task, problem, resource } = useResource<TaskView>(`/tasks/${params.id}`, movesTasks);
   if (!task) {
     return <section className="af-view">{problem ? <ErrorBox problem={problem} onRetry={resource.refresh} /> : <Loading />}</section>;
   }
