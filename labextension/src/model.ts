@@ -3,17 +3,20 @@
  * One stream of all changes feeds everything (browsers allow six connections to a server, and JupyterLab needs some). It is
  * open while somebody looks, and goes on behind the last number that it gave; after each cut everything shown is read again.
  */
-import { Api, Problem } from './api';
+import { Api, Problem, type Message } from './api';
 import { Store } from './store';
 import type { Event, InboxView, Listed } from './protocol';
 
 export type Link = 'idle' | 'connecting' | 'live' | 'away' | 'signed-out';
 
-/** What `/events` says: an event of a run of this agent. */
+/** What `/events` says: an event of a run of this agent, and how run and task stand now. */
 export interface Change {
   agent: string;
   event: Event;
 }
+
+/** What changes without an event, by its name in the stream, and the paths that show it. */
+const STATE: { [name: string]: string } = { agents: '/agents', servers: '/agents', microservers: '/microservers', inbox: '/inbox' };
 
 export interface Loaded<T> {
   state: 'loading' | 'ready' | 'error';
@@ -30,6 +33,8 @@ const LONGEST_WAIT_MS = 10_000;
 
 export class FarmModel {
   readonly link = new Store<Link>('idle');
+  /** How many items of the inbox wait for a person. */
+  readonly waiting = new Waiting(this);
   private readonly resources = new Map<string, Resource<unknown>>();
   private readonly runs = new Map<string, RunState>();
   private readonly followers = new Set<Follower>();
@@ -114,17 +119,16 @@ export class FarmModel {
     this.link.set('connecting');
     while (!signal.aborted) {
       try {
-        for await (const message of this.api.stream('/events', this.last, signal)) {
+        const told = new Set<string>();
+        for await (const message of this.api.stream('/events?state=true', this.last, signal)) {
           if (!this.stands) {
             this.stands = true;
             wait = FIRST_WAIT_MS;
             this.link.set('live');
             this.followers.forEach(follower => follower.resync());
           }
-          if (message.data !== undefined) {
-            this.last = message.id;
-            this.tell(message.data as Change);
-          }
+          this.last = message.id || this.last;
+          this.take(message, told);
         }
       } catch (error) {
         if (signal.aborted) {
@@ -143,8 +147,21 @@ export class FarmModel {
     this.link.set('idle');
   }
 
-  private tell(change: Change): void {
-    this.followers.forEach(follower => follower.heard(change));
+  /** `told`: which states this connection has told before; the first one is how things are, and has just been read. */
+  private take(message: Message, told: Set<string>): void {
+    const { event, data } = message;
+    const path = STATE[event];
+    if (event === 'inbox') {
+      this.waiting.set((data as { count: number }).count);
+    }
+    if (path !== undefined) {
+      if (told.has(event)) {
+        this.refresh(path);
+      }
+      told.add(event);
+    } else if (data !== undefined && event !== 'here') {
+      this.followers.forEach(follower => follower.heard(data as Change));
+    }
   }
 
   private pause(ms: number, signal: AbortSignal): Promise<void> {
@@ -168,6 +185,29 @@ interface Follower {
   resync(): void;
 }
 
+/** A figure that the stream itself brings: whoever shows it keeps the stream open. */
+class Waiting extends Store<number> implements Follower {
+  constructor(private readonly model: FarmModel) {
+    super(0);
+  }
+
+  heard(): void {
+    // the stream tells the count itself
+  }
+
+  resync(): void {
+    // so it does at each beginning
+  }
+
+  protected override watched(by: boolean): void {
+    if (by) {
+      this.model.join(this);
+    } else {
+      this.model.leave(this);
+    }
+  }
+}
+
 /** One answer of the farm, kept true while somebody looks. */
 export class Resource<T> extends Store<Loaded<T>> implements Follower {
   private reading: AbortController | null = null;
@@ -175,6 +215,7 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
   private due: ReturnType<typeof setTimeout> | null = null;
   private lastRead = 0;
   private read = false;
+  private looked = false;
 
   constructor(private readonly model: FarmModel, readonly path: string, private readonly touches: Touches) {
     super({ state: 'loading' });
@@ -190,8 +231,11 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
     this.refresh();
   }
 
-  /** Read it again: at once, or as soon as the burst allows. */
+  /** Read it again: at once, or as soon as the burst allows. What nobody looks at is read when somebody does. */
   readonly refresh = (): void => {
+    if (!this.looked) {
+      return;
+    }
     if (this.reading) {
       this.again = true;
     } else if (this.due === null) {
@@ -237,12 +281,14 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
   }
 
   protected override watched(by: boolean): void {
+    this.looked = by;
     if (by) {
       this.model.join(this);
       this.refresh();
       return;
     }
     this.model.leave(this);
+    this.again = false;
     if (this.due !== null) {
       clearTimeout(this.due);
       this.due = null;

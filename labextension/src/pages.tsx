@@ -3,7 +3,8 @@ import React from 'react';
 import { createRoot } from 'react-dom/client';
 
 import { Api, pageTransport } from './api';
-import { FarmProvider, type Farm, type Translate } from './context';
+import { Badge } from './components';
+import { FarmProvider, useStore, type Farm, type Translate } from './context';
 import { farmIcon } from './icons';
 import { FarmModel } from './model';
 import { findView } from './routes';
@@ -64,6 +65,7 @@ function App(): JSX.Element {
 }
 
 function Header({ farm, now }: { farm: Farm; now: string }): JSX.Element {
+  const waiting = useStore(farm.model.waiting);
   const links = views.filter(view => view.nav !== undefined && view.where !== 'lab').sort((a, b) => a.nav! - b.nav!);
   return (
     <header className="af-header">
@@ -88,6 +90,7 @@ function Header({ farm, now }: { farm: Farm; now: string }): JSX.Element {
             }}
           >
             <Icon svg={view.icon} /> {view.title(t)}
+            {view.id === 'inbox' && waiting > 0 && <Badge state="waiting" word={String(waiting)} />}
           </a>
         ))}
       </nav>

@@ -77,7 +77,8 @@ export class PanelWidget extends FarmWidget {
 }
 
 function Panel(): JSX.Element {
-  const { t, navigate } = useFarm();
+  const { t, navigate, model } = useFarm();
+  const waiting = useStore(model.waiting);
   const links = views.filter(view => view.nav !== undefined && view.where !== 'page').sort((a, b) => a.nav! - b.nav!);
   return (
     <div className="af-panel">
@@ -87,6 +88,7 @@ function Panel(): JSX.Element {
           <button key={view.id} type="button" className="af-row" onClick={() => navigate(view.route)}>
             <span className="af-icon" aria-hidden="true" dangerouslySetInnerHTML={{ __html: view.icon }} />
             <span className="af-grow">{view.title(t)}</span>
+            {view.id === 'inbox' && waiting > 0 && <Badge state="waiting" word={String(waiting)} />}
           </button>
         ))}
       </nav>
@@ -145,8 +147,7 @@ export class InboxFigure extends FarmWidget {
 
 function Figure(): JSX.Element {
   const { model, t, navigate } = useFarm();
-  const { value } = useStore(model.inbox);
-  const count = value?.items.length ?? 0;
+  const count = useStore(model.waiting);
   const words = count === 1 ? t('1 waits for a person') : t('%1 wait for a person', count);
   return (
     <button type="button" className="af-figure" title={words} onClick={() => navigate('inbox')} data-count={count}>

@@ -23,7 +23,7 @@ class FakeFarm {
 
   readonly transport: Transport = async (path, init) => {
     this.asked.push(path);
-    if (path === '/events') {
+    if (path.startsWith('/events')) {
       this.resumed.push((init.headers as Record<string, string>)['Last-Event-ID']);
       const body = new ReadableStream<Uint8Array>({
         start: stream => {
