@@ -86,7 +86,7 @@ def test_nothing_is_missed_when_the_service_dies_in_mid_run(desk: Callable[..., 
     page.locator(".af-link [data-state=live]").wait_for()
     seen = page.locator(".af-step").evaluate_all("all => all.map(one => Number(one.dataset.seq))")
     assert sorted(seen) == list(range(1, max(seen) + 1))
-    petra.wrong.clear()  # the requests that found nobody
+    petra.refused_on_purpose()
 
 
 def test_an_expired_login_says_so_and_keeps_what_was_typed(desk: Callable[..., Desk], farm: Farm) -> None:
@@ -103,7 +103,7 @@ def test_an_expired_login_says_so_and_keeps_what_was_typed(desk: Callable[..., D
     banner.get_by_role("button", name="Sign in").click()
     page.locator(".af-link [data-state=live]").wait_for()
     assert page.url.endswith("/services/agentfarm/tasks")
-    admin.wrong.clear()  # the refusals
+    admin.refused_on_purpose()
 
 
 def test_the_pages_allow_no_script_but_their_own_and_are_kept_by_name(desk: Callable[..., Desk], farm: Farm) -> None:
@@ -116,4 +116,4 @@ def test_the_pages_allow_no_script_but_their_own_and_are_kept_by_name(desk: Call
     assert "immutable" in script.value.headers["cache-control"] and "javascript" in script.value.headers["content-type"]
     nothing = petra.page.goto(petra.pages + "api/v1/nothing")
     assert nothing.status == 404 and nothing.headers["content-type"].startswith("application/problem")
-    petra.wrong.clear()  # the 404
+    petra.refused_on_purpose()

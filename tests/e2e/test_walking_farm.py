@@ -294,4 +294,4 @@ def test_the_page_shows_another_person_neither_agent_nor_run(
     ):
         assert page.evaluate(asked, f"/services/agentfarm/api/v1/{path}") in {403, 404}, path
     bob.at(f"runs/{done['run_id']}").get_by_role("alert").first.wait_for()
-    bob.wrong.clear()  # the refusals
+    bob.refused_on_purpose()
