@@ -1,7 +1,7 @@
 /** The agents that I may see: whose, published or draft. */
 import React from 'react';
 
-import { Badge, Empty, ErrorBox, Head, Loading, Table } from '../components';
+import { Badge, Button, Empty, ErrorBox, Head, Loading, Table } from '../components';
 import { useFarm, useResource } from '../context';
 import { agentIcon } from '../icons';
 import { movesAgents } from '../model';
@@ -16,7 +16,9 @@ function Agents(): JSX.Element {
   const { state, value, problem, resource } = useResource<Listed<AgentView>>(AGENTS, movesAgents);
   return (
     <section className="af-view" aria-label={t('Agents')}>
-      <Head title={t('Agents')} />
+      <Head title={t('Agents')}>
+        <Button look="primary" onClick={() => navigate('new-agent')}>{t('New agent')}</Button>
+      </Head>
       <ErrorBox problem={problem} onRetry={resource.refresh} />
       {state === 'loading' && <Loading />}
       {value && (
@@ -27,7 +29,7 @@ function Agents(): JSX.Element {
           onOpen={agent => navigate(`agents/${agent.name}`)}
           empty={
             <Empty title={t('No agent yet.')}>
-              <p className="af-quiet">{t('Make one at the command line: agentfarm agent create')}</p>
+              <Button onClick={() => navigate('new-agent')}>{t('Make one')}</Button>
             </Empty>
           }
           columns={[

@@ -8,10 +8,10 @@ import type { AgentView, Listed, Mode, TaskView } from '../protocol';
 
 const MODES: Mode[] = ['live', 'ask'];
 
-export function NewTask({ onSubmitted }: { onSubmitted: (task: TaskView) => void }): JSX.Element {
+export function NewTask({ first, onSubmitted }: { first?: string | undefined; onSubmitted: (task: TaskView) => void }): JSX.Element {
   const { t, api, navigate } = useFarm();
   const { value } = useResource<Listed<AgentView>>('/agents?limit=500', movesAgents);
-  const [target, setTarget] = React.useState('');
+  const [target, setTarget] = React.useState(first ?? '');
   const [input, setInput] = React.useState('');
   const [mode, setMode] = React.useState<Mode>('live');
   const open = (value?.items ?? []).filter(agent => agent.published && agent.rights !== 'view');

@@ -8,18 +8,18 @@ import { movesTasks } from '../model';
 import type { Listed, TaskView } from '../protocol';
 import { oneLine, statusWord } from '../words';
 import { NewTask } from './NewTask';
-import type { View } from './view';
+import type { Params, View } from './view';
 
 export const TASKS = '/tasks?limit=100';
 
-function Tasks(): JSX.Element {
+function Tasks({ params }: { params: Params }): JSX.Element {
   const { t, navigate } = useFarm();
   const { state, value, problem, resource } = useResource<Listed<TaskView>>(TASKS, movesTasks);
   const { items, more, refused } = useOlder(value);
   return (
     <section className="af-view" aria-label={t('Tasks')}>
       <Head title={t('Tasks')} />
-      <NewTask onSubmitted={task => resource.patch(now => ({ ...now, items: [task, ...now.items] }))} />
+      <NewTask first={params.target} onSubmitted={task => resource.patch(now => ({ ...now, items: [task, ...now.items] }))} />
       <ErrorBox problem={problem ?? refused} onRetry={resource.refresh} />
       {state === 'loading' && <Loading />}
       {value && (

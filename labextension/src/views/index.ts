@@ -1,10 +1,13 @@
 /** Every view of the farm; panel and pages draw their navigation from this list. */
+import { agentView } from './Agent';
 import { agentsView } from './Agents';
+import { newAgentView } from './NewAgent';
+import { playgroundView } from './Playground';
 import { runView } from './Run';
 import { taskView } from './Task';
 import { tasksView } from './Tasks';
 import type { View } from './view';
 
-export const views: View[] = [agentsView, tasksView, taskView, runView];
+export const views: View[] = [agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, runView];
 
 export type { Params, View } from './view';

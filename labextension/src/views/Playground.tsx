@@ -1,0 +1,181 @@
+/** Try an agent: one conversation with its draft beside one with its published version, and forks of both. */
+import React from 'react';
+
+import { Button, Empty, ErrorBox, Field, Go, Head, Loading, type StepActs } from '../components';
+import { useAction, useFarm, useResource } from '../context';
+import { agentIcon } from '../icons';
+import { movesAgents, movesTasks } from '../model';
+import type { AgentView, Listed, Mode, TaskView, ThreadView } from '../protocol';
+import { ENDED } from '../words';
+import { agentBadge } from './Agents';
+import { useFork } from './Fork';
+import { ModeField } from './mode';
+import { Turn } from './playground/Turn';
+import type { Params, View } from './view';
+
+type Side = 'draft' | 'published';
+
+/** What is open, by agent; kept in this browser, so that a reload shows it again. */
+interface Open {
+  threads: { [side in Side]?: string };
+  forks: string[];
+}
+
+const NOTHING: Open = { threads: {}, forks: [] };
+
+function useOpen(agent: string): [Open, (change: (now: Open) => Open) => void] {
+  const { person } = useFarm();
+  const key = `agentfarm:playground:${person}:${agent}`;
+  const [open, setOpen] = React.useState<Open>(() => read(key));
+  const change = React.useCallback((by: (now: Open) => Open) => setOpen(now => {
+    const next = by(now);
+    try {
+      localStorage.setItem(key, JSON.stringify(next));
+    } catch {
+      // a browser that keeps nothing: a reload begins anew, the conversations stay in the list of tasks
+    }
+    return next;
+  }), [key]);
+  return [open, change];
+}
+
+function read(key: string): Open {
+  try {
+    return { ...NOTHING, ...(JSON.parse(localStorage.getItem(key) ?? '{}') as Partial<Open>) };
+  } catch {
+    return NOTHING;
+  }
+}
+
+function Playground({ params }: { params: Params }): JSX.Element {
+  const { t } = useFarm();
+  const name = params.name ?? '';
+  const { value, problem, resource } = useResource<AgentView>(`/agents/${name}`, movesAgents);
+  return value
+    ? <Talk key={name} agent={value} />
+    : <section className="af-view" aria-label={t('Playground')}>{problem ? <ErrorBox problem={problem} onRetry={resource.refresh} /> : <Loading />}</section>;
+}
+
+function Talk({ agent }: { agent: AgentView }): JSX.Element {
+  const { t, api, model } = useFarm();
+  const [open, change] = useOpen(agent.name);
+  const [mode, setMode] = React.useState<Mode>('ask');
+  const [both, setBoth] = React.useState(agent.published !== null);
+  const fork = useFork(agent.name, mode, task => change(now => ({ ...now, forks: [task.task_id, ...now.forks].slice(0, 10) })));
+  const sides: Side[] = both && agent.published ? ['draft', 'published'] : ['draft'];
+  const say = useAction(async (input: string) => {
+    await Promise.all(sides.map(async side => {
+      const thread_id = open.threads[side] ?? await begin(side);
+      const task = await api.post<TaskView>('/tasks', { target: agent.name, input, mode, thread_id, ...(side === 'draft' ? { version: 'draft' } : {}) });
+      model.resource<Listed<TaskView>>(listOf(thread_id), movesTasks).patch(now => ({ ...now, items: [task, ...now.items] }));
+    }));
+  });
+  const begin = async (side: Side): Promise<string> => {
+    const { thread_id } = await api.post<ThreadView>('/threads', { agent: agent.name, title: `Playground: ${side}` });
+    change(now => ({ ...now, threads: { ...now.threads, [side]: thread_id } }));
+    return thread_id;
+  };
+  return (
+    <section className="af-view af-playground" aria-label={t('Playground')}>
+      <Head title={t('Playground: %1', agent.name)} beside={agentBadge(agent, t)}>
+        <Button look="quiet" onClick={() => change(() => NOTHING)}>{t('Begin anew')}</Button>
+        <Go to={`agents/${agent.name}`}>{t('Edit the draft')}</Go>
+      </Head>
+      <div className="af-talks">
+        {sides.map(side => (
+          <Column
+            key={side} title={side === 'draft' ? t('Draft') : t('Version %1', agent.published ?? 0)} thread={open.threads[side]} acts={fork.acts}
+          />
+        ))}
+        {open.forks.length > 0 && <Forks tasks={open.forks} acts={fork.acts} onClose={() => change(now => ({ ...now, forks: [] }))} />}
+      </div>
+      <Composer busy={say.busy} onSay={say.run}>
+        <ModeField mode={mode} onChange={setMode} />
+        {agent.published !== null && (
+          <label className="af-check"><input type="checkbox" checked={both} onChange={event => setBoth(event.target.checked)} /> {t('ask version %1 too', agent.published)}</label>
+        )}
+      </Composer>
+      {mode === 'live' && <p className="af-bad" role="status">{t('Live: what its tools do really happens.')}</p>}
+      <ErrorBox problem={say.problem} />
+      {fork.dialog}
+    </section>
+  );
+}
+
+const listOf = (thread: string): string => `/tasks?thread=${thread}&limit=100`;
+
+function Column({ title, thread, acts }: { title: string; thread: string | undefined; acts: StepActs }): JSX.Element {
+  const { t } = useFarm();
+  return (
+    <section className="af-talk" aria-label={title}>
+      <h3>{title}</h3>
+      {thread ? <Thread thread={thread} acts={acts} /> : <Empty title={t('Say something below.')} />}
+    </section>
+  );
+}
+
+function Thread({ thread, acts }: { thread: string; acts: StepActs }): JSX.Element {
+  const { state, value, problem, resource } = useResource<Listed<TaskView>>(listOf(thread), movesTasks);
+  const end = React.useRef<HTMLDivElement>(null);
+  const count = value?.items.length ?? 0;
+  React.useEffect(() => end.current?.scrollIntoView?.({ block: 'nearest' }), [count]);
+  const turns = [...(value?.items ?? [])].reverse(); // they come newest first
+  return (
+    <div className="af-turns" tabIndex={0}>
+      <ErrorBox problem={problem} onRetry={resource.refresh} />
+      {state === 'loading' && <Loading />}
+      {turns.map((task, at) => <Turn key={task.task_id} task={task} acts={acts} open={at === turns.length - 1 || !ENDED.has(task.status)} />)}
+      <div ref={end} />
+    </div>
+  );
+}
+
+function Forks({ tasks, acts, onClose }: { tasks: string[]; acts: StepActs; onClose: () => void }): JSX.Element {
+  const { t } = useFarm();
+  return (
+    <section className="af-talk" aria-label={t('Forks')}>
+      <div className="af-tool-head"><h3>{t('Forks')}</h3><span className="af-spring" /><Button look="quiet" onClick={onClose}>{t('Close')}</Button></div>
+      <div className="af-turns" tabIndex={0}>{tasks.map(id => <Forked key={id} task_id={id} acts={acts} />)}</div>
+    </section>
+  );
+}
+
+function Forked({ task_id, acts }: { task_id: string; acts: StepActs }): JSX.Element {
+  const { value, problem } = useResource<TaskView>(`/tasks/${task_id}`, movesTasks);
+  return value ? <Turn task={value} acts={acts} open /> : problem ? <ErrorBox problem={problem} /> : <Loading />;
+}
+
+function Composer({ busy, onSay, children }: { busy: boolean; onSay: (input: string) => Promise<boolean>; children: React.ReactNode }): JSX.Element {
+  const { t } = useFarm();
+  const [input, setInput] = React.useState('');
+  return (
+    <form
+      className="af-form af-composer"
+      onSubmit={event => {
+        event.preventDefault();
+        void onSay(input).then(sent => sent && setInput(''));
+      }}
+    >
+      <Field label={t('Say')} hint={t('Ctrl+Enter sends')}>
+        {ids => (
+          <textarea
+            {...ids} name="say" rows={2} value={input} required onChange={event => setInput(event.target.value)}
+            onKeyDown={event => {
+              if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
+                event.currentTarget.form?.requestSubmit();
+              }
+            }}
+          />
+        )}
+      </Field>
+      <div className="af-line">
+        {children}
+        <Button type="submit" look="primary" busy={busy}>{t('Send')}</Button>
+      </div>
+    </form>
+  );
+}
+
+export const playgroundView: View = {
+  id: 'playground', title: t => t('Playground'), icon: agentIcon, route: 'agents/:name/playground', Component: Playground
+};
