@@ -118,7 +118,9 @@ function Thread({ thread, acts }: { thread: string; acts: StepActs }): JSX.Eleme
   const { state, value, problem, resource } = useResource<Listed<TaskView>>(listOf(thread), movesTasks);
   const end = React.useRef<HTMLDivElement>(null);
   const count = value?.items.length ?? 0;
-  React.useEffect(() => end.current?.scrollIntoView?.({ block: 'nearest' }), [count]);
+  React.useEffect(() => {
+    end.current?.scrollIntoView({ block: 'nearest' });
+  }, [count]);
   const turns = [...(value?.items ?? [])].reverse(); // they come newest first
   return (
     <div className="af-turns" tabIndex={0}>

@@ -66,8 +66,8 @@ export function ModelPart({ draft, edit, readOnly }: {
           onChange={to => set({ parameters: without({ ...Object.fromEntries(NUMBERS.map(name => [name, parameters[name]])), ...to }) })}
         />
         <div className="af-line">
-          <Field label={t('Provider')} hint={t('pins one where the server passes on to several')}>
-            {ids => <input {...ids} value={model.provider ?? ''} readOnly={readOnly} onChange={event => set({ provider: event.target.value || undefined })} />}
+          <Field label={t('Provider')}>
+            {ids => <input {...ids} value={model.provider ?? ''} readOnly={readOnly} placeholder={t('any')} onChange={event => set({ provider: event.target.value || undefined })} />}
           </Field>
           <NumberField
             label={t('Context, tokens')} value={model.context} usual={chosen?.context ? String(chosen.context) : t('not known')} readOnly={readOnly}

@@ -34,7 +34,7 @@ function Shares({ agent }: { agent: AgentView }): JSX.Element {
           void share.run({ person: person.trim(), rights }).then(done => done && setPerson(''));
         }}
       >
-        <Field label={t('Person')} hint={t('their name at the Hub')}>{ids => <input {...ids} name="person" value={person} required onChange={event => setPerson(event.target.value)} />}</Field>
+        <Field label={t('Person')}>{ids => <input {...ids} name="person" placeholder={t('their name at the Hub')} value={person} required onChange={event => setPerson(event.target.value)} />}</Field>
         <Field label={t('They may')}>
           {ids => (
             <select {...ids} name="rights" value={rights} onChange={event => setRights(event.target.value as Rights)}>

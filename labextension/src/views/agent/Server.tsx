@@ -23,7 +23,7 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
   const server = agent.server;
   return (
     <>
-      <div className="af-line">
+      <div className="af-line af-middle">
         {server && <Badge state={server.ready ? 'ready' : server.pending ? 'starting' : 'stopped'} word={serverWord(server, t)} />}
         {server?.microserver && <span className="af-quiet">{t('on %1', server.microserver)}</span>}
         {can && <Button busy={start.busy} onClick={() => void start.run()}>{t('Start')}</Button>}
@@ -90,7 +90,7 @@ function Connections({ agent }: { agent: AgentView }): JSX.Element {
       <div className="af-section-head"><h3>{t('Connect VS Code')}</h3></div>
       <div className="af-section-body">
         <p className="af-quiet">{t('By the extensions Jupyter and JupyterHub: “Existing JupyterHub Server”, then what is shown here.')}</p>
-        <div className="af-line">
+        <div className="af-line af-short">
           <Field label={t('For how many hours')}>
             {ids => <input {...ids} type="number" min={1} max={24} value={hours} onChange={event => setHours(Math.max(1, Math.min(24, event.target.valueAsNumber || 1)))} />}
           </Field>

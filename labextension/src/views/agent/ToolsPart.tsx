@@ -95,10 +95,10 @@ function Tool({ tool, change, readOnly }: { tool: ToolSpec; change: (to: Partial
           <Approval tool={tool} change={change} readOnly={readOnly} />
           <div className="af-line">
             <NumberField label={t('Timeout, seconds')} value={tool.timeout} usual="60" readOnly={readOnly} onChange={to => change({ timeout: to ?? 60 })} />
-            <Field label={t('Secrets')} hint={t('names, with commas; values are set at the farm page')}>
+            <Field label={t('Names of secrets it may use')}>
               {ids => (
                 <input
-                  {...ids} defaultValue={(tool.secrets ?? []).join(', ')} readOnly={readOnly}
+                  {...ids} defaultValue={(tool.secrets ?? []).join(', ')} readOnly={readOnly} placeholder={t('none')}
                   onBlur={event => change({ secrets: event.target.value.split(',').map(one => one.trim()).filter(Boolean) })}
                 />
               )}

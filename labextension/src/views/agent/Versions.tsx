@@ -41,7 +41,7 @@ export function VersionsTab({ agent, editing, readOnly }: { agent: AgentView; ed
               { id: 'by', title: t('By'), cell: version => version.created_by },
               { id: 'at', title: t('Published'), width: '8rem', cell: version => <Time at={version.created_at} /> },
               {
-                id: 'acts', title: '', width: '14rem', cell: version => (
+                id: 'acts', title: '', width: '16rem', cell: version => (
                   <span onClick={event => event.stopPropagation()}>
                     {!readOnly && <Button look="quiet" busy={restore.busy} onClick={() => void restore.run(version.number)}>{t('Make it the draft')}</Button>}
                     <Button look="quiet" onClick={() => void exported.run(version.number)}>{t('Export')}</Button>
