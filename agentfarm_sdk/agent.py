@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import contextvars
 import copy
-import html
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
@@ -31,6 +30,9 @@ from .model import GatewayModel, Model, model_from_environment
 from .prompts import render
 from .protocol import Definition, Event, Limits, Mode, ModelSpec
 from .replay import Replayed, replay
+from .shown.markup import page
+from .shown.runs import run_html
+from .shown.story import Story
 from .tools.context import Context
 from .tools.registry import Tool, builtin, load, tool
 
@@ -255,21 +257,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Show the run in a notebook; every word of it is escaped."""
-        fold = self.fold()
-        rows = []
-        for message in fold.messages:
-            said = message.get("content") or ""
-            for one in message.get("tool_calls") or []:
-                said += f"\n→ {one['function']['name']}({one['function']['arguments']})"
-            rows.append(
-                f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(str(message['role']))}</th>"
-                f"<td style='text-align:left'><pre style='white-space:pre-wrap;margin:0'>{html.escape(str(said))}</pre></td></tr>"
-            )
-        state = f"{fold.status}{f' ({fold.waiting})' if fold.waiting else ''}"
-        head = (
-            f"{html.escape(self._agent.name)} · {html.escape(self.run_id)} · {html.escape(state)} · {fold.steps} steps"
-        )
-        return f"<details open><summary>{head}</summary><table>{''.join(rows)}</table></details>"
+        return page(run_html(Story().apply_all(self.events()), self._farm.page if self._farm is not None else ""))
 
 
 class _Driven:

@@ -127,7 +127,7 @@ font:13px/1.5 var(--jp-ui-font-family,var(--vscode-font-family,system-ui,sans-se
 .agentfarm .af-label{color:var(--af-quiet);font-size:11px;letter-spacing:.04em;text-transform:uppercase}
 .agentfarm .af-text,.agentfarm.agentfarm pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:24rem;overflow:auto}
 .agentfarm.agentfarm pre{background:var(--af-code);color:inherit;border-radius:4px;padding:5px 9px;margin:3px 0 5px;font:12px/1.5 var(--jp-code-font-family,var(--vscode-editor-font-family,ui-monospace,monospace))}
-.agentfarm.agentfarm code{background:none!important;padding:0;border:0;font-family:var(--jp-code-font-family,var(--vscode-editor-font-family,ui-monospace,monospace))}
+.agentfarm.agentfarm code{background:none!important;padding:0!important;border:0;font-family:var(--jp-code-font-family,var(--vscode-editor-font-family,ui-monospace,monospace))}
 .agentfarm.agentfarm ol{list-style:none;margin:8px 0 0;padding:0;border-top:1px solid var(--af-line)}
 .agentfarm.agentfarm ol>li{margin:0;border-bottom:1px solid var(--af-line)}
 .agentfarm details{margin:0}

@@ -14,6 +14,7 @@ from typing import Any
 from agentfarm_sdk.batches import Batch
 from agentfarm_sdk.errors import Invalid
 from agentfarm_sdk.farm import Farm
+from agentfarm_sdk.shown.live import progress_of
 
 from .show import Out
 
@@ -45,14 +46,15 @@ def map_tasks(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
     )  # fmt: skip
     print(f"{batch.id}  {batch.size} tasks", file=sys.stderr)
     failed = 0
-    for result in batch.results(ordered=not asked.unordered, timeout=asked.timeout):
-        told: dict[str, Any] = {"place": result.place, "input": inputs[result.place], "task": result.task_id}
-        if result.error is None:
-            told["result"] = result.value
-        else:
-            told |= {"status": result.status, "error": result.error.detail}
-            failed += 1
-        print(json.dumps(told, ensure_ascii=False), flush=True)
+    with progress_of(batch, wanted=not sys.stdout.isatty()):  # else the results themselves say how far it is
+        for result in batch.results(ordered=not asked.unordered, timeout=asked.timeout):
+            told: dict[str, Any] = {"place": result.place, "input": inputs[result.place], "task": result.task_id}
+            if result.error is None:
+                told["result"] = result.value
+            else:
+                told |= {"status": result.status, "error": result.error.detail}
+                failed += 1
+            print(json.dumps(told, ensure_ascii=False), flush=True)
     return 1 if failed else 0
 
 
