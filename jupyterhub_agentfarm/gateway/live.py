@@ -76,12 +76,16 @@ class LiveRun:
         self.loaded: list[Event] = []  # the events that it was made of, until it is opened
         self._arrival = asyncio.Event()
         self.answers: Answers | None = None  # in mode `simulate`: instead of tools
+        self.parent = ""  # the run that delegated it
+        self.delegated = False  # it has delegated something itself
 
     def apply(self, event: NewEvent | Event, by: str) -> None:
         """Fold an event in the order of its arrival."""
         self.loaded = []
         if event.kind == "model.replied":
             self.attempts = 0
+        if event.kind == "child.submitted":
+            self.delegated = True
         if event.kind == "context.compacted":
             self.digest, self.digested, self.size, self.shown = "", 0, 0, {}
         at = event.at if isinstance(event, Event) else ""  # it gets one when it is written
@@ -448,6 +452,8 @@ def load(connection: Any, run_id: str, to_admit: bool = False) -> LiveRun:
     fold = Fold(history=lambda _run, _seq: threads.said_before(connection, events)).apply_all(events)
     live = LiveRun(run, definitions.get(connection, run.definition_hash), fold)
     live.loaded = events
+    live.parent = next((str(event.data().get("parent") or "") for event in events[:1]), "")
+    live.delegated = any(event.kind == "child.submitted" for event in events)
     for event in reversed(events):
         if event.kind == "model.replied":
             break

@@ -38,6 +38,7 @@ from . import admission
 from .answers import repair, repairing
 from .asking import Ask, OnToken, Reply, UpstreamError
 from .budgets import BYTES_A_TOKEN, LONGEST_OUTPUT, Budgets, Reached, Taken, Wish
+from .families import Families
 from .live import ASIDE, LiveRun, LiveRuns
 from .proxy import Route, Upstreams, pause
 
@@ -59,6 +60,7 @@ class Models:
 
     def __init__(self, lives: LiveRuns, upstreams: Upstreams) -> None:
         self.lives, self.upstreams, self.budgets = lives, upstreams, Budgets(lives.db)
+        self.families = Families(lives.db)
         self._leaving: set[asyncio.Future[None]] = set()
         self._watchers: dict[str, set[asyncio.Queue[dict[str, Any]]]] = {}
         self._under_way: dict[tuple[str, int], tuple[str, asyncio.Task[ModelAnswer]]] = {}  # by run and fence
@@ -120,6 +122,7 @@ class Models:
     async def _step(self, request: ModelRequest, on_token: OnToken | None) -> ModelAnswer:
         live = await self.lives.arrived(request.run, request.fence, request.n)
         self._may_ask(live)
+        await self.families.check(live)
         definition = live.definition
         route, model = self.upstreams.route(definition.model.name)
         if definition.limits.cost is not None and await route.upstream.price(model, definition.model.provider) is None:
@@ -151,13 +154,19 @@ class Models:
         more = [] if request.messages is not None else repair(definition, live.fits, live.fold, said)
         events = [new_event("model.replied", body), *(verdict.event for verdict in verdicts), *more]
         done = await self._settle(live, request, events, asked, model, reply, cost)
-        self.budgets.settle(asked.hold, live.run.agent, live.run.owner, reply.tokens_in + reply.tokens_out, cost or 0.0)
+        self._settled(live, asked, reply, cost, done.seq)
         for event in events:
             live.apply(event, "gateway")
         return await self._answer(
             live, request, done.seq, done.head, said, [verdict.told for verdict in verdicts], body["usage"],
             list(done.events[len(done.events) - len(more) :]),
         )  # fmt: skip
+
+    def _settled(self, live: LiveRun, asked: _Asked, reply: Reply, cost: float | None, seq: int) -> None:
+        """Count in memory what a reply came to, whose transaction is through."""
+        tokens = reply.tokens_in + reply.tokens_out
+        self.budgets.settle(asked.hold, live.run.agent, live.run.owner, tokens, cost or 0.0)
+        self.families.count(live.run.run_id, seq, tokens, cost or 0.0)
 
     async def _shortened(self, live: LiveRun, request: ModelRequest, route: Route, model: str) -> LiveRun:
         """Let the model summarise the older messages where all of them come near what it can take.
@@ -183,9 +192,8 @@ class Models:
             new_event("model.replied", body),
             new_event("context.compacted", found.body(reply.content, system, own.request)),
         ]
-        await self._settle(live, own, events, asked, model, reply, body["cost"])
-        used = reply.tokens_in + reply.tokens_out
-        self.budgets.settle(asked.hold, live.run.agent, live.run.owner, used, body["cost"] or 0.0)
+        done = await self._settle(live, own, events, asked, model, reply, body["cost"])
+        self._settled(live, asked, reply, body["cost"], done.seq)
         for event in events:
             live.apply(event, "gateway")
         return live

@@ -14,6 +14,7 @@ from workerkit import Kernel
 
 from agentfarm_sdk import Agent
 from agentfarm_sdk.testing import FakeFarm, ScriptedModel, calls, says
+from jupyterhub_agentfarm.gateway.families import Families
 
 
 @pytest.fixture
@@ -193,3 +194,47 @@ def test_outside_a_farm_the_model_is_told_that_there_is_nobody() -> None:
     with FakeFarm() as alone:
         run = alone.run(Agent("alone", tools=["delegate"], model=model, mode="live"), "What is 2+2?")
         assert run.result == "Then I do it: 4." and "outside a farm" in model.shown[-1][-1]["content"]
+
+
+async def say(farm: Service, claim: dict[str, Any], request: str, n: int, said: Any = "4") -> str:
+    """Let a run's model say something; return "" or why it was not asked."""
+    farm.model.script[:] = [said]
+    asked = {"agentfarm": {"run": claim["run"], "fence": claim["fence"], "request": request, "n": n}}
+    answer = await farm.ask(claim["token"], "POST", "/model/v1/chat/completions", asked)
+    assert answer.is_success or answer.json()["type"].endswith("limit-reached"), answer.text
+    return "" if answer.is_success else str(answer.json()["detail"])
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_child_draws_on_the_limits_of_those_that_it_works_for(farm: Service, restart: bool) -> None:
+    """Each reply costs five tokens, and the parent may use 20 with all that it delegates."""
+    draft = {"draft": {"prompt": "p", "tools": [{"name": "delegate"}], "limits": {"tokens": 20}}}
+    await farm.ok("ann", "PATCH", "/agents/boss", draft)
+    await farm.ok("ann", "POST", "/agents/boss/publish", {})
+    task, boss = await delegated(farm, "analyst")
+    child = await claimed(farm, "analyst")
+    assert child
+    farm.model.script.append(("delegate", {"target": "boss", "input": "Do it yourself."}))
+    asked = {"agentfarm": {"run": child["run"], "fence": child["fence"], "request": "q0", "n": 0}}
+    await farm.ok(child["token"], "POST", "/model/v1/chat/completions", asked)
+    back = {"kind": "child.submitted", "call": "c0-0", "body": {"target": "boss", "input": "Do it yourself."}}
+    body = {"fence": child["fence"], "n": 1, "events": [back]}
+    await farm.ok(child["token"], "POST", f"/runs/{child['run']}/events", body)  # a circle: told at once
+    if restart:  # what was used is read from the ledger, in place of memory
+        farm.parts.models.families = Families(farm.db)
+        farm.parts.live.drop(child["run"])
+    said = ("delegate", {"target": "boss", "input": "Please."})
+    assert await say(farm, child, "q1", 1, said) == ""
+    body = {"fence": child["fence"], "n": 2, "events": [{**back, "call": "c1-0"}]}
+    await farm.ok(child["token"], "POST", f"/runs/{child['run']}/events", body)
+    assert await say(farm, child, "q2", 2, said) == "", "15 are used before it"
+    body = {"fence": child["fence"], "n": 3, "events": [{**back, "call": "c2-0"}]}
+    await farm.ok(child["token"], "POST", f"/runs/{child['run']}/events", body)
+    assert f"run {boss['run']} of boss, which delegated this, may use 20 tokens" in await say(farm, child, "q3", 3)
+    failed = {"kind": "run.failed", "body": {"error": {"type": "limit-reached", "message": "no more"}}}
+    body = {"fence": child["fence"], "n": 4, "events": [failed]}
+    await farm.ok(child["token"], "POST", f"/runs/{child['run']}/events", body)
+    again = await claimed(farm, "boss")
+    assert again and again["run"] == boss["run"]
+    assert "this run may use 20 tokens with all that it delegates" in await say(farm, again, "r1", 0)
+    assert (await shown(farm, task))["status"] == "running"
