@@ -318,9 +318,15 @@ class Farm:
         content: bytes = self.request("GET", f"/runs/{_id(run_id)}/bundle")
         return content
 
-    def erase(self, run_id: str, reason: str, *, seqs: Sequence[int] = (), kinds: Sequence[str] = (), everything: bool = False) -> Json:  # fmt: skip
-        """Erase bodies of an ended run's events, by number or kind: headers and hashes stay, and who did it, and why."""
-        body = {"reason": reason, "seqs": list(seqs), "kinds": list(kinds), "all": everything}
+    def erase(
+        self, run_id: str, reason: str, *, seqs: Sequence[int] = (), kinds: Sequence[str] = (), everything: bool = False, memory: bool = False
+    ) -> Json:  # fmt: skip
+        """Erase bodies of an ended run's events, by number or kind: headers and hashes stay, and who did it, and why.
+
+        `memory`: also what its agent remembers since. The answer's `left` names what holds words of the run still.
+        """
+        body: Json = {"reason": reason, "seqs": list(seqs), "kinds": list(kinds), "all": everything}
+        body |= {"memory": True} if memory else {}
         answer: Json = self.request("POST", f"/runs/{_id(run_id)}/erase", body)
         return answer
 

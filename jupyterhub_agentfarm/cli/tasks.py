@@ -53,6 +53,7 @@ def add(nouns: Any) -> None:
     erase.add_argument("--seq", type=int, action="append", default=[], metavar="N", help="this event; may be repeated")
     erase.add_argument("--kind", action="append", default=[], metavar="KIND", help="all of this kind: tool.succeeded")
     erase.add_argument("--all", action="store_true", help="all words of people, models and tools")
+    erase.add_argument("--memory", action="store_true", help="also what the agent remembers since")
     delete = verb("delete", delete_run, "delete an ended run; a tombstone with its last hash stays")
     delete.add_argument("run")
     for one in (erase, delete):
@@ -242,8 +243,12 @@ def bundle_run(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
 
 
 def erase_run(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    done = farm.erase(asked.run, asked.reason, seqs=asked.seq, kinds=asked.kind, everything=asked.all)
-    out.line(f"{asked.run}: {done['bodies']} bodies and {done['blobs']} blobs erased", done)
+    done = farm.erase(
+        asked.run, asked.reason, seqs=asked.seq, kinds=asked.kind, everything=asked.all, memory=asked.memory
+    )
+    said = [f"{asked.run}: {done['bodies']} bodies and {done['blobs']} blobs erased"]
+    said += [f"not reached: {one['what']} {one['where']}: {one['why']}" for one in done["left"]]
+    out.line("\n".join(said), done)
 
 
 def delete_run(farm: Farm, asked: argparse.Namespace, out: Out) -> None:

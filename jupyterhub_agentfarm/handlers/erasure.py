@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from ..errors import Forbidden, Invalid
-from ..store import erasure, export
+from ..store import erasure, export, ledger, remains
 from ..store.db import Tx
 from .asking import OPERATOR, may
 from .routes import Call, Route
@@ -19,20 +19,27 @@ Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
 
 class Erasure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is to go: events by number, all of a kind, or all that may go; of an ended run."""
+    """What is to go: events by number, all of a kind, or all that may go; of an ended run.
+
+    `memory`: also what its agent remembers since.
+    """
 
     reason: Reason
     seqs: list[int] = []
     kinds: list[str] = []
     all: bool = False
+    memory: bool = False
 
 
 class ErasedView(msgspec.Struct, frozen=True):
+    """How many bodies and blobs went. `left`: what holds words of the run still, and this did not reach."""
+
     run_id: str
     bodies: int
     blobs: int
     seq: int
     head: str
+    left: list[remains.Left]
 
 
 class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,17 +75,17 @@ def _reach(tx: Tx, call: Call) -> str:
 
 async def erase(call: Call) -> ErasedView:
     body: Erasure = call.body
-    if not (body.seqs or body.kinds or body.all):
-        raise Invalid("nothing is named", hint='name "seqs" or "kinds", or say "all": true')
+    if not (body.seqs or body.kinds or body.all or body.memory):
+        raise Invalid("nothing is named", hint='name "seqs" or "kinds", or say "all": true, "memory": true')
     seqs, kinds = set(body.seqs), set(body.kinds)
 
     def write(tx: Tx) -> ErasedView:
         run_id = _reach(tx, call)
         erasure.check_named(tx.connection, run_id, body.seqs, body.kinds)
         done = erasure.erase(
-            tx, run_id, call.asker.by, body.reason, lambda seq, kind: body.all or seq in seqs or kind in kinds
-        )
-        return ErasedView(**vars(done))
+            tx, run_id, call.asker.by, body.reason, lambda seq, kind: body.all or seq in seqs or kind in kinds, remembered=body.memory
+        )  # fmt: skip
+        return ErasedView(**vars(done), left=remains.left(tx.connection, ledger.held(tx, run_id)))
 
     return await call.commit(write)  # type: ignore[no-any-return]
 

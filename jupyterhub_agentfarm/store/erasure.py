@@ -19,7 +19,7 @@ from agentfarm_sdk.protocol import ENDED, Header, new_event, timestamp
 
 from ..errors import Conflict, Invalid
 from ..records import Run
-from . import ledger
+from . import idempotency, ledger, remains
 from .db import Tx
 from .tables import FARM_RUN, anchored, blobs, events, inbox, run_blobs, runs, tasks, tombstones, uploads
 
@@ -53,12 +53,18 @@ class Tombstone:
 # -- bodies --------------------------------------------------------------------------------------------------------
 
 
-def erase(tx: Tx, run_id: str, by: str, reason: str, wanted: Callable[[int, str], bool]) -> Erased:
+def erase(
+    tx: Tx, run_id: str, by: str, reason: str, wanted: Callable[[int, str], bool], *, remembered: bool = False
+) -> Erased:
     """Erase the bodies of the events that `wanted(seq, kind)` names; what is gone already, or always kept, is passed over.
+
+    `remembered`: what agents remember since this run goes too.
 
     Raises NotFound; Conflict: the run has not ended.
     """
     run = _ended(tx, run_id)
+    if remembered:
+        remains.forget(tx, run, by)
     links = ledger.read_links(tx.connection, run)
     kinds = [msgspec.json.decode(link.header, type=Header).kind for link in links]
     gone = [
@@ -176,6 +182,7 @@ def _beside(tx: Tx, run: Run, kinds: set[str]) -> None:
             task["error"] = _json({**msgspec.json.decode(row.error), "message": ERASED})
         if task:
             tx.execute(tasks.update().where(tasks.c.task_id == run.task_id).values(**task))
+            idempotency.erase(tx, run.task_id)
     if not any(kind.startswith(("model.", "tool.", "approval.", "simulation.", "question.")) for kind in kinds):
         return
     shown = tx.connection.execute(sa.select(inbox.c.inbox_id, inbox.c.detail).where(inbox.c.run_id == run.run_id))

@@ -44,7 +44,7 @@ def stored(connection: sa.engine.Connection) -> str:
     """Return all that the database holds as text, whatever the table; the definition is not the run's."""
     found = []
     for table in tables.metadata.sorted_tables:
-        if table.name not in ("definitions", "agents", "idempotency"):
+        if table.name not in ("definitions", "agents"):
             for row in connection.execute(sa.select(table)):
                 found += [v.decode("latin-1") if isinstance(v, bytes) else str(v) for v in row]
     return "\n".join(found)
@@ -95,6 +95,69 @@ async def test_only_what_is_named_goes(farm: Service) -> None:
     gone = {e["kind"] for e in await events(farm, run) if e["body"] is None}
     assert gone == {"model.replied", "message.added"}
     assert (await farm.ok("ann", "GET", f"/runs/{run}/verify"))["ok"]
+
+
+async def led(farm: Service, steps: list[tuple[Any, list[dict[str, Any]]]]) -> str:
+    """Lead the next run: in each step the model says something and the worker appends; return the run."""
+    claim = await farm.claim(wait=5)
+    assert claim
+    for n, (said, told) in enumerate(steps):
+        farm.model.script[:] = [said]
+        request = {"agentfarm": {"run": claim["run"], "fence": claim["fence"], "request": f"r{n}", "n": n}}
+        await farm.ok(claim["token"], "POST", "/model/v1/chat/completions", request)
+        await farm.ok(
+            claim["token"],
+            "POST",
+            f"/runs/{claim['run']}/events",
+            {"fence": claim["fence"], "n": n + 1, "events": told},
+        )
+    return str(claim["run"])
+
+
+async def test_erasing_names_what_it_does_not_reach_and_is_through_when_nothing_is_left(
+    farm: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = "wombat-secret"
+    await farm.agent(tools=[{"name": "remember", "source": "builtin"}])
+    asked = {"target": "analyst", "input": f"Note {word}."}
+    first = await farm.ok("ann", "POST", "/tasks", asked, **{"Idempotency-Key": "k"})
+    await farm.ok("ann", "POST", "/tasks", {**asked, "input": "Go on.", "after": [first["task_id"]], "results": True})
+    kept = {"kind": "memory.remembered", "call": "c0-0", "body": {"key": "animal", "value": word}}
+    done = {"kind": "tool.succeeded", "call": "c0-0", "body": {"result": "noted"}}
+    over = {"kind": "run.succeeded", "body": {"result": word}}
+    call = ("remember", {"key": "animal", "value": word})
+    run = await led(farm, [(call, [kept, done]), (word, [over])])
+    later = await led(farm, [("fine", [{"kind": "run.succeeded", "body": {"result": "fine"}}])])
+    assert await cli("run", "erase", run, "--all", "--reason", "r") == 0
+    told = capsys.readouterr().out
+    assert f"not reached: run {later}: its task got the result" in told
+    assert "not reached: memory analyst: animal: the agent remembers it" in told
+    again = await farm.ask("ann", "POST", "/tasks", asked, **{"Idempotency-Key": "k"})
+    assert again.status_code == 409 and "was erased" in again.text
+    answer = await farm.ok("ann", "POST", f"/runs/{run}/erase", {"reason": "r", "memory": True})
+    assert [one["what"] for one in answer["left"]] == ["run"] and word in await farm.db.read(stored)
+    await farm.ok("ann", "POST", f"/runs/{later}/erase", {"reason": "r", "all": True})
+    assert (await farm.ok("ann", "POST", f"/runs/{run}/erase", {"reason": "r", "all": True}))["left"] == []
+    assert word not in await farm.db.read(stored)
+    assert (await farm.ok("operator", "GET", "/audit/verify"))["ok"]
+
+
+async def test_erasing_names_the_runs_of_delegated_tasks_and_stubs(farm: Service) -> None:
+    for name in ("analyst", "other"):
+        await farm.agent(name, tools=[{"name": "delegate", "source": "builtin"}])
+    stubs = {"delegate": "no"}
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "x"})
+    sent = {"kind": "child.submitted", "call": "c0-0", "body": {"target": "other", "input": "part"}}
+    asked = ("delegate", {"target": "other", "input": "part"})
+    run = await led(farm, [(asked, [sent, {"kind": "run.parked", "body": {"reason": "child"}}])])
+    task = (await farm.ok("ann", "GET", f"/tasks?parent={run}"))["items"][0]
+    await farm.ok("ann", "POST", f"/tasks/{task['task_id']}/cancel", {})
+    answer = await farm.ok("ann", "POST", f"/runs/{task['run_id']}/erase", {"reason": "r", "all": True})
+    assert [(one["what"], one["where"]) for one in answer["left"]] == [("run", run)], "it holds what it asked for"
+    simulated = await farm.ok("ann", "POST", "/tasks", {"target": "other", "input": "x", "simulate": {"stubs": stubs}})
+    await farm.ok("ann", "POST", f"/tasks/{simulated['task_id']}/cancel", {})
+    answer = await farm.ok("ann", "POST", f"/runs/{simulated['run_id']}/erase", {"reason": "r", "all": True})
+    assert [one["what"] for one in answer["left"]] == ["stubs"]
 
 
 SENSELESS: list[tuple[dict[str, Any], str]] = [
