@@ -186,6 +186,7 @@ class Anchor(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     prev: str  # SHA-256 of the anchor before it, as bytes
     key: str  # Ed25519 public key, hex
+    upto: int | None = None  # the last event of the farm that it covers, as `audit export` counts them
 
 
 class Signed(msgspec.Struct, frozen=True):
@@ -374,7 +375,7 @@ def verify_bundle(path: Path, key: str = "") -> Verdict:
         raise Invalid(f"{path} is not an evidence bundle, or it is damaged: {error}") from error
     run, links = (
         _part(files, "run.json", BundledRun),
-        [_link(one) for one in _lines(files, "events.jsonl", BundledEvent)],
+        [link_of(one) for one in _lines(files, "events.jsonl", BundledEvent)],
     )
     if run.v != BUNDLE_V:
         raise Invalid(f"this bundle is of form {run.v}", hint="verify it with a newer AgentFarm")
@@ -479,10 +480,11 @@ def _lines(files: dict[str, bytes], name: str, kind: Any) -> list[Any]:
     return found
 
 
-def _link(one: BundledEvent) -> Link:
+def link_of(one: BundledEvent) -> Link:
+    """Return an event that was handed on as text as it is kept. Raises Invalid."""
     try:
         salt = None if one.salt is None else bytes.fromhex(one.salt)
         digest = None if one.digest is None else bytes.fromhex(one.digest)
     except ValueError as error:
-        raise Invalid(f"event {one.seq} of the bundle was changed: its salt or digest is not hexadecimal") from error
+        raise Invalid(f"event {one.seq} was changed: its salt or digest is not hexadecimal") from error
     return Link(one.seq, one.header.encode(), salt, None if one.body is None else one.body.encode(), one.n, digest)

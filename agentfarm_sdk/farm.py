@@ -325,15 +325,12 @@ class Farm:
 
         `memory`: also what its agent remembers since. The answer's `left` names what holds words of the run still.
         """
-        body: Json = {"reason": reason, "seqs": list(seqs), "kinds": list(kinds), "all": everything}
-        body |= {"memory": True} if memory else {}
-        answer: Json = self.request("POST", f"/runs/{_id(run_id)}/erase", body)
-        return answer
+        body = {"reason": reason, "seqs": list(seqs), "kinds": list(kinds), "all": everything, "memory": memory}
+        return self.request("POST", f"/runs/{_id(run_id)}/erase", body)  # type: ignore[no-any-return]
 
     def delete_run(self, run_id: str, reason: str) -> Json:
         """Delete an ended run; return its tombstone: how many events it had, and the hash of the last."""
-        answer: Json = self.request("DELETE", f"/runs/{_id(run_id)}", params={"reason": reason})
-        return answer
+        return self.request("DELETE", f"/runs/{_id(run_id)}", params={"reason": reason})  # type: ignore[no-any-return]
 
     def fork(self, run_id: str, step: int, **wish: Any) -> Task:
         """Begin a new run with the messages of this one before reply number `step` (from 0).

@@ -11,19 +11,32 @@ from typing import Any
 
 import msgspec
 
-from agentfarm_sdk.audit import Leaf, Signed, check_anchors, merkle_root, verify_bundle
+from agentfarm_sdk.audit import Anchor, Leaf, Signed, check_anchors, merkle_root, verify_bundle
 from agentfarm_sdk.errors import Forbidden, Invalid
+from agentfarm_sdk.exports import is_export, verify_export
 from agentfarm_sdk.farm import Farm
 
 from .show import Out, noun
 
 
+class _Kept(msgspec.Struct, frozen=True):
+    anchor: str
+    signature: str
+    leaves: list[Leaf]
+
+
 def add(nouns: Any) -> None:
     verb = noun(nouns, "audit", "is the record whole?")
-    verify = verb("verify", verify_all, "check runs, the whole farm, evidence bundles (no farm needed), kept anchors")
-    verify.add_argument("what", nargs="*", help="runs, or files made by `run bundle`; the whole farm if none is named")
+    verify = verb(
+        "verify", verify_all, "check runs, the whole farm, bundles and exports (no farm needed), kept anchors"
+    )
+    verify.add_argument(
+        "what", nargs="*", help="runs, or files made by `run bundle` or `audit export`; the whole farm if none is named"
+    )
     verify.add_argument("--key", default="", metavar="HEX", help="the public key that anchors must be signed by")
-    verify.add_argument("--anchors", metavar="FILE", help="compare the farm with a copy of its anchors.jsonl")
+    verify.add_argument(
+        "--anchors", metavar="FILE", help="compare the farm, or an export, with a copy of its anchors.jsonl"
+    )
     verify.set_defaults(offline=offline)
     export = verb("export", export_all, "all events of the farm as they are kept, one JSON a line (operators)")
     export.add_argument(
@@ -37,14 +50,20 @@ def add(nouns: Any) -> None:
 
 
 def offline(asked: argparse.Namespace) -> bool:
-    """Say whether a command needs no farm: all that it names are files."""
-    return bool(asked.what) and not asked.anchors and all(Path(one).is_file() for one in asked.what)
+    """Say whether a command needs no farm: all that it names are files; where anchors are kept, exports to hold to them."""
+    files = [Path(one) for one in asked.what if Path(one).is_file()]
+    if not files or len(files) < len(asked.what):
+        return False
+    return not asked.anchors or all(map(is_export, files))
 
 
 def verify_all(farm: Farm | None, asked: argparse.Namespace, out: Out) -> int:
     """Check what is named; 1 where something is not whole."""
     files = [one for one in asked.what if Path(one).is_file()]
-    found = [_bundle(Path(one), asked.key) for one in files]
+    kept = _read(Path(asked.anchors)) if asked.anchors else None
+    found = [
+        _export(Path(one), kept, asked.key) if is_export(Path(one)) else _bundle(Path(one), asked.key) for one in files
+    ]
     if farm is not None:
         found += [_run(farm.verify(one)) for one in asked.what if one not in files]
         if asked.anchors:
@@ -126,6 +145,22 @@ def _bundle(file: Path, key: str) -> dict[str, Any]:
             "bad_seq": checked.bad_seq, "flaws": flaws, "says": "\n".join(says)}  # fmt: skip
 
 
+def _export(file: Path, kept: list[_Kept] | None, key: str) -> dict[str, Any]:
+    anchored, read = _latest(kept, key) if kept is not None else ({}, [])
+    export = verify_export(file, anchored)
+    erased = f", {export.erased} bodies erased" if export.erased else ""
+    upto = f"; whole up to anchor {read[-1].number} of {read[-1].at}, by your copy" if read else ""
+    whole = f"{file}: {export.runs} runs, {export.events} events chained{erased}{upto}"
+    said = [f"{file}: {flaw}" for flaw in export.flaws] or [whole]
+    return {
+        "ok": not export.flaws,
+        "runs": export.runs,
+        "events": export.events,
+        "flaws": export.flaws,
+        "says": "\n".join(said),
+    }
+
+
 def _run(one: dict[str, Any]) -> dict[str, Any]:
     if one["ok"]:
         return {**one, "says": f"whole: {one['run_id']}, {one['events']} events"}
@@ -157,12 +192,6 @@ def _mine(farm: Farm) -> list[dict[str, Any]]:
     return broken or [{"ok": True, "runs": len(found), "events": events, "says": says}]
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    anchor: str
-    signature: str
-    leaves: list[Leaf]
-
-
 def heads(file: Path) -> list[Leaf]:
     """Return the latest head of each run that a file of anchors holds. Raises Invalid."""
     latest = {leaf.run: leaf for one in _read(file) for leaf in one.leaves}
@@ -176,17 +205,21 @@ def _read(file: Path) -> list[_Kept]:
         raise Invalid(f"{file} cannot be read: {error}", hint="name a copy of the farm's anchors.jsonl") from error
 
 
-def _kept(farm: Farm, file: Path, key: str) -> list[dict[str, Any]]:
-    """Compare a kept copy of the anchors with what the farm says now."""
-    kept = _read(file)
+def _latest(kept: list[_Kept], key: str) -> tuple[dict[str, tuple[Leaf, int]], list[Anchor]]:
+    """Return the latest head of each run that kept anchors hold, with its anchor's number; and the anchors. Raises Invalid."""
     read = check_anchors([Signed(one.anchor, one.signature) for one in kept], key)
-    flaws: list[str] = []
     heads: dict[str, tuple[Leaf, int]] = {}
     for anchor, one in zip(read, kept, strict=True):
         if merkle_root(one.leaves) != anchor.root:
-            flaws.append(f"{file}: what anchor {anchor.number} holds was changed in the copy")
-        for leaf in one.leaves:
-            heads[leaf.run] = (leaf, anchor.number)
+            raise Invalid(f"what anchor {anchor.number} holds was changed in the copy")
+        heads |= {leaf.run: (leaf, anchor.number) for leaf in one.leaves}
+    return heads, read
+
+
+def _kept(farm: Farm, file: Path, key: str) -> list[dict[str, Any]]:
+    """Compare a kept copy of the anchors with what the farm says now."""
+    heads, read = _latest(_read(file), key)
+    flaws: list[str] = []
     for leaf, number in heads.values():
         events = farm.request("GET", f"/runs/{leaf.run}/events", params={"after": leaf.seq - 1, "limit": 1})["items"]
         if not events or events[0]["hash"] != leaf.head:

@@ -65,7 +65,7 @@ def text(epoch: str, wanted: Due, at: float, key: str) -> str:
     """Return the bytes to be signed, as text. Pure. `at`: epoch seconds; `key`: the public key, hex."""
     anchor = Anchor(
         v=ANCHOR_V, epoch=epoch, number=wanted.number, at=timestamp(at), leaves=len(wanted.leaves), root=merkle_root(wanted.leaves),
-        prev=wanted.before.hash() if wanted.before else "", key=key,
+        prev=wanted.before.hash() if wanted.before else "", key=key, upto=wanted.upto,
     )  # fmt: skip
     return msgspec.json.encode(anchor).decode()
 
@@ -153,6 +153,8 @@ def damaged(connection: Connection) -> str:
             return f"anchor {row.number} was changed: its signature does not hold"
         if anchor.number != row.number or anchor.prev != before:
             return f"anchor {row.number} does not follow the one before it"
+        if anchor.upto is not None and anchor.upto != row.upto:
+            return f"up to which event anchor {row.number} reaches was changed"
         if (anchor.leaves, anchor.root) != (len(held), merkle_root(held)):
             return f"what anchor {row.number} holds was changed"
         before = signed.hash()

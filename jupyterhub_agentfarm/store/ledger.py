@@ -32,7 +32,7 @@ from agentfarm_sdk.protocol import (
 
 from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid, NotFound
 from ..records import Committed, Run
-from . import anchors, contents, effects
+from . import anchors, contents, effects, taskrows
 from .appending import Row
 from .db import Tx
 from .inbox import follow as follow_inbox
@@ -396,7 +396,7 @@ def verify(connection: Connection, run_id: str) -> Verification:
         return Verification(run_id, False, gone[0] - 1, found.head, *gone)
     if found.ok and (why := _row_flaw(run, links)):
         return Verification(run_id, False, found.events, found.head, max(found.events, 1), why)
-    if found.ok and (gone := contents.flaw(connection, run, links)):
+    if found.ok and (gone := contents.flaw(connection, run, links) or taskrows.flaw(connection, run, links)):
         return Verification(run_id, False, gone[0] - 1, found.head, *gone)
     return Verification(run_id, found.ok, found.events, found.head, found.bad_seq, found.why)
 

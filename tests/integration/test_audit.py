@@ -135,6 +135,48 @@ async def test_a_run_that_was_taken_away_and_an_anchor_that_was_changed_are_foun
     assert await cli("audit", "verify") == 1 and run in capsys.readouterr().out
 
 
+async def test_an_anchor_that_is_said_to_reach_further_is_found(farm: Service, anchoring: Anchoring) -> None:
+    """Else nothing would be anchored that is recorded before it gets there."""
+    await worked(farm)
+    await anchoring.anchor()
+    await change(farm, sa.update(tables.anchors).values(upto=tables.anchors.c.upto + 1000))
+    told = await farm.ok("operator", "GET", "/audit/verify")
+    assert not told["ok"] and "anchor 1 reaches" in told["broken"][0]["why"]
+
+
+BESIDE = {
+    "owner": "bob", "agent": "other", "mode": "ask", "thread_id": "thread-x", "status": "failed", "input": '"What is 1+1?"', "result": '"2"',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", BESIDE)
+async def test_the_task_is_held_against_its_run(farm: Service, column: str) -> None:
+    run = await worked(farm)
+    await change(farm, sa.update(tables.tasks).where(tables.tasks.c.run_id == run).values({column: BESIDE[column]}))
+    told = await farm.ok("operator", "GET", f"/runs/{run}/verify")
+    assert not told["ok"] and told["bad_seq"] and "its task says" in told["why"]
+
+
+async def test_a_failed_and_a_cancelled_task_say_what_their_runs_say(farm: Service) -> None:
+    run = await worked(farm, end=False)
+    task = (await farm.ok("ann", "GET", f"/runs/{run}"))["task_id"]
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": {"a": 1}})
+    other = await farm.claim()
+    assert other
+    end = {"kind": "run.failed", "body": {"error": {"type": "x", "message": "broke"}}}
+    body = {"fence": other["fence"], "n": 1, "events": [end]}
+    await farm.ok(other["token"], "POST", f"/runs/{other['run']}/events", body)
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "x"})
+    (waits,) = (await farm.ok("ann", "GET", "/tasks?status=queued"))["items"]
+    await farm.ok("ann", "POST", f"/tasks/{waits['task_id']}/cancel", {"reason": "enough"})
+    await farm.ok("ann", "POST", f"/tasks/{task}/cancel", {"reason": "enough"})
+    assert (await farm.ok("operator", "GET", "/audit/verify"))["ok"]
+    for name in (other["run"], waits["run_id"]):
+        forged = '{"type":"x","message":"all is well"}'
+        await change(farm, sa.update(tables.tasks).where(tables.tasks.c.run_id == name).values(error=forged))
+        assert "another error" in (await farm.ok("ann", "GET", f"/runs/{name}/verify"))["why"]
+
+
 @pytest.mark.parametrize("column", ["n", "digest", "status", "fence", "last_n"])
 async def test_what_lies_beside_the_chain_is_held_against_it(farm: Service, column: str) -> None:
     run = await worked(farm)

@@ -324,6 +324,48 @@ async def test_an_export_goes_on_where_it_was_cut_short_and_holds_every_chain(
     assert json.loads(capsys.readouterr().out)["id"] == lines[-1]["id"]
 
 
+async def test_an_export_is_checked_without_the_farm_and_held_against_kept_anchors(
+    farm: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anchoring = Anchoring(farm.db, b"k" * 32, tmp_path / "anchors.jsonl")
+    run, gone, file = await worked(farm), await worked(farm, "other"), tmp_path / "farm.jsonl"
+    await anchoring.anchor()
+    await farm.ok("ann", "POST", f"/runs/{run}/erase", {"reason": "r", "seqs": [3]})
+    await farm.ok("ann", "DELETE", f"/runs/{gone}?reason=r")
+    await anchoring.anchor()
+    assert await cli("audit", "export", "-o", str(file)) == 0
+    await farm.agent("third")
+    monkeypatch.setenv("AGENTFARM_URL", "http://127.0.0.1:1")  # there is no farm
+    kept = ("--anchors", str(anchoring.file), "--key", anchoring.public)
+    capsys.readouterr()
+    assert await cli("audit", "verify", str(file), *kept) == 0, capsys.readouterr().out
+    assert "2 runs" in (told := capsys.readouterr().out) and "1 bodies erased" in told and "up to anchor 2" in told
+
+    lines = file.read_bytes().splitlines(keepends=True)
+    mine = [at for at, line in enumerate(lines) if json.loads(line)["run"] == run]
+    changed, copy = json.loads(lines[mine[4]]), tmp_path / "copy.jsonl"
+    changed["body"] = (changed["body"] or "{}").replace("{", '{"x":1,', 1)
+    for forged, says in (
+        (
+            [*lines[: mine[4]], json.dumps(changed).encode() + b"\n", *lines[mine[4] + 1 :]],
+            "event 5 is not what was recorded",
+        ),
+        ([*lines[: mine[4]], *lines[mine[4] + 1 :]], "event 5 is not what was recorded"),
+        ([line for at, line in enumerate(lines) if at != mine[-1]], "the export ends before it"),
+        (
+            [line for at, line in enumerate(lines) if at not in mine],
+            f"{run}: anchor 2 holds this run, and it is not here",
+        ),
+    ):
+        copy.write_bytes(b"".join(forged))
+        assert await cli("audit", "verify", str(copy), *kept) == 1
+        assert says in (told := capsys.readouterr().out), told
+    copy.write_bytes(b"".join(lines[1:]))
+    assert await cli("audit", "verify", str(copy)) == 2, "it begins in the middle: nobody can check that"
+    copy.write_bytes(b"{}")
+    assert await cli("audit", "verify", str(copy)) == 2
+
+
 def _bytes(text: str | None) -> bytes | None:
     return None if text is None else bytes.fromhex(text)
 

@@ -20,7 +20,7 @@ from jupyterhub_agentfarm.store.tables import STATUSES
 EVIDENCE = {
     "events": "run_no seq header salt body n digest",
     "runs": "run_id epoch head seq fence last_n agent owner version definition_hash mode task_id bound thread_id status",
-    "anchors": "number anchor signature",
+    "anchors": "number anchor signature upto",
     "anchored": "run_id seq head",
     "tombstones": "run_id epoch seq head deleted_at deleted_by",
     "definitions": "hash content",
