@@ -283,12 +283,14 @@ export interface Entry {
   changed_at: string;
 }
 
+/** How many bodies and blobs went. `left`: what holds words of the run still, and this did not reach. */
 export interface ErasedView {
   run_id: string;
   bodies: number;
   blobs: number;
   seq: number;
   head: string;
+  left: Left[];
 }
 
 /** What is to go: events by number, all of a kind, or all that may go; of an ended run. */
@@ -297,6 +299,7 @@ export interface Erasure {
   seqs?: number[];
   kinds?: string[];
   all?: boolean;
+  memory?: boolean;
 }
 
 export interface ErasureWhy {
@@ -418,6 +421,13 @@ export interface InboxView {
   escalated_at?: string | null;
   escalate_to?: string | null;
   worker?: string | null;
+}
+
+/** A place that still holds words of an erased run. `what`: run, memory, stubs or blob; `where`: its id, or the key. */
+export interface Left {
+  what: string;
+  where: string;
+  why: string;
 }
 
 /** None = no limit of this kind. seconds: wall time of the run from its first lease, without those that it was parked; cost in USD. */
