@@ -56,7 +56,7 @@ def make(checkout: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[
 def test_help_names_every_target(checkout: Path) -> None:
     done = make(checkout)
     assert done.returncode == 0
-    for target in ("farm", "test", "lint", "lock", "clean"):
+    for target in ("farm", "code-server", "test", "lint", "lock", "clean"):
         assert f"make {target} " in done.stdout
 
 
@@ -182,3 +182,13 @@ def test_what_a_farm_is_locked_to_is_what_its_tests_are_locked_to() -> None:
         return {line.split(" ")[0].rstrip("\\; ") for line in lines if "==" in line and not line.startswith(" ")}
 
     assert pins("farm.lock") | pins("node.lock") <= pins("test.lock")
+
+
+def test_what_code_server_is_compiled_with_is_asked_for_by_name(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(script.shutil, "which", lambda name: None if name == "g++" else f"/usr/bin/{name}")
+    with pytest.raises(script.Failed, match=r"apt-get install g\+\+"):
+        script.install_code_server()
+    assert not Path(script.CODE_SERVER).exists()
