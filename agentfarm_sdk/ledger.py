@@ -342,10 +342,15 @@ class FarmLedger:
         beats = Heartbeats(
             self._url, self.run, self.fence, socket=self._socket, beat=self._beat, token=lambda: self._token,
             renewed=lambda asked, answer: loop.call_soon_threadsafe(self._beaten, asked, answer),
-            refused=lambda error: loop.call_soon_threadsafe(self._end, error),
+            refused=lambda error: loop.call_soon_threadsafe(self._beat_refused, error),
         )  # fmt: skip
         beats.start()
         return beats
+
+    def _beat_refused(self, error: AgentFarmError) -> None:
+        """End where the lease is gone. An append under way is told so itself, or it is the one that ended the run."""
+        if not any(one.op == "append" for one in self._pending.values()):
+            self._end(error)
 
     def _beaten(self, asked: float, answer: HeartbeatAnswer) -> None:
         self.renewed_at(asked)

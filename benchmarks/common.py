@@ -176,10 +176,8 @@ def postgres(parent: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Counted:
-    """Running totals of a store: commits, syncs (None: not known here), bytes written, bytes stored."""
+    """Running totals of a store: bytes written (PostgreSQL: of its log; None: not known here), bytes stored."""
 
-    commits: int | None
-    syncs: int | None
     written: int | None
     stored: int
 
@@ -190,8 +188,6 @@ class Counted:
             return None if now is None or then is None else round((now - then) / steps, 2)
 
         return {
-            "commits": per_step(self.commits, earlier.commits),
-            "syncs": per_step(self.syncs, earlier.syncs),
             "written": per_step(self.written, earlier.written),
             "stored": per_step(self.stored, earlier.stored),
         }
@@ -199,11 +195,19 @@ class Counted:
 
 def count_postgres(url: str) -> Counted:
     with psycopg.connect(url, autocommit=True) as db:
-        commits = db.execute("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()").fetchone()
-        wal = db.execute("SELECT wal_sync, wal_bytes FROM pg_stat_wal").fetchone()
+        wal = db.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')").fetchone()
         size = db.execute("SELECT pg_database_size(current_database())").fetchone()
-    assert commits and wal and size
-    return Counted(commits[0], wal[0], int(wal[1]), size[0])
+    assert wal and size
+    return Counted(int(wal[0]), size[0])
+
+
+def postgres_syncs(url: str) -> int:
+    """Return how often PostgreSQL has synced its log; waits until every session has told it."""
+    time.sleep(10.5)  # an idle session tells its counters after at most ten seconds
+    with psycopg.connect(url, autocommit=True) as db:
+        found = db.execute("SELECT wal_sync FROM pg_stat_wal").fetchone()
+    assert found
+    return int(found[0])
 
 
 def count_sqlite(path: Path, pid: int | None) -> Counted:
@@ -213,7 +217,7 @@ def count_sqlite(path: Path, pid: int | None) -> Counted:
         written = next(int(line.split()[1]) for line in io.read_text().splitlines() if line.startswith("write_bytes"))
     with contextlib.closing(sqlite3.connect(path)) as db:
         pages = db.execute("PRAGMA page_count").fetchone()[0] * db.execute("PRAGMA page_size").fetchone()[0]
-    return Counted(None, None, written, pages)
+    return Counted(written, pages)
 
 
 class Strace:

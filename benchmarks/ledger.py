@@ -43,6 +43,7 @@ from common import (
     machine,
     postgres,
     postgres_floor,
+    postgres_syncs,
     spread,
     sqlite_floor,
     table,
@@ -160,6 +161,8 @@ class Service:
             one.stdin.write("\n")
             one.stdin.flush()
         outputs = [one.communicate(timeout=600)[0] for one in started]
+        if failed := [one.returncode for one in started if one.returncode]:
+            raise RuntimeError(f"{len(failed)} workers failed; what they said stands above")
         return [taken for output in outputs for taken in json.loads(output)], time.perf_counter() - begin
 
     def seconds(self) -> float:
@@ -295,10 +298,9 @@ def counted_syncs(running: Service) -> Iterator[list[int]]:
             yield found
         found += [strace.calls] if strace.calls is not None else []
     else:
-        before = running.count().syncs
+        before = postgres_syncs(running.database)
         yield found
-        time.sleep(1.1)  # PostgreSQL tells its counters once a second
-        found.append((running.count().syncs or 0) - (before or 0))
+        found.append(postgres_syncs(running.database) - before)
 
 
 def main() -> None:

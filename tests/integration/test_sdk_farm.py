@@ -16,11 +16,21 @@ from servicekit import Service, service
 
 from agentfarm_sdk import Agent, Farm, tool
 from agentfarm_sdk.agent import Run
-from agentfarm_sdk.errors import Cancelled, Conflict, Fenced, Invalid, NotFound, Transient, Unauthenticated
+from agentfarm_sdk.errors import (
+    AgentFarmError,
+    Cancelled,
+    Conflict,
+    Fenced,
+    Invalid,
+    NotFound,
+    Transient,
+    Unauthenticated,
+)
 from agentfarm_sdk.ledger import PREVIEW, FarmLedger
 from agentfarm_sdk.protocol import BLOB_OVER, EFFECT_SECONDS, MAX_UNANSWERED, new_event
 from agentfarm_sdk.testing import ScriptedModel, calls, says
 from agentfarm_sdk.tools.registry import in_thread
+from jupyterhub_agentfarm.handlers.worker import WorkerSocket
 
 T = TypeVar("T")
 
@@ -413,3 +423,28 @@ async def test_a_tool_that_blocks_the_loop_for_longer_than_the_lease_is_slow_and
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_a_refused_heartbeat_does_not_speak_before_the_answer_of_the_append_that_ended_the_run(
+    farm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"name": "mine", "definition": {"prompt": "Work."}, "input": "go", "mode": "live"}
+    run = await farm.ok("ann", "POST", "/runs", asked)
+    ledger = FarmLedger(farm.url, run["run"], run["fence"], run["token"], renews=True, lease=0.3)
+    held, tell = [], WorkerSocket.tell  # the answer is on its way for longer than a heartbeat
+    refused, take = asyncio.Event(), FarmLedger._beat_refused
+
+    def taken(mine: FarmLedger, error: AgentFarmError) -> None:
+        take(mine, error)
+        refused.set()
+
+    monkeypatch.setattr(FarmLedger, "_beat_refused", taken)
+    await ledger.open()
+    monkeypatch.setattr(WorkerSocket, "tell", lambda mine, message: held.append((mine, message)))
+    answer = await ledger.append([new_event("run.succeeded", {"result": 1})])
+    await asyncio.wait_for(refused.wait(), 30)
+    monkeypatch.undo()
+    for mine, message in held:
+        tell(mine, message)
+    assert (await asyncio.wait_for(answer, 30)).n == 1
+    await ledger.close()
