@@ -26,7 +26,6 @@ HEAL_SECONDS = 90.0
 REST_SECONDS = 120.0  # at the end, for everything to come to rest
 LOOK_SECONDS = 0.2
 AIM_SECONDS = 60.0  # for a kind of event to come
-STRIDE = 4  # faults that a short trial strikes with: the next seed begins behind them
 OURS = frozenset({"given-up"})  # what a run of ours may fail of: we have said so
 OF_SORT = {"doomed": frozenset({"bad-request"}), "notebook": frozenset({"kernel-gone"})}
 OF_FAULT = {"model": frozenset({"model-failed", "unavailable"})}
@@ -105,10 +104,10 @@ class Trial:
         return self.verdict
 
     def _plan(self) -> Iterator[tuple[Fault, str]]:
-        """Every fault once before any comes again, each behind another kind of event; the next seed begins further on."""
+        """Every fault once before any comes again, each behind another kind of event; the next seed begins one further on."""
         kinds = list(work.BRINGS)
         self.random.shuffle(kinds)
-        place = self.verdict.seed * STRIDE
+        place = self.verdict.seed
         while True:
             yield self.faults[place % len(self.faults)], kinds[place % len(kinds)]
             place += 1
