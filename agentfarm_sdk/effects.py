@@ -47,13 +47,16 @@ def forgotten(key: str, call: str | None) -> NewEvent:
 def timer(until: datetime | float, now: float, then: Any, call: str | None) -> NewEvent:
     """Return the event that lets a call rest: until a time, or for so many seconds. Raises Invalid.
 
-    then: what the model is told when the time has come; None: the time.
+    then: what the model is told when the time has come; None: the time. Seconds are counted by the farm's own clock,
+    whatever this machine's says.
     """
+    body: dict[str, Any] = {}
     if isinstance(until, datetime):
         at = (until if until.tzinfo else until.replace(tzinfo=timezone.utc)).timestamp()
     else:
         at = now + float(until)
-    body = {"until": _stamp(at)} | ({} if then is None else {"then": then})
+        body["seconds"] = float(until)
+    body = {"until": _stamp(at)} | body | ({} if then is None else {"then": then})
     event = new_event("timer.set", body, call)
     check(event, now)
     return event
@@ -98,6 +101,9 @@ def check(event: NewEvent, now: float) -> None:
             raise Invalid(f"{body.get('until')!r} is no time", hint="UTC, as 2026-11-21T12:00:00.000000Z")
         if until - now > LONGEST_WAIT + 60.0:
             raise Invalid("a run waits 30 days at most", hint="submit a task later instead")
+        seconds = body.get("seconds", 0.0)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_WAIT:
+            raise Invalid("seconds must be a number from now, 30 days at most", hint="leave it away: until says it too")
     elif event.kind == "child.submitted":
         _check_child(body)
     else:

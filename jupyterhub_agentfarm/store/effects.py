@@ -29,7 +29,8 @@ def follow(tx: Tx, run: Run, events: Iterable[Event]) -> None:
             continue
         body = event.data()
         if event.kind == "timer.set":
-            due = moment(body["until"])
+            seconds = body.get("seconds")  # by this clock: the worker's may go otherwise
+            due = moment(body["until"]) if seconds is None else tx.now + seconds
             tx.execute(timers.insert().values(run_id=run.run_id, call=event.call, due_at=due))
         elif event.kind == "timer.fired":
             clear(tx, run.run_id, str(event.call))

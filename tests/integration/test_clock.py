@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import pytest
 from test_gateway import Farm, Script, calls, says, tool
 
-from agentfarm_sdk import testing
+from agentfarm_sdk import effects, testing
 from agentfarm_sdk.agent import Agent
 from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.protocol import Definition, Limits, new_event, timestamp
 from agentfarm_sdk.testing import FakeFarm, ScriptedModel
 from agentfarm_sdk.tools.registry import tool as own
+from jupyterhub_agentfarm.errors import Invalid
 from jupyterhub_agentfarm.scheduling.reaper import Reaper
 from jupyterhub_agentfarm.store import db as store
+from jupyterhub_agentfarm.store import effects as rows
 from jupyterhub_agentfarm.store import inbox, ledger, queue, tasks
 from jupyterhub_agentfarm.store.db import Database
 
@@ -103,6 +105,22 @@ async def test_a_deadline_and_a_time_to_wait_for_are_moments(shifted: Shifted, j
     await shifted.jump(HOUR - jump)  # an hour ahead at last: whatever had not come comes now, and once
     await shifted.reaper.look()
     assert (await farm.kinds()).count("timer.fired") == 1
+
+
+async def test_seconds_to_wait_are_counted_by_the_farm_whose_worker_s_clock_goes_otherwise(shifted: Shifted) -> None:
+    farm = shifted.farm
+    await farm.begin(BRIEF)
+    await farm.model()
+    event = effects.timer(600.0, farm.db.now() - 7 * HOUR, None, "c0-0")
+    await farm.append(event)
+    await farm.append(new_event("run.parked", {"reason": "timer"}))
+    await shifted.reaper.look()
+    assert "timer.fired" not in await farm.kinds()
+    due = await farm.db.read(lambda c: rows.next_due(c, farm.db.now()))
+    assert due is not None and 500 < due - farm.db.now() <= 600
+    forged = new_event("timer.set", {"until": timestamp(farm.db.now()), "seconds": -1}, "c0-0")
+    with pytest.raises(Invalid, match="seconds"):
+        effects.check(forged, farm.db.now())
 
 
 def test_a_run_outside_a_farm_does_not_end_because_the_clock_jumps(
