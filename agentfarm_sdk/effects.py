@@ -55,7 +55,7 @@ def timer(until: datetime | float, now: float, then: Any, call: str | None) -> N
         at = (until if until.tzinfo else until.replace(tzinfo=timezone.utc)).timestamp()
     else:
         at = now + float(until)
-        body["seconds"] = float(until)
+        body["after"] = float(until)  # `seconds` is how long the call took, as of every outcome
     body = {"until": _stamp(at)} | body | ({} if then is None else {"then": then})
     event = new_event("timer.set", body, call)
     check(event, now)
@@ -101,9 +101,9 @@ def check(event: NewEvent, now: float) -> None:
             raise Invalid(f"{body.get('until')!r} is no time", hint="UTC, as 2026-11-21T12:00:00.000000Z")
         if until - now > LONGEST_WAIT + 60.0:
             raise Invalid("a run waits 30 days at most", hint="submit a task later instead")
-        seconds = body.get("seconds", 0.0)
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_WAIT:
-            raise Invalid("seconds must be a number from now, 30 days at most", hint="leave it away: until says it too")
+        after = body.get("after", 0.0)
+        if isinstance(after, bool) or not isinstance(after, int | float) or not after <= LONGEST_WAIT + 60.0:
+            raise Invalid("`after` must be seconds from now, 30 days at most", hint="leave it away: until says it too")
     elif event.kind == "child.submitted":
         _check_child(body)
     else:

@@ -29,8 +29,8 @@ def follow(tx: Tx, run: Run, events: Iterable[Event]) -> None:
             continue
         body = event.data()
         if event.kind == "timer.set":
-            seconds = body.get("seconds")  # by this clock: the worker's may go otherwise
-            due = moment(body["until"]) if seconds is None else tx.now + seconds
+            after = body.get("after")  # seconds by this clock: the worker's may go otherwise
+            due = moment(body["until"]) if after is None else tx.now + after
             tx.execute(timers.insert().values(run_id=run.run_id, call=event.call, due_at=due))
         elif event.kind == "timer.fired":
             clear(tx, run.run_id, str(event.call))
