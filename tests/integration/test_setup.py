@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -192,3 +194,16 @@ def test_what_code_server_is_compiled_with_is_asked_for_by_name(
     with pytest.raises(script.Failed, match=r"apt-get install g\+\+"):
         script.install_code_server()
     assert not Path(script.CODE_SERVER).exists()
+
+
+def test_a_wheel_holds_the_panel_and_the_farm_pages(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    if not (ROOT / "jupyterhub_agentfarm" / "pages" / "build" / "manifest.json").exists():
+        pytest.skip("panel and pages are not built: make setup")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert any(name.endswith("share/jupyter/labextensions/jupyterhub-agentfarm/package.json") for name in names)
+    assert any(re.search(r"jupyterhub_agentfarm/pages/build/farm\.[0-9a-f]+\.js$", name) for name in names)
+    assert not any("node_modules" in name for name in names)
