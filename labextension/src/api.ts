@@ -193,12 +193,24 @@ export function once(): string {
   return Array.from(crypto.getRandomValues(new Uint32Array(4)), one => one.toString(16)).join('-');
 }
 
-/** From a farm page: the session's cookie, and the XSRF header that the Hub's OAuth asks of every request. */
-export function pageTransport(base: string, xsrf: string): Transport {
-  return (path, init) =>
+/** From a farm page: the session's cookie, and the XSRF header that the Hub's OAuth asks of every request.
+ *
+ * Whoever signs in again in another tab gets other cookies: their token is in `cookies()`, and is taken where the page's own is refused. */
+export function pageTransport(base: string, xsrf: string, cookies: () => string = () => document.cookie): Transport {
+  let token = xsrf;
+  const send = (path: string, init: RequestInit): Promise<Response> =>
     fetch(`${base}api/v1${path}`, {
-      ...init, credentials: 'same-origin', headers: { ...(init.headers as Record<string, string>), 'X-XSRFToken': xsrf }
+      ...init, credentials: 'same-origin', headers: { ...(init.headers as Record<string, string>), 'X-XSRFToken': token }
     });
+  return async (path, init) => {
+    const answer = await send(path, init);
+    const other = /(?:^|; )_xsrf="?([^";]+)/.exec(cookies())?.[1];
+    if (answer.status !== 401 || !other || other === token) {
+      return answer;
+    }
+    token = other;
+    return send(path, init);
+  };
 }
 
 /** From JupyterLab: to the server that the page came from; its extension passes it on. */

@@ -15,6 +15,8 @@ export interface Farm {
   navigate: (route: string) => void;
   /** The address of a route at the farm pages, for a link in a new tab; '' where it is not known. */
   href: (route: string) => string;
+  /** Where the login has expired. */
+  signIn: () => void;
   t: Translate;
   /** Whether this is a farm page: deciding in the inbox, secrets and administration work there alone. */
   page: boolean;

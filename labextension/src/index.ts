@@ -85,6 +85,7 @@ function theFarm(app: JupyterFrontEnd, person: string, t: Farm['t']): Farm {
   document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && model.wake());
   return {
     api, model, t, page: false, person, approver: false, operator: false,
+    signIn: () => location.reload(),
     href: route => (pages ? pages + route : ''),
     navigate: route => void app.commands.execute(OPEN, { route })
   };

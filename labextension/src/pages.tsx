@@ -29,6 +29,7 @@ function App(): JSX.Element {
     return {
       api, model: new FarmModel(api), t, page: true, person: page.person ?? '', approver: Boolean(page.approver), operator: Boolean(page.operator),
       href: to => base + to,
+      signIn: () => void window.open(base, '_blank'), // what is typed here stays; this page goes on when it is looked at again
       navigate: to => {
         history.pushState(null, '', base + to);
         setRoute(to);
@@ -39,12 +40,15 @@ function App(): JSX.Element {
   React.useEffect(() => {
     const back = (): void => setRoute(routeNow());
     const seen = (): void => void (document.visibilityState === 'visible' && farm.model.wake());
+    const seenAgain = (): void => void (farm.model.link.get() !== 'live' && farm.model.wake());
     window.addEventListener('popstate', back);
     window.addEventListener('online', farm.model.wake);
+    window.addEventListener('focus', seenAgain);
     document.addEventListener('visibilitychange', seen);
     return () => {
       window.removeEventListener('popstate', back);
       window.removeEventListener('online', farm.model.wake);
+      window.removeEventListener('focus', seenAgain);
       document.removeEventListener('visibilitychange', seen);
     };
   }, [farm]);

@@ -48,12 +48,12 @@ export function LinkState(): JSX.Element {
 
 /** Above everything where the login has expired: nothing typed is lost until the person says so. */
 export function SignedOut(): JSX.Element | null {
-  const { model, t } = useFarm();
+  const { model, t, signIn } = useFarm();
   const link = useStore(model.link);
   return link === 'signed-out' ? (
     <div className="af-banner" role="alert">
       <span>{t('Your login has expired. Sign in again; what you see is from before.')}</span>
-      <Button look="primary" onClick={() => location.reload()}>{t('Sign in')}</Button>
+      <Button look="primary" onClick={signIn}>{t('Sign in')}</Button>
     </div>
   ) : null;
 }

@@ -100,9 +100,17 @@ def test_an_expired_login_says_so_and_keeps_what_was_typed(desk: Callable[..., D
     banner.wait_for()
     assert words.input_value() == "half a thought"
     admin.shot("signed-out")
-    banner.get_by_role("button", name="Sign in").click()
+    with page.expect_popup() as tab:
+        banner.get_by_role("button", name="Sign in").click()
+    tab.value.locator(".af-link [data-state=live]").wait_for()
+    tab.value.close()
+    page.bring_to_front()
+    page.evaluate("window.dispatchEvent(new Event('focus'))")  # a headless window has no focus to get
     page.locator(".af-link [data-state=live]").wait_for()
-    assert page.url.endswith("/services/agentfarm/tasks")
+    banner.wait_for(state="detached")
+    assert words.input_value() == "half a thought"
+    page.get_by_role("link", name="Agents").click()
+    page.get_by_role("row", name="analyst").wait_for()
     admin.refused_on_purpose()
 
 
