@@ -50,6 +50,7 @@ from .hub import Hub
 from .monitoring.anchoring import Anchoring
 from .monitoring.metrics import Vitals, scrape
 from .records import EMBEDDED_CONTEXT, EMBEDDED_MODEL, hub_user, unit_name
+from .scheduling.judging import Judging
 from .scheduling.lifecycle import ASSIGNED_SECONDS
 from .scheduling.reaper import Reaper
 from .scheduling.retention import Retention, checked
@@ -148,7 +149,13 @@ class AgentFarm(Application):
             log.info("serving on 127.0.0.1:%d, epoch %s, %s", port, db.epoch, "SQLite" if db.sqlite else "PostgreSQL")
             await parts.models.budgets.ready()  # what a former life reserved is settled before anything is asked
             await run_until(
-                stopped, scheduler.run(), reaper.run(), parts.models.budgets.run(), anchoring.run(), keeping.run()
+                stopped,
+                scheduler.run(),
+                reaper.run(),
+                parts.models.budgets.run(),
+                anchoring.run(),
+                keeping.run(),
+                parts.judging.run(),
             )
             server.stop()
             parts.workers.close()
@@ -177,8 +184,9 @@ class AgentFarm(Application):
         def metrics() -> Awaitable[bytes]:
             return scrape(db, lambda: Vitals(db.commits, db.writes, reaper.reaped, feed.readers))
 
+        models = Models(live, upstreams)
         parts = Parts(
-            db=db, live=live, models=Models(live, upstreams), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
+            db=db, live=live, models=models, judging=Judging(db, live, models), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
             encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=Surroundings(hub, fleet, feed),
             lease=self.lease_seconds, prefix=self.env.get("JUPYTERHUB_SERVICE_PREFIX", "/services/agentfarm/"),
             public_hub=self.env.get("JUPYTERHUB_PUBLIC_HUB_URL", "/hub/"), public_page=self.env.get("JUPYTERHUB_PUBLIC_URL", ""),

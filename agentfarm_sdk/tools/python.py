@@ -96,7 +96,7 @@ def run_python(ctx: Context, code: str) -> dict[str, Any]:
         raise ToolFailed(f"run_python is not available on this machine: {reason}")
     if len(code.encode("utf-8", "replace")) > MAX_CODE:
         raise ToolFailed(f"the program is longer than {MAX_CODE} bytes")
-    return _run(code, ctx.cancelled, SECONDS)
+    return run_walled(code, ctx.cancelled, SECONDS)
 
 
 @functools.cache
@@ -105,13 +105,14 @@ def refusal() -> str:
     if sys.platform != "linux":
         return "it needs Linux namespaces"
     try:
-        answer = _run(PROBE, threading.Event(), 20.0)
+        answer = run_walled(PROBE, threading.Event(), 20.0)
     except (OSError, ToolFailed) as error:
         return str(error)
     return "" if answer["stdout"].strip() == "walled in" else str(answer["stderr"]).strip()[-300:] or "the probe failed"
 
 
-def _run(code: str, cancelled: threading.Event, seconds: float) -> dict[str, Any]:
+def run_walled(code: str, cancelled: threading.Event, seconds: float) -> dict[str, Any]:
+    """Run a program behind the walls; return {stdout, stderr, exit_code, ended?}. Raises ToolFailed, OSError."""
     arguments = [sys.executable, "-I", "-c", WALL, str(CPU_SECONDS), str(MEMORY), sys.executable, *_binds()]
     process = subprocess.Popen(
         arguments,

@@ -71,6 +71,7 @@ class Parts:
     claims: Claims
     feed: Feed
     workers: Any  # connections of workers (worker.py)
+    judging: Any  # of test cases (scheduling/judging.py)
     surroundings: Any  # the farm around (surroundings.py, which the views stand below)
     routes: Sequence[Route] = ()
     lease: float = LEASE_SECONDS

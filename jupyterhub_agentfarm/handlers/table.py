@@ -10,6 +10,7 @@ from . import (
     audit,
     batches,
     budgets,
+    cases,
     changes,
     connect,
     erasure,
@@ -34,7 +35,7 @@ from .base import url_specs
 from .routes import Parts, Route
 
 ROUTES: list[Route] = [
-    *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *steps.ROUTES, *preview.ROUTES, *worker.ROUTES, *model.ROUTES,
+    *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *steps.ROUTES, *cases.ROUTES, *preview.ROUTES, *worker.ROUTES, *model.ROUTES,
     *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *templates.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"

@@ -19,7 +19,7 @@ from agentfarm_sdk.protocol import ENDED, Header, new_event, timestamp
 
 from ..errors import Conflict, Invalid
 from ..records import Run
-from . import idempotency, ledger, remains
+from . import cases, idempotency, ledger, remains
 from .db import Tx
 from .tables import FARM_RUN, anchored, blobs, events, inbox, run_blobs, runs, tasks, tombstones, uploads
 
@@ -178,6 +178,7 @@ def _beside(tx: Tx, run: Run, kinds: set[str]) -> None:
             task["requirements"] = _json({k: v for k, v in needs.items() if k not in ("variables", "simulate")})
         if "run.succeeded" in kinds:
             task["result"] = None
+            cases.forget(tx, run.task_id)
         if row.error and kinds & {"run.failed", "run.cancelled"}:
             task["error"] = _json({**msgspec.json.decode(row.error), "message": ERASED})
         if task:

@@ -438,3 +438,43 @@ idempotency = Table(  # answers to writes that carried an Idempotency-Key
     Column("answer", LargeBinary, nullable=False),
     Column("created_at", Double, nullable=False),
 )
+
+cases = Table(  # what an agent is tried with, and what is expected of it
+    "cases",
+    metadata,
+    Column("case_id", String(64), primary_key=True),
+    Column("agent", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("input", Text, nullable=False),
+    Column("variables", Text, nullable=False),
+    Column("expect", Text, nullable=False),  # JSON: a list of checks
+    Column("mode", String(16), nullable=False),
+    Column("simulate", Text),
+    Column("from_run", String(64)),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Column("changed_at", Double, nullable=False),
+    UniqueConstraint("agent", "name"),
+)
+
+case_results = Table(  # tasks that tried a case, and the verdict on each
+    "case_results",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("batch_id", String(64), nullable=False),
+    Column("agent", String(64), nullable=False),
+    Column("case_id", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("version", Integer),  # null: the draft
+    Column("expect", Text, nullable=False),  # as it was when the task was submitted
+    Column("verdict", String(16)),
+    Column("checks", Text),
+    Column("judged_at", Double),
+    Index("ix_case_results_agent_batch_id", "agent", "batch_id"),
+    Index(
+        "ix_case_results_unjudged",
+        "task_id",
+        sqlite_where=text("verdict IS NULL"),
+        postgresql_where=text("verdict IS NULL"),
+    ),
+)

@@ -163,11 +163,56 @@ export interface CallView {
   seconds?: number | null;
 }
 
+/** What is left out stays. */
+export interface CaseChange {
+  name?: string;
+  expect?: Check[];
+  input?: unknown;
+  variables?: { [name: string]: string };
+  mode?: 'ask' | 'simulate';
+  simulate?: Simulate | null;
+}
+
+export interface CaseRun {
+  batch_id: string;
+  created_at: string;
+  submitted_by: string;
+  totals: Total[];
+  items?: Tried[];
+}
+
+export interface CaseView {
+  case_id: string;
+  agent: string;
+  name: string;
+  input: unknown;
+  variables: { [name: string]: string };
+  expect: { [name: string]: unknown }[];
+  mode: string;
+  simulate: { [name: string]: unknown } | null;
+  from_run: string | null;
+  created_at: string;
+  created_by: string;
+  changed_at: string;
+}
+
 /** `after`: the last number that is known; 0: from now on. `bodies` false: events come without their bodies. */
 export interface Changes {
   after?: number;
   bodies?: boolean;
   state?: boolean;
+}
+
+/** What a result is held against. exact: `value`; contains: `text`, `ignore_case`; schema: `schema` (JSON Schema); python: `code`, */
+export interface Check {
+  kind: 'contains' | 'exact' | 'judge' | 'python' | 'schema';
+  value?: unknown;
+  text?: string | null;
+  ignore_case?: boolean;
+  schema?: { [name: string]: unknown } | null;
+  code?: string | null;
+  question?: string | null;
+  model?: string;
 }
 
 export interface Claim {
@@ -520,6 +565,17 @@ export interface NewBudget {
   action?: 'ask' | 'stop';
 }
 
+/** `from_run`: its input is taken, and what it recorded answers the calls. `mode` left out: simulate with `simulate` or a run, else ask. */
+export interface NewCase {
+  name: string;
+  expect: Check[];
+  input?: unknown;
+  variables?: { [name: string]: string };
+  mode?: 'ask' | 'simulate' | null;
+  simulate?: Simulate | null;
+  from_run?: string | null;
+}
+
 /** An event before it has a place: as a worker appends it, or as the service records it. */
 export interface NewEvent {
   kind: string;
@@ -717,6 +773,13 @@ export interface Retry {
   attempts?: number;
   max_wait?: number;
   on?: ('busy' | 'down' | 'failed' | 'nonsense' | 'slow')[];
+}
+
+/** `versions`: numbers, or "draft". `cases` left out: all of the agent. `mode`: in place of each case's own. */
+export interface RunCases {
+  versions?: (number | 'draft')[];
+  cases?: string[] | null;
+  mode?: 'ask' | 'simulate' | null;
 }
 
 export interface RunView {
@@ -966,6 +1029,14 @@ export interface ToolView {
   reason: string;
 }
 
+export interface Total {
+  version: number | string;
+  passed: number;
+  failed: number;
+  errors: number;
+  pending: number;
+}
+
 export interface Totals {
   steps: number;
   input: number;
@@ -973,6 +1044,20 @@ export interface Totals {
   cost: number;
   model_seconds: number;
   tool_seconds: number;
+}
+
+/** One case, tried with one version. `verdict`: passed, failed, error, or null: it is not known yet. */
+export interface Tried {
+  case_id: string;
+  name: string;
+  version: number | string;
+  task_id: string;
+  run_id: string | null;
+  status: string;
+  waiting: string | null;
+  verdict: string | null;
+  checks: { [name: string]: unknown }[] | null;
+  result: unknown;
 }
 
 export interface Uploaded {

@@ -281,13 +281,15 @@ async def service(tmp_path: Path, url: str, monkeypatch: Any, lease: float = 30.
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
     looping = asyncio.create_task(scheduler.run())
+    judging = asyncio.create_task(parts.judging.run())
     port = sockets[0].getsockname()[1]
     try:
         yield Service(f"http://127.0.0.1:{port}", parts, hub, fleet, model, scheduler, reaper, db, secret)
-        assert not looping.done(), looping
+        assert not looping.done() and not judging.done(), (looping, judging)
     finally:
-        looping.cancel()
-        await asyncio.gather(looping, return_exceptions=True)
+        for one in (looping, judging):
+            one.cancel()
+        await asyncio.gather(looping, judging, return_exceptions=True)
         server.stop()
         parts.workers.close()
         await server.close_all_connections()

@@ -107,6 +107,13 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /runs/{run}/steps": SEES,
     "GET /runs/{run}/requests/{seq}": SEES,
     "POST /preview": USERS,
+    "GET /agents/{name}/cases": SEES,
+    "POST /agents/{name}/cases": MANAGES,
+    "PATCH /agents/{name}/cases/{case}": MANAGES,
+    "DELETE /agents/{name}/cases/{case}": MANAGES,
+    "POST /agents/{name}/cases/run": MANAGES,
+    "GET /agents/{name}/cases/runs": SEES,
+    "GET /agents/{name}/cases/runs/{batch}": SEES,
     "GET /placements/explain": USERS,  # which agent's or task's is asked behind the door
 }
 BODIES: dict[str, Any] = {
@@ -116,6 +123,7 @@ BODIES: dict[str, Any] = {
     "POST /runs/{run}/erase": {"reason": "r", "all": True},
     "POST /tasks": {"target": "analyst", "input": "x"},
     "POST /threads": {"agent": "analyst"},
+    "POST /agents/{name}/cases": {"name": "again", "input": "x", "expect": [{"kind": "exact", "value": 1}]},
     "POST /preview": {"definition": {"prompt": "p"}},
     "POST /runs": {"definition": {"prompt": "p"}, "input": "x"},
     "POST /runs/{run}/heartbeat": {"fence": 99},
@@ -200,9 +208,11 @@ async def things(farm: Service) -> dict[str, str]:
     body = {"agentfarm": {"run": claim["run"], "fence": claim["fence"], "request": "r", "n": 0}}
     await farm.ok(claim["token"], "POST", "/model/v1/chat/completions", body)
     (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
+    wanted = {"name": "sum", "input": "1+1?", "expect": [{"kind": "contains", "text": "2"}]}
+    case = await farm.ok("ann", "POST", "/agents/analyst/cases", wanted)
     return {
         "name": "analyst", "number": "1", "task": task["task_id"], "batch": many["batch_id"], "thread": thread["thread_id"], "run": claim["run"], "call": "c0-0", "connection": "connection-0",
-        "item": item["inbox_id"], "seq": "1", "sha256": "0" * 64, "token": claim["token"],
+        "item": item["inbox_id"], "seq": "1", "case": case["case_id"], "sha256": "0" * 64, "token": claim["token"],
     }  # fmt: skip
 
 
@@ -235,6 +245,7 @@ async def test_every_route_lets_in_whom_it_should(tmp_path: Path, monkeypatch: p
                             "remembers nothing",
                             "no connection",
                             "no model request",
+                            "no case run",
                         )
                     )
                 if got >= 500 or not fine:

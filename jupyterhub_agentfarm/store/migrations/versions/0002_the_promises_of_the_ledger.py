@@ -15,6 +15,7 @@ def upgrade() -> None:
     _memory()
     _connections()
     _agents()
+    _cases()
 
 
 def _inbox() -> None:
@@ -209,3 +210,40 @@ def _agents() -> None:
     """Who edited a draft."""
     op.add_column("agents", sa.Column("edited_by", sa.String(length=255)))
     op.add_column("agents", sa.Column("edited_at", sa.Double()))
+
+
+def _cases() -> None:
+    """Test cases of agents, and verdicts."""
+    op.create_table(
+        "cases",
+        sa.Column("case_id", sa.String(length=64), nullable=False),
+        sa.Column("agent", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("input", sa.Text(), nullable=False),
+        sa.Column("variables", sa.Text(), nullable=False),
+        sa.Column("expect", sa.Text(), nullable=False),
+        sa.Column("mode", sa.String(length=16), nullable=False),
+        sa.Column("simulate", sa.Text()),
+        sa.Column("from_run", sa.String(length=64)),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("created_by", sa.String(length=255), nullable=False),
+        sa.Column("changed_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("case_id", name=op.f("pk_cases")),
+        sa.UniqueConstraint("agent", "name", name=op.f("uq_cases_agent_name")),
+    )
+    op.create_table(
+        "case_results",
+        sa.Column("task_id", sa.String(length=64), nullable=False),
+        sa.Column("batch_id", sa.String(length=64), nullable=False),
+        sa.Column("agent", sa.String(length=64), nullable=False),
+        sa.Column("case_id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("version", sa.Integer()),
+        sa.Column("expect", sa.Text(), nullable=False),
+        sa.Column("verdict", sa.String(length=16)),
+        sa.Column("checks", sa.Text()),
+        sa.Column("judged_at", sa.Double()),
+        sa.PrimaryKeyConstraint("task_id", name=op.f("pk_case_results")),
+    )
+    op.create_index("ix_case_results_agent_batch_id", "case_results", ["agent", "batch_id"])
+    _index("case_results", "unjudged", "task_id", where="verdict IS NULL")
