@@ -151,8 +151,19 @@ def _decoded(row: Any) -> dict[str, Any]:
 
 
 def forget(tx: Tx, task_id: str) -> None:
-    """Take out what the verdict on a task says of its result, which was erased."""
-    tx.execute(case_results.update().where(case_results.c.task_id == task_id).values(checks=None))
+    """Take out what the verdict on a task says of its result, which was erased; which run judged it stays known."""
+    found = tx.connection.execute(sa.select(case_results.c.checks).where(case_results.c.task_id == task_id)).scalar()
+    if found:
+        left = [{**one, "why": ""} for one in msgspec.json.decode(found)]
+        tx.execute(case_results.update().where(case_results.c.task_id == task_id).values(checks=_text(left)))
+
+
+def told(connection: Connection, task_id: str, run_id: str) -> tuple[list[str], list[str]]:
+    """Return the cases that were saved from a run, and the runs in which a model judged its task's result."""
+    saved = sa.select(cases.c.agent, cases.c.name).where(cases.c.from_run == run_id).order_by(cases.c.name)
+    checks = connection.execute(sa.select(case_results.c.checks).where(case_results.c.task_id == task_id)).scalar()
+    judges = [str(one["judge_run"]) for one in msgspec.json.decode(checks or "[]") if one.get("judge_run")]
+    return [f"{agent}: {name}" for agent, name in connection.execute(saved)], judges
 
 
 def _case(row: Any) -> dict[str, Any]:

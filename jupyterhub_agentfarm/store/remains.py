@@ -11,13 +11,13 @@ from sqlalchemy.engine import Connection
 from agentfarm_sdk.protocol import Header, new_event
 
 from ..records import Run
-from . import ledger
+from . import cases, ledger
 from .db import Tx
 from .tables import FARM_RUN, memory, run_blobs, runs, task_links, tasks
 
 
 class Left(msgspec.Struct, frozen=True):
-    """A place that still holds words of an erased run. `what`: run, memory, stubs or blob; `where`: its id, or the key."""
+    """A place that still holds words of an erased run. `what`: run, memory, stubs, case or blob; `where`: its id, or the key."""
 
     what: str
     where: str
@@ -40,6 +40,9 @@ def left(connection: Connection, run: Run) -> list[Left]:
     if (created.get("simulate") or {}).get("stubs"):
         found.append(Left("stubs", run.run_id, "its first event says what answered its simulated calls, and is kept"))
     found += [Left("run", other, why) for other, why in _told(connection, run)]
+    saved, judges = cases.told(connection, run.task_id, run.run_id)
+    found += [Left("case", name, "the test case was saved from it") for name in saved]
+    found += [Left("run", judge, "its model judged the result") for judge in judges]
     named = sa.select(run_blobs.c.sha256).where(run_blobs.c.run_id == run.run_id)
     return found + [
         Left("blob", sha, "what is left of the run names it") for sha in connection.execute(named).scalars()

@@ -468,7 +468,7 @@ export interface InboxView {
   worker?: string | null;
 }
 
-/** A place that still holds words of an erased run. `what`: run, memory, stubs or blob; `where`: its id, or the key. */
+/** A place that still holds words of an erased run. `what`: run, memory, stubs, case or blob; `where`: its id, or the key. */
 export interface Left {
   what: string;
   where: string;
