@@ -19,6 +19,7 @@ import httpx
 import msgspec
 
 from . import batches, settings
+from .answers import read_answer, sse
 from .errors import AgentFarmError, Cancelled, Invalid, Transient, from_problem
 from .protocol import ENDED, PROTOCOL, Event
 from .shown.live import Following, in_notebook, progress_of, show
@@ -105,7 +106,7 @@ class Farm:
             raise Transient(
                 f"the farm at {self.address.url} cannot be reached: {error}", hint="is it up? make farm"
             ) from error
-        return _answer(response)
+        return read_answer(response)
 
     def items(self, path: str, params: dict[str, Any] | None = None, limit: int | None = None) -> Iterator[Json]:
         """Yield the items of a list, page after page."""
@@ -153,7 +154,7 @@ class Farm:
         with self._http.stream("GET", path, headers=headers, timeout=httpx.Timeout(30.0, read=read)) as response:
             if response.status_code != 200:
                 response.read()
-                _answer(response)
+                read_answer(response)
             yield from sse(response.iter_lines())
 
     # -- tasks ---------------------------------------------------------------------------------------------------
@@ -374,7 +375,7 @@ class Farm:
             params=_given({"name": name}),
             headers={"Content-Type": "application/yaml"},
         )
-        answer: Json = _answer(response)
+        answer: Json = read_answer(response)
         return answer
 
     def memory(self, name: str, query: str = "") -> Iterator[Json]:
@@ -530,47 +531,6 @@ def run_error(error: Any) -> AgentFarmError:
     """Return what ended a run as the error that it stands for."""
     told = error if isinstance(error, dict) else {"message": str(error or "the run failed")}
     return from_problem({"type": told.get("type", ""), "detail": told.get("message", "the run failed")})
-
-
-def sse(lines: Iterable[str]) -> Iterator[tuple[int, str, Any]]:
-    """Read server-sent events: (id or 0, event name, parsed JSON or text)."""
-    seq, name, data = 0, "message", list[str]()
-    for line in lines:
-        if not line:
-            if data:
-                text = "\n".join(data)
-                try:
-                    value = json.loads(text)
-                except ValueError:
-                    value = text
-                yield seq, name, value
-            name, data = "message", []
-            continue
-        field, _, value_text = line.partition(":")
-        value_text = value_text.removeprefix(" ")
-        if field == "data":
-            data.append(value_text)
-        elif field == "event":
-            name = value_text
-        elif field == "id" and value_text.isdigit():
-            seq = int(value_text)
-
-
-def _answer(response: httpx.Response) -> Any:
-    kind = response.headers.get("content-type", "").partition(";")[0]
-    if response.is_success:
-        if response.status_code == 204 or not response.content:
-            return None
-        return response.json() if kind.endswith("json") else response.content
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = {}
-    if not isinstance(problem, dict) or "detail" not in problem:
-        transient = response.status_code in (502, 503, 504)
-        problem = {"type": "unavailable" if transient else "error", "status": response.status_code}
-        problem["detail"] = f"the farm answered {response.status_code} {response.reason_phrase}".rstrip()
-    raise from_problem(problem)
 
 
 def _parts(given: Any) -> Any:

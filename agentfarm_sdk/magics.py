@@ -51,7 +51,7 @@ def said_in_a_sentence(magic: Callable[..., Any]) -> Callable[..., Any]:
         except Told as error:
             told = str(error)
         except AgentFarmError as error:
-            told = error.detail + (f". Try: {error.hint}" if error.hint else "")
+            told = error.detail + (f" ({error.hint})" if error.hint else "")
         except TimeoutError as error:
             told = str(error)
         raise UsageError(plain(told))

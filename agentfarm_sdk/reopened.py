@@ -85,7 +85,7 @@ class Reopened:
         self.events, self.flaw = list(events), flaw
         self.story = Story().apply_all(self.events)
         self._definition, self._own, self._address = definition, own, address
-        self._found: Replayed | Divergence | None = None
+        self._found: Replayed | Divergence | Invalid | None = None
         self._marks: dict[str, Literal["same", "kept"]] = {}
 
     @property
@@ -93,8 +93,8 @@ class Reopened:
         return self.story.run_id
 
     @property
-    def found(self) -> Replayed | Divergence:
-        """What the replay came to: what was found equal, or the first difference."""
+    def found(self) -> Replayed | Divergence | Invalid:
+        """What the replay came to: what was found equal, the first difference, or why it cannot be held against anything."""
         if self._found is None:
             with concurrent.futures.ThreadPoolExecutor(1) as apart:  # a notebook's own thread has a loop that runs
                 self._found = apart.submit(asyncio.run, self._replay()).result()
@@ -124,7 +124,7 @@ class Reopened:
             fold.apply(event)
         return fold.messages
 
-    async def _replay(self) -> Replayed | Divergence:
+    async def _replay(self) -> Replayed | Divergence | Invalid:
         specs = {spec.name: spec for spec in self._definition.tools} | {
             name: made.spec for name, made in self._own.items()
         }
@@ -132,7 +132,7 @@ class Reopened:
         prompt = told if "{{" in self._definition.prompt else self._definition.prompt
         try:
             return await replay(self.events, prompt, specs, self._again, self._marks.__setitem__)
-        except Divergence as error:
+        except (Divergence, Invalid) as error:
             return error
 
     async def _again(self, call: Call, values: Sequence[Mapping[str, Any]]) -> Any:
@@ -186,6 +186,8 @@ class StepShown:
 
     def _lines(self) -> tuple[Html, str]:
         run, step = self._run, self._step
+        if isinstance(run.found, Invalid):
+            return el("p", run.found.detail, class_="af-note af-part"), run.found.detail
         if run.differs_in(step) and run.divergence is not None:
             return difference_html(run.divergence), difference_text(run.divergence)
         if run.after_difference(step):
@@ -221,19 +223,19 @@ class Checked:
 
     def __bool__(self) -> bool:
         """Whether nothing differs."""
-        return self._run.divergence is None
+        return isinstance(self._run.found, Replayed)
 
     def __repr__(self) -> str:
         found = self._run.found
-        return difference_text(found) if isinstance(found, Divergence) else same(found)
+        if isinstance(found, Replayed):
+            return same(found)
+        return difference_text(found) if isinstance(found, Divergence) else plain(found.detail)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         run, found = self._run, self._run.found
-        came = (
-            difference_html(found)
-            if isinstance(found, Divergence)
-            else el("p", same(found), class_="af-result af-part")
-        )
+        look = "af-result" if isinstance(found, Replayed) else "af-note"
+        told = el("p", repr(self), class_=f"{look} af-part")
+        came = difference_html(found) if isinstance(found, Divergence) else told
         return {"text/plain": repr(self), "text/html": page(head(run.story, run._address), came)}
 
 

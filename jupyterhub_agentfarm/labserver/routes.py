@@ -35,9 +35,6 @@ _KERNEL = """
 POST runs|runs/*/open|runs/*/events|runs/*/heartbeat|runs/*/calls/*/outcome|model/v1/chat/completions
 GET,PUT runs/*/blobs/*
 GET tools/files/*|worker
-GET batches/*|batches/*/results|runs/*/effects
-POST batches/*/cancel
-GET,DELETE agents/*/memory
 POST ticks/sql
 """
 

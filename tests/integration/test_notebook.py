@@ -279,6 +279,7 @@ async def test_a_replay_calls_what_only_reads_with_your_code_and_never_an_effect
     same = await there(lambda: open_run(run.run_id, tools=[price, order]))
     assert await there(lambda: repr(same.check())) == "the same: 3 steps, 1 calls made again, 1 taken as recorded"
     assert made == ["pear"], "an effect is never made again"
+    assert "same" in (await there(same.step(0)._repr_mimebundle_))["text/html"]
 
     @tool(name="price", effect="read")
     def dearer(item: str) -> str:
@@ -288,6 +289,11 @@ async def test_a_replay_calls_what_only_reads_with_your_code_and_never_an_effect
     other = await there(lambda: open_run(run.run_id, tools=[dearer]))
     assert await there(lambda: [one in repr(other.step(0)) for one in ("-1.00", "+2.00")]) == [True, True]
     assert "not held against today's code" in repr(other.step(1)) and made == ["pear"]
+
+    await there(lambda: Farm().erase(run.run_id, "privacy", everything=True))
+    gone = await there(lambda: open_run(run.run_id, tools=[price, order]))
+    shown = (await there(gone.step(0)._repr_mimebundle_))["text/html"]
+    assert "cannot be held against anything" in repr(gone.check()) and not gone.check() and "was erased" in shown
 
 
 async def test_a_kernel_of_a_persons_server_has_the_magics_from_the_start_and_imports_nothing_for_it(
