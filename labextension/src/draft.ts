@@ -1,4 +1,4 @@
-/** Drafts: what two people made of the same one, put together or shown side by side; variables and length of a prompt. Pure. */
+/** Drafts: what two people made of the same one, put together or shown side by side; variables of a prompt. Pure. */
 import type { Definition, ToolSpec } from './protocol';
 
 /** A part of a definition that is chosen as a whole: `prompt`, `model.name`, `tools.calculator`, `limits.steps` … */
@@ -124,9 +124,6 @@ export function pieces(prompt: string): Piece[] {
   }
   return [...found, { text: prompt.slice(at) }];
 }
-
-/** About how many tokens a text is: four characters each, as the gateway counts where a model server does not say. */
-export const tokensOf = (text: string): number => (text ? Math.ceil(text.length / 4) : 0);
 
 /** JSON as people edit it; '' for nothing. */
 export const jsonText = (value: unknown): string =>

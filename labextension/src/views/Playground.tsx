@@ -8,7 +8,7 @@ import { movesAgents, movesTasks } from '../model';
 import type { AgentView, Listed, Mode, TaskView, ThreadView } from '../protocol';
 import { ENDED } from '../words';
 import { agentBadge } from './Agents';
-import { useFork } from './Fork';
+import { useStepActs } from './stepActs';
 import { ModeField } from './mode';
 import { Turn } from './playground/Turn';
 import type { Params, View } from './view';
@@ -61,7 +61,7 @@ function Talk({ agent }: { agent: AgentView }): JSX.Element {
   const [open, change] = useOpen(agent.name);
   const [mode, setMode] = React.useState<Mode>('ask');
   const [both, setBoth] = React.useState(agent.published !== null);
-  const fork = useFork(agent.name, mode, task => change(now => ({ ...now, forks: [task.task_id, ...now.forks].slice(0, 10) })));
+  const fork = useStepActs(agent.name, mode, task => change(now => ({ ...now, forks: [task.task_id, ...now.forks].slice(0, 10) })));
   const sides: Side[] = both && agent.published ? ['draft', 'published'] : ['draft'];
   const say = useAction(async (input: string) => {
     await Promise.all(sides.map(async side => {

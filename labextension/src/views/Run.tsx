@@ -8,7 +8,7 @@ import { movesTasks } from '../model';
 import type { RunView } from '../protocol';
 import type { Step } from '../timeline';
 import { ENDED, statusWord } from '../words';
-import { useFork } from './Fork';
+import { useStepActs } from './stepActs';
 import { ModeBadge } from './mode';
 import type { Params, View } from './view';
 
@@ -20,7 +20,7 @@ export function RunOf({ run_id }: { run_id: string }): JSX.Element {
   const { steps, count, complete, problem: cut } = useSteps(run_id);
   const live = run !== undefined && !ENDED.has(run.status);
   const words = useTokens(run_id, live);
-  const { dialog, acts } = useFork(run?.agent ?? '', run?.mode);
+  const { dialog, acts } = useStepActs(run?.agent ?? '', run?.mode);
   const cancel = useAction(() => api.post(`/tasks/${run?.task_id}/cancel`, { reason: t('at the panel') }));
   return (
     <section className="af-view af-run" aria-label={t('Run')}>

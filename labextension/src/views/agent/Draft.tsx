@@ -6,6 +6,7 @@ import { useFarm } from '../../context';
 import { jsonText, variablesOf, withPart } from '../../draft';
 import type { AgentView } from '../../protocol';
 import { JsonField, Section } from './fields';
+import { Length } from './Length';
 import { BudgetPart, LimitsPart } from './LimitsPart';
 import { ModelPart } from './ModelPart';
 import { PromptField } from './PromptField';
@@ -22,6 +23,7 @@ export function DraftTab({ agent, editing, readOnly }: { agent: AgentView; editi
       <div className="af-columns">
         <div className="af-column">
           <PromptField prompt={draft.prompt ?? ''} readOnly={readOnly} onChange={prompt => edit(now => ({ ...now, prompt }))} />
+          <Length draft={draft} saved={editing.state === 'saved'} />
           <Variables editing={editing} readOnly={readOnly} />
           <Field label={t('What it does')} hint={t('for people who choose an agent')}>
             {ids => (

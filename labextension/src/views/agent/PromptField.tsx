@@ -1,9 +1,9 @@
-/** The system prompt: a textarea with its variables marked, and about how long it is. */
+/** The system prompt: a textarea with its variables marked. */
 import React from 'react';
 
 import { Field } from '../../components';
 import { useFarm } from '../../context';
-import { pieces, tokensOf } from '../../draft';
+import { pieces } from '../../draft';
 
 /** The marks stand behind the textarea, in the same letters at the same places; the textarea itself is the browser's own. */
 export function PromptField({ prompt, onChange, readOnly }: { prompt: string; onChange: (prompt: string) => void; readOnly: boolean }): JSX.Element {
@@ -11,7 +11,7 @@ export function PromptField({ prompt, onChange, readOnly }: { prompt: string; on
   const marks = React.useRef<HTMLDivElement>(null);
   const shown = React.useMemo(() => pieces(prompt), [prompt]);
   return (
-    <Field label={t('System prompt')} hint={t('about %1 tokens · {{name}} is filled from the task', tokensOf(prompt))}>
+    <Field label={t('System prompt')} hint={t('{{name}} is filled from the task')}>
       {ids => (
         <div className="af-prompt">
           <div ref={marks} className="af-prompt-marks" aria-hidden="true">

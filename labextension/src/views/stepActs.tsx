@@ -1,10 +1,11 @@
-/** Begin another run where a run stood before one of the model's replies, perhaps with another prompt. */
+/** What can be done at a reply of a run: begin another run there, perhaps with another prompt; see what the model was really sent. */
 import React from 'react';
 
 import { Button, Dialog, ErrorBox, Field, type StepActs } from '../components';
 import { useAction, useFarm, useRun } from '../context';
 import type { AgentView, Event, Mode, NewFork, TaskView } from '../protocol';
 import { ModeField } from './mode';
+import { RequestDialog } from './Request';
 
 interface Asked {
   run_id: string;
@@ -12,15 +13,24 @@ interface Asked {
 }
 
 /** What a run's steps offer, and the dialog that is open. `onForked` left out: the new task is shown. */
-export function useFork(agent: string, mode: string | undefined, onForked?: (task: TaskView) => void): { acts: StepActs; dialog: React.ReactNode } {
+export function useStepActs(agent: string, mode: string | undefined, onForked?: (task: TaskView) => void): { acts: StepActs; dialog: React.ReactNode } {
   const { navigate } = useFarm();
   const [fork, setFork] = React.useState<Asked | null>(null);
-  const acts = React.useMemo<StepActs>(() => ({ onFork: (run_id, step) => setFork({ run_id, step }) }), []);
+  const [request, setRequest] = React.useState<{ run_id: string; seq: number } | null>(null);
+  const acts = React.useMemo<StepActs>(() => ({
+    onFork: (run_id, step) => setFork({ run_id, step }), onRequest: (run_id, seq) => setRequest({ run_id, seq })
+  }), []);
   const done = (task: TaskView): void => {
     setFork(null);
     (onForked ?? (one => navigate(`tasks/${one.task_id}`)))(task);
   };
-  return { acts, dialog: fork && <ForkDialog asked={fork} agent={agent} usual={mode === 'simulate' ? 'simulate' : 'ask'} onClose={() => setFork(null)} onForked={done} /> };
+  const dialog = (
+    <>
+      {fork && <ForkDialog asked={fork} agent={agent} usual={mode === 'simulate' ? 'simulate' : 'ask'} onClose={() => setFork(null)} onForked={done} />}
+      {request && <RequestDialog {...request} onClose={() => setRequest(null)} />}
+    </>
+  );
+  return { acts, dialog };
 }
 
 function ForkDialog({ asked, agent, usual, onClose, onForked }: {
