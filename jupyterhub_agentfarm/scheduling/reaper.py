@@ -21,6 +21,7 @@ from ..store.db import Database
 
 log = logging.getLogger(__name__)
 TICK = 1.0
+ASK_SECONDS = 2.0  # between two questions about servers whose workers are silent
 PROOF_SECONDS = 5.0  # for the fleet daemon to say how a server ended
 RESTARTED = "the machine was restarted"
 JUMP = 1.0  # seconds by which a clock may differ, or a tick be late
@@ -69,6 +70,7 @@ class Reaper:
     ) -> None:
         self.db, self.lease, self.unit = db, lease, unit
         self.reaped = 0  # for metrics
+        self._asked = -ASK_SECONDS
         self.pause = TICK  # seconds until the next look: less where a timer is due before
         now = time.monotonic()
         self.steady = Steadiness(now, now, db.now())
@@ -82,10 +84,11 @@ class Reaper:
     async def look(self) -> None:
         """Look once."""
         try:
-            wall, strayed, expired, due, timers, next_timer = await self.db.read(
+            wall, strayed, silent, expired, due, timers, next_timer = await self.db.read(
                 lambda c: (
                     now := self.db.now(),
                     self.db.strayed(c),
+                    leases.silent(c, now, self.lease),
                     leases.expired(c, now, self.lease + JUMP),
                     inbox.due(c, now),
                     effects.due(c, now),
@@ -101,12 +104,26 @@ class Reaper:
         for item in due:
             await self._overdue(item)
         await self._follow(strayed)
+        await self._ask(silent)
         if self.steady.tick(time.monotonic(), self.db.now(), self.db.last_error is None) < self.lease:
             return
-        agents = {run.agent for run in expired if not run.bound}
-        proofs = dict(zip(agents, await asyncio.gather(*map(self._proof, agents)), strict=True))
+        proofs = await self._proofs(expired)
         for run in expired:
             await self._requeue(run, proofs.get(run.agent))
+
+    async def _ask(self, silent: list[Run]) -> None:
+        """Take the runs of servers that are proven dead at once: a proof needs neither the lease's end nor steady service."""
+        if not silent or time.monotonic() - self._asked < ASK_SECONDS:
+            return
+        proofs = await self._proofs(silent)
+        self._asked = time.monotonic()
+        for run in silent:
+            if proof := proofs[run.agent]:
+                await self._requeue(run, proof)
+
+    async def _proofs(self, runs: list[Run]) -> dict[str, str | None]:
+        agents = {run.agent for run in runs if not run.bound}
+        return dict(zip(agents, await asyncio.gather(*map(self._proof, agents)), strict=True))
 
     async def _follow(self, strayed: float) -> None:
         """Let the farm's clock follow the one that it goes by, and keep durations over a jump: no run is older by it."""
@@ -143,7 +160,7 @@ class Reaper:
             return None
 
     async def _requeue(self, run: Run, proof: str | None) -> None:
-        reason = "the lease expired"
+        reason = "the worker died" if proof else "the lease expired"
         try:
             await self.db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, reason, proof))
         except Fenced:
@@ -152,6 +169,4 @@ class Reaper:
             log.warning("run %s, fence %d: its expired lease could not be ended: %s", run.run_id, run.fence, error)
             return
         self.reaped += 1
-        log.warning(
-            "run %s: the lease of fence %d (%s) expired: %s", run.run_id, run.fence, run.worker, proof or "silent"
-        )
+        log.warning("run %s: fence %d (%s): %s: %s", run.run_id, run.fence, run.worker, reason, proof or "silent")

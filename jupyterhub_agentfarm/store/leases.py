@@ -76,6 +76,13 @@ def expired(connection: Connection, now: float, longest: float) -> list[Run]:
     return ledger.select_runs(connection, sa.or_(runs.c.lease_until < now, runs.c.lease_until > now + longest))
 
 
+def silent(connection: Connection, now: float, lease: float) -> list[Run]:
+    """Return the runs whose lease holds still, but was not renewed when it should have been: for half of it."""
+    return ledger.select_runs(
+        connection, runs.c.lease_until >= now, runs.c.lease_until < now + lease / 2, runs.c.bound.is_(False)
+    )
+
+
 def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> ledger.Appended:
     """Take the run from its worker. Open calls are decided from the record; `proof` proves the worker dead.
 
@@ -109,30 +116,34 @@ def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> 
         if run.waiting == "paused":
             events.append(new_event("run.paused", {}))
     done = ledger.record(tx, run_id, "service", events)
-    wait = 0.0 if proof else max((_timeout_at(call) for call in started if call.effect == "idempotent"), default=0.0)
-    tx.execute(runs.update().where(runs.c.run_no == run.run_no).values(not_before=wait or None))
+    _wait_for(tx, run, [] if proof else started)
     return done
 
 
 def died(tx: Tx, run_id: str, fence: int, proof: str) -> bool:
     """Take the word that a worker is dead: its run goes on elsewhere at once; False where it was taken from it before.
 
-    Then the proof is recorded for the calls that it left open: a person, and the tool's probe, may rely on it.
+    Then the proof is recorded for the calls that it left open: a person, and the tool's probe, may rely on it, and nothing
+    waits any more for what the dead worker might still have been doing.
     """
     run = ledger.held(tx, run_id)
     if run.fence == fence and run.lease_until is not None:
         requeue(tx, run_id, fence, "the worker died", proof)
         return True
     if run.status not in ENDED:
-        left = [
-            c
-            for c in _fold(tx, run).open_calls
-            if c.state in ("started", "doubted") and c.fence == fence and not c.proof
-        ]
-        if names := [call.call for call in left]:
+        unproven = [c for c in _fold(tx, run).open_calls if c.state in ("started", "doubted") and not c.proof]
+        if names := [call.call for call in unproven if call.fence == fence]:
             body = {"fence": fence, "proof": proof, "calls": names}
             ledger.record(tx, run_id, "service", [new_event("worker.died", body)])
+            _wait_for(tx, run, [call for call in unproven if call.fence != fence])
     return False
+
+
+def _wait_for(tx: Tx, run: Run, calls: Sequence[Call]) -> None:
+    """Let a run wait until silent workers cannot be making its `idempotent` calls any more: their timeouts."""
+    started = [call for call in calls if call.state == "started" and call.effect == "idempotent"]
+    until = max(map(_timeout_at, started), default=None)
+    tx.execute(runs.update().where(runs.c.run_no == run.run_no).values(not_before=until))
 
 
 def _deaths(events: Sequence[Event]) -> int:

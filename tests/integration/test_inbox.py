@@ -504,6 +504,46 @@ async def test_a_server_that_is_gone_proves_its_worker_dead_and_an_idempotent_ca
             assert requeued["body"]["proof"] == ("its server has ended with exit code -9" if again else None)
 
 
+async def test_a_dead_server_s_run_goes_on_before_its_lease_has_ended(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service(tmp_path, database_url, monkeypatch, lease=1000.0) as farm:
+        await with_tool(farm, effect="idempotent", timeout=3000)
+        claim, _ = await paying(farm)
+        told = {"state": "running"}
+        asked: list[str] = []
+
+        async def unit(agent: str) -> Any:
+            asked.append(agent)
+            return told
+
+        farm.reaper.unit = unit
+        await farm.reaper.look()
+        assert asked == [], "its lease was renewed a moment ago"
+        await farm.db.write(lambda tx: leases.renew(tx, claim["run"], claim["fence"], 400.0))  # as if 600 s had passed
+        await farm.reaper.look()
+        assert asked == ["analyst"] and (await kinds(farm, claim["run"]))[-1] == "tool.started"
+        told |= {"state": "exited", "exit_code": -9}
+        monkeypatch.setattr(farm.reaper, "_asked", -1e9)
+        await farm.reaper.look()
+        assert (await kinds(farm, claim["run"]))[-1] == "run.requeued"
+        (again,) = (await opened(farm))["calls"]
+        assert again["attempt"] == 2
+
+
+async def test_a_late_proof_of_death_ends_the_wait_for_an_idempotent_call(farm: Service) -> None:
+    await with_tool(farm, effect="idempotent", timeout=3000)
+    claim, _ = await paying(farm)
+    await lost(farm, claim, None)
+    assert await farm.claim() is None, "its silent worker may still be making the call"
+    waits = asyncio.create_task(farm.claim(wait=15))
+    await farm.listens("analyst")
+    report = {"fence": claim["fence"], "dead": "kernel exited with -9"}
+    assert (await farm.ask("agent-analyst", "POST", f"/runs/{claim['run']}/heartbeat", report)).status_code == 409
+    taken = await waits
+    assert taken and taken["run"] == claim["run"]
+
+
 async def looked(farm: Service, run: str) -> bool:
     await farm.reaper.look()
     return bool((await farm.ok("ann", "GET", f"/runs/{run}"))["status"] == "queued")
