@@ -10,7 +10,7 @@ from agentfarm_sdk.farm import Farm
 
 from .show import Out, command, noun
 
-BUDGET = ("scope", "name", "amount", "unit", "period", "action", "spent", "reserved", "left", "set_by")
+BUDGET = ("scope", "name", "amount", "unit", "period", "action", "spent", "reserved", "left", "set_by", "waived")
 SUMS = ("requests", "tokens_in", "tokens_out", "cost", "estimated", "unpriced")
 
 
@@ -37,9 +37,8 @@ def _whose(parser: argparse.ArgumentParser) -> None:
 
 
 def list_budgets(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    out.rows(
-        farm.request("GET", "/budgets")["items"], BUDGET, "there is no budget: agentfarm budget set agent:NAME AMOUNT"
-    )
+    items = farm.request("GET", "/budgets")["items"]
+    out.rows(items, BUDGET, "there is no budget: agentfarm budget set agent:NAME AMOUNT")
 
 
 def set_budget(farm: Farm, asked: argparse.Namespace, out: Out) -> None:

@@ -141,7 +141,13 @@ class LiveRun:
         return self.digest
 
     def sized(self, messages: list[dict[str, Any]], own: bool) -> int:
-        """Return how many tokens the messages have at most. own: the run's, which were counted with their digest."""
+        """Return how many tokens the messages have at most. own: the run's, which were sized with their digest.
+
+        What the model itself counted with its latest reply, tools included, is not sized again: only what came since.
+        """
+        counted, upto = self.fold.counted
+        if own and counted:
+            return counted + sum(size_of(one, msgspec.json.encode(one)) for one in messages[upto:])
         if own:
             return self.size
         return sum(size_of(one, msgspec.json.encode(one)) for one in messages)

@@ -254,10 +254,11 @@ class Models:
         run = live.run
         if not self.budgets.applying(run.agent, run.owner):
             return None
-        tools = len(msgspec.json.encode(ask.tools)) if ask.tools else 0
+        own = request.messages is None
+        tools = len(msgspec.json.encode(ask.tools)) if ask.tools and not (own and live.fold.counted[0]) else 0
         wish = Wish(
             agent=run.agent, owner=run.owner, run=run.run_id, model=ask.model, tokens_out=_most_output(ask, route),
-            tokens_in=live.sized(ask.messages, request.messages is None) + tools // BYTES_A_TOKEN, price=await route.upstream.price(ask.model, ask.provider),
+            tokens_in=live.sized(ask.messages, own) + tools // BYTES_A_TOKEN, price=await route.upstream.price(ask.model, ask.provider),
         )  # fmt: skip
         found = await self.budgets.reserve(wish, live.fold.allowed, lambda: self._may_ask(self.lives.current(live)))
         if isinstance(found, Reached):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -34,7 +35,10 @@ class NewBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
-    """`spent`: in the present period; `reserved`: by requests under way; `warning`: why it cannot be kept, "" where it can."""
+    """`spent`: in the present period; `reserved`: by requests under way; `warning`: why it cannot be kept, "" where it can.
+
+    `waived`: runs that have not ended and need not keep it, by the word of a person.
+    """
 
     scope: str
     name: str
@@ -48,6 +52,7 @@ class BudgetView(msgspec.Struct, frozen=True, kw_only=True):
     set_by: str
     set_at: str | None
     warning: str = ""
+    waived: list[str] = []
 
 
 Day = Annotated[str, msgspec.Meta(pattern=r"^(\d{4}-\d{2}-\d{2})?$")]
@@ -104,7 +109,8 @@ async def listed(call: Call) -> Listed[BudgetView]:
             b for b in found if (b.scope == "agent" and b.name in names) or (b.scope == "owner" and b.name == owner)
         ]
 
-    return Listed([_view(call, one) for one in await call.read(seen)])
+    found, waived = await call.read(lambda c: (seen(c), rows.waived(c)))
+    return Listed([_view(call, one, waived=waived.get(one.id, ())) for one in found])
 
 
 async def put(call: Call) -> BudgetView:
@@ -175,14 +181,16 @@ async def _unpriced(call: Call, wanted: ModelSpec | None) -> str:
     return f"the model {name} has no price: runs with it are refused; name its prices in the upstream's settings"
 
 
-def _view(call: Call, budget: Budget, *, removed: bool = False, warning: str = "") -> BudgetView:
+def _view(
+    call: Call, budget: Budget, *, removed: bool = False, warning: str = "", waived: Sequence[str] = ()
+) -> BudgetView:
     budgets = call.parts.models.budgets
     spent, reserved = budgets.used(budget), budgets.reserved(budget)
     return BudgetView(
         scope=budget.scope, name=budget.name, unit=budget.unit, period=budget.period, action=budget.action,
         amount=None if removed else budget.amount, spent=spent, reserved=reserved,
         left=None if removed else max(0.0, budget.amount - spent - reserved), set_by=budget.set_by,
-        set_at=when(budget.set_at), warning=warning,
+        set_at=when(budget.set_at), warning=warning, waived=list(waived),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -168,6 +169,21 @@ def waiting(connection: Connection) -> list[tuple[str, bytes]]:
         .order_by(inbox.c.inbox_id)
     )
     return [(run_id, detail.encode()) for run_id, detail in connection.execute(statement)]
+
+
+def waived(connection: Connection) -> dict[str, list[str]]:
+    """Return the runs that have not ended for which a person waived a budget, by its id."""
+    statement = (
+        sa.select(inbox.c.run_id, inbox.c.detail)
+        .join(runs, runs.c.run_id == inbox.c.run_id)
+        .where(inbox.c.kind == "budget", inbox.c.decision == "allowed", runs.c.ended_at.is_(None))
+        .order_by(inbox.c.inbox_id)
+    )
+    found: dict[str, list[str]] = {}
+    for run_id, detail in connection.execute(statement):
+        named = found.setdefault(str(msgspec.json.decode(detail).get("budget")), [])
+        named += [] if run_id in named else [run_id]
+    return found
 
 
 def go_on(tx: Tx, run_id: str, by: str, budget_id: str, reason: str) -> Run:

@@ -149,6 +149,7 @@ export interface BudgetView {
   set_by: string;
   set_at: string | null;
   warning?: string;
+  waived?: string[];
 }
 
 /** `seconds`: from the first start to the outcome, as the ledger saw it. */

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from servicekit import Service, service
-from test_gateway import Farm, Make, Script, says
+from test_gateway import Farm, Make, Script, calls, says, tool
 
 from agentfarm_sdk.protocol import Definition, Limits, ModelRequest, ModelSpec, new_event
 from jupyterhub_agentfarm.errors import BudgetReached, Conflict, Fenced, Invalid, ModelFailed, Parked
@@ -100,6 +102,32 @@ async def test_the_reply_is_cut_to_what_is_left_and_the_reservation_stands_in_th
     assert farm.models.budgets.used(budget(0)) == 8.0 and farm.models.budgets.reserved(budget(0)) == 0.0
 
 
+class Counts(Script):
+    """An upstream that counts as models do: four bytes are a token."""
+
+    async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
+        reply = await super().complete(ask, on_token)
+        return replace(reply, tokens_in=len(msgspec.json.encode([ask.messages, ask.tools])) // 4, tokens_out=20)
+
+
+async def test_what_the_model_counted_itself_is_not_estimated_anew_and_never_too_small(make: Make) -> None:
+    """Else a long conversation would reserve, and near a budget's limit be refused, twice what it uses."""
+    farm = make()
+    farm = Farm(farm.db, Counts([calls(("look", f'{{"n": {n}}}')) for n in range(4)]))
+    await farm.models.budgets.change(budget(1e6))
+    await farm.begin(Definition(prompt="word " * 4000, tools=[tool("look", "read")]))
+    for step in range(4):
+        await farm.model(f"q{step}")
+        await farm.done(f"c{step}-0", "seen " * 100)
+    events = await farm.db.read(lambda c: ledger.read_events(c, farm.run.run_id))
+    reserved = [event.data()["reserved"]["input"] for event in events if event.kind == "model.requested"]
+    used = [event.data()["usage"]["input"] for event in events if event.kind == "model.replied"]
+    assert all(held >= have for held, have in zip(reserved, used, strict=True)), "never too small"
+    assert reserved[0] > 1.9 * used[0] and all(
+        held < have + 400 for held, have in zip(reserved[1:], used[1:], strict=True)
+    )
+
+
 async def test_a_run_waits_for_a_budget_that_asks_and_goes_on_when_it_is_raised(make: Make) -> None:
     farm = make(says("done"))
     await farm.models.budgets.change(budget(10, action="ask"))
@@ -139,6 +167,7 @@ async def test_a_person_waives_a_budget_for_one_run_and_not_for_others(make: Mak
             await farm.lives.decide(item["inbox_id"], "happened", "alice")
         await farm.lives.decide(item["inbox_id"], decision, "alice", "a good reason")
         if decision == "approve":
+            assert await farm.db.read(budgets.waived) == {budget(0).id: [run.run_id]}
             await farm.claim("c2")
             await farm.model()
             farm.lives.drop(run.run_id)  # it is on record, not in memory
