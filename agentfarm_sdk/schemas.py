@@ -14,6 +14,8 @@ import jsonschema_rs
 
 BACKTRACKS = 10_000  # steps that a pattern may take; what needs more does not match
 UNFOLDED = 20_000  # parts that a schema may have, each `$ref` replaced by what it names
+_rs: Any = jsonschema_rs  # its types say other things in the last release for Python 3.10 than in later ones
+_UNFIT: tuple[type[Exception], ...] = (_rs.ValidationError, _rs.ReferencingError, ValueError)
 Check = Callable[[Any], str]  # a value -> where and why it does not fit; "" where it does
 
 
@@ -21,7 +23,7 @@ def flaw(schema: Any) -> str:
     """Say what is wrong with a schema itself; "" where it can be used."""
     try:
         _validator(schema)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+    except _UNFIT as error:
         return _first_line(error)
     return _bomb(schema)
 
@@ -74,7 +76,7 @@ def check(schema: dict[str, Any]) -> Check:
     """Compile a schema. One that cannot be used fits nothing, and says so: a version of long ago may have it."""
     try:
         validator = _validator(schema)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+    except _UNFIT as error:
         broken = f"the schema cannot be applied ({_first_line(error)}): its author must mend it"
         return lambda _value: broken
 
@@ -108,11 +110,11 @@ def _unfenced(text: str) -> str:
     return text
 
 
-def _validator(schema: Any) -> jsonschema_rs.Draft202012Validator:
+def _validator(schema: Any) -> Any:
     if not isinstance(schema, dict | bool):
         raise ValueError("a schema is an object")
-    return jsonschema_rs.Draft202012Validator(
-        schema, offline=True, pattern_options=jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS)
+    return _rs.Draft202012Validator(
+        schema, offline=True, pattern_options=_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS)
     )
 
 
