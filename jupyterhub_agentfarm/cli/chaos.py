@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import signal
 import sys
 from pathlib import Path
 from random import SystemRandom
@@ -57,6 +58,9 @@ def maltreat(asked: argparse.Namespace, out: Out) -> int:
     seed = asked.seed if asked.seed is not None else SystemRandom().randrange(1_000_000)
     directory = prepared(Path(asked.state) if asked.state else None, asked.force)
     say(f"a scratch farm in {directory}, seed {seed}")
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # then, too, the farm is stopped: agents' servers outlive us
     farm = Scratch(directory, asked.database, asked.lease)
     try:
         farm.start()
