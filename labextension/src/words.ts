@@ -29,6 +29,7 @@ const SAY: { [kind: string]: (body: Body) => Said } = {
   'run.created': body => said('Run created', body.version ? `version ${text(body.version)}` : 'draft'),
   'message.added': body => said(ROLES[text(body.role)] ?? text(body.role), body.content),
   'thread.continued': body => said('Goes on from', body.run),
+  'run.forked': body => said(`Forked before reply ${Number(body.step) + 1}`, body.run),
   'run.leased': body => said(`Taken by ${text(body.worker)}`, '', 'run'),
   'worker.died': body => said('Proven dead', body.proof),
   'run.requeued': body => said('Queued again', [body.reason, body.proof].filter(Boolean).join(': '), 'wait'),

@@ -55,7 +55,14 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     page.reload()
     talk.locator("[data-kind=call]").get_by_text("391").wait_for()  # the conversation is there again
 
+    talk.get_by_role("button", name="Save as a test case").click()
+    page.fill("input[name=case-name]", "a product")
+    page.get_by_role("dialog").get_by_role("button", name="Save", exact=True).click()
     page.get_by_role("link", name="Edit the draft").click()
+    page.get_by_role("tab", name="Test cases").click()
+    page.get_by_role("button", name="Try them with the draft").click()
+    page.locator("[data-state=case-passed]").wait_for(timeout=MINUTES)
+    bea.shot("test-cases")
     page.get_by_role("button", name="Publish …").click()
     page.fill("textarea[name=note]", "for Miller Ltd")
     page.get_by_role("button", name="Publish version 1").click()
@@ -74,8 +81,7 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     page.locator("[data-kind=model]").last.get_by_role("button", name="Fork from here").click()
     page.get_by_role("dialog").get_by_label("System prompt").fill("You say the result of the calculator.")
     page.get_by_role("button", name="Begin the fork").click()
-    page.locator(".af-head").get_by_text("ask before each effect").wait_for(timeout=MINUTES)
-    page.get_by_text("Forked").first.wait_for()
+    page.get_by_text("Forked before reply 2").wait_for(timeout=MINUTES)
 
 
 def test_two_people_edit_one_draft_and_neither_loses_a_word(desk: Callable[..., Desk], farm: Farm) -> None:

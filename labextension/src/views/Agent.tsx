@@ -7,6 +7,7 @@ import { agentIcon } from '../icons';
 import { movesAgents } from '../model';
 import type { AgentView, VersionView } from '../protocol';
 import { agentBadge } from './Agents';
+import { CasesTab } from './agent/Cases';
 import { DraftTab, SaveBadge } from './agent/Draft';
 import { download } from './agent/file';
 import { PeopleTab } from './agent/People';
@@ -56,6 +57,7 @@ function Known({ agent, path, tab }: { agent: AgentView; path: string; tab: stri
         tabs={[
           { id: 'draft', label: t('Draft'), content: () => <DraftTab agent={agent} editing={editing} readOnly={!may} /> },
           { id: 'versions', label: t('Versions'), content: () => <VersionsTab agent={agent} editing={editing} readOnly={!may} /> },
+          { id: 'cases', label: t('Test cases'), content: () => <CasesTab agent={agent} readOnly={!may} /> },
           { id: 'people', label: t('People'), content: () => <PeopleTab agent={agent} readOnly={!may} /> },
           { id: 'server', label: t('Server'), content: () => <ServerTab agent={agent} path={path} /> }
         ]}

@@ -7,9 +7,11 @@ import { agentIcon } from '../icons';
 import { movesAgents, movesTasks } from '../model';
 import type { AgentView, Listed, Mode, TaskView, ThreadView } from '../protocol';
 import { ENDED } from '../words';
+import { manages } from './Agent';
 import { agentBadge } from './Agents';
 import { useStepActs } from './stepActs';
 import { ModeField } from './mode';
+import { SaveCase } from './playground/SaveCase';
 import { Turn } from './playground/Turn';
 import type { Params, View } from './view';
 
@@ -61,6 +63,8 @@ function Talk({ agent }: { agent: AgentView }): JSX.Element {
   const [open, change] = useOpen(agent.name);
   const [mode, setMode] = React.useState<Mode>('ask');
   const [both, setBoth] = React.useState(agent.published !== null);
+  const [keeping, setKeeping] = React.useState<TaskView | null>(null);
+  const keep = manages(agent) ? setKeeping : undefined;
   const fork = useStepActs(agent.name, mode, task => change(now => ({ ...now, forks: [task.task_id, ...now.forks].slice(0, 10) })));
   const sides: Side[] = both && agent.published ? ['draft', 'published'] : ['draft'];
   const say = useAction(async (input: string) => {
@@ -84,10 +88,10 @@ function Talk({ agent }: { agent: AgentView }): JSX.Element {
       <div className="af-talks">
         {sides.map(side => (
           <Column
-            key={side} title={side === 'draft' ? t('Draft') : t('Version %1', agent.published ?? 0)} thread={open.threads[side]} acts={fork.acts}
+            key={side} title={side === 'draft' ? t('Draft') : t('Version %1', agent.published ?? 0)} thread={open.threads[side]} acts={fork.acts} keep={keep}
           />
         ))}
-        {open.forks.length > 0 && <Forks tasks={open.forks} acts={fork.acts} onClose={() => change(now => ({ ...now, forks: [] }))} />}
+        {open.forks.length > 0 && <Forks tasks={open.forks} acts={fork.acts} keep={keep} onClose={() => change(now => ({ ...now, forks: [] }))} />}
       </div>
       <Composer busy={say.busy} onSay={say.run}>
         <ModeField mode={mode} onChange={setMode} />
@@ -98,23 +102,30 @@ function Talk({ agent }: { agent: AgentView }): JSX.Element {
       {mode === 'live' && <p className="af-bad" role="status">{t('Live: what its tools do really happens.')}</p>}
       <ErrorBox problem={say.problem} />
       {fork.dialog}
+      {keeping && <SaveCase agent={agent.name} task={keeping} onClose={() => setKeeping(null)} />}
     </section>
   );
+}
+
+/** What can be done with each message. */
+interface OfTurns {
+  acts: StepActs;
+  keep: ((task: TaskView) => void) | undefined;
 }
 
 const listOf = (thread: string): string => `/tasks?thread=${thread}&limit=100`;
 
-function Column({ title, thread, acts }: { title: string; thread: string | undefined; acts: StepActs }): JSX.Element {
+function Column({ title, thread, ...turns }: OfTurns & { title: string; thread: string | undefined }): JSX.Element {
   const { t } = useFarm();
   return (
     <section className="af-talk" aria-label={title}>
       <h3>{title}</h3>
-      {thread ? <Thread thread={thread} acts={acts} /> : <Empty title={t('Say something below.')} />}
+      {thread ? <Thread thread={thread} {...turns} /> : <Empty title={t('Say something below.')} />}
     </section>
   );
 }
 
-function Thread({ thread, acts }: { thread: string; acts: StepActs }): JSX.Element {
+function Thread({ thread, acts, keep }: OfTurns & { thread: string }): JSX.Element {
   const { state, value, problem, resource } = useResource<Listed<TaskView>>(listOf(thread), movesTasks);
   const end = React.useRef<HTMLDivElement>(null);
   const count = value?.items.length ?? 0;
@@ -126,25 +137,25 @@ function Thread({ thread, acts }: { thread: string; acts: StepActs }): JSX.Eleme
     <div className="af-turns" tabIndex={0}>
       <ErrorBox problem={problem} onRetry={resource.refresh} />
       {state === 'loading' && <Loading />}
-      {turns.map((task, at) => <Turn key={task.task_id} task={task} acts={acts} open={at === turns.length - 1 || !ENDED.has(task.status)} />)}
+      {turns.map((task, at) => <Turn key={task.task_id} task={task} acts={acts} keep={keep} open={at === turns.length - 1 || !ENDED.has(task.status)} />)}
       <div ref={end} />
     </div>
   );
 }
 
-function Forks({ tasks, acts, onClose }: { tasks: string[]; acts: StepActs; onClose: () => void }): JSX.Element {
+function Forks({ tasks, onClose, ...turns }: OfTurns & { tasks: string[]; onClose: () => void }): JSX.Element {
   const { t } = useFarm();
   return (
     <section className="af-talk" aria-label={t('Forks')}>
       <div className="af-tool-head"><h3>{t('Forks')}</h3><span className="af-spring" /><Button look="quiet" onClick={onClose}>{t('Close')}</Button></div>
-      <div className="af-turns" tabIndex={0}>{tasks.map(id => <Forked key={id} task_id={id} acts={acts} />)}</div>
+      <div className="af-turns" tabIndex={0}>{tasks.map(id => <Forked key={id} task_id={id} {...turns} />)}</div>
     </section>
   );
 }
 
-function Forked({ task_id, acts }: { task_id: string; acts: StepActs }): JSX.Element {
+function Forked({ task_id, acts, keep }: OfTurns & { task_id: string }): JSX.Element {
   const { value, problem } = useResource<TaskView>(`/tasks/${task_id}`, movesTasks);
-  return value ? <Turn task={value} acts={acts} open /> : problem ? <ErrorBox problem={problem} /> : <Loading />;
+  return value ? <Turn task={value} acts={acts} keep={keep} open /> : problem ? <ErrorBox problem={problem} /> : <Loading />;
 }
 
 function Composer({ busy, onSay, children }: { busy: boolean; onSay: (input: string) => Promise<boolean>; children: React.ReactNode }): JSX.Element {

@@ -4,7 +4,7 @@ import React from 'react';
 import { Button, ErrorBox, Field } from '../../components';
 import { useAction, useFarm, useResource } from '../../context';
 import type { BudgetView, Definition, Limits, Listed, NewBudget } from '../../protocol';
-import { duration, money } from '../../timeline';
+import { money } from '../../timeline';
 import { NumberField } from './fields';
 
 const USUAL: Record<keyof Limits, number | null> = { steps: 20, calls: 50, tokens: 200_000, seconds: 1800, cost: null };
@@ -29,7 +29,6 @@ export function LimitsPart({ draft, edit, readOnly }: {
         <NumberField
           key={name} label={words[name]} value={limits[name]} readOnly={readOnly} onChange={to => set(name, to)}
           usual={limits[name] === null || USUAL[name] === null ? t('no limit') : String(USUAL[name])}
-          {...(name === 'seconds' && limits.seconds ? { hint: duration(limits.seconds) } : {})}
         />
       ))}
     </div>

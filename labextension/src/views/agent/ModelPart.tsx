@@ -54,7 +54,7 @@ export function ModelPart({ draft, edit, readOnly }: {
       <div className="af-line">
         {NUMBERS.map(name => (
           <NumberField
-            key={name} label={words[name]} value={parameters[name] as number | undefined} usual={t('as the server likes')} readOnly={readOnly}
+            key={name} label={words[name]} value={parameters[name] as number | undefined} usual={t('not said')} readOnly={readOnly}
             onChange={to => setParameter(name, to)}
           />
         ))}

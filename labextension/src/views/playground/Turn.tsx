@@ -8,13 +8,13 @@ import type { Step } from '../../timeline';
 import { ENDED, sayEvent, statusWord } from '../../words';
 import { ModeBadge } from '../mode';
 
-export function Turn({ task, acts, open, children }: {
+export function Turn({ task, acts, open, keep }: {
   task: TaskView;
   acts: StepActs;
   /** Whether the steps are shown at first; older turns show what came of them. */
   open: boolean;
-  /** What else can be done with it. */
-  children?: React.ReactNode;
+  /** Keep it as a test case. */
+  keep?: ((task: TaskView) => void) | undefined;
 }): JSX.Element {
   const { t, api, href, page } = useFarm();
   const [shown, setShown] = React.useState<boolean | null>(null);
@@ -32,7 +32,7 @@ export function Turn({ task, acts, open, children }: {
         {live && <Button look="danger" busy={stop.busy} onClick={() => void stop.run()}>{t('Stop')}</Button>}
         {task.run_id && <Button look="quiet" aria-expanded={steps} onClick={() => setShown(!steps)}>{steps ? t('Hide steps') : t('Show steps')}</Button>}
         {task.run_id && <Go to={`runs/${task.run_id}`}>{t('The whole run')}</Go>}
-        {children}
+        {keep && task.status === 'succeeded' && <Button look="quiet" onClick={() => keep(task)}>{t('Save as a test case')}</Button>}
       </div>
       {asks && (page
         ? <p><Go to="inbox">{t('It waits for a person: decide in the inbox.')}</Go></p>
