@@ -17,9 +17,10 @@ from .views import InboxView, Listed, inbox_view, page
 
 
 class InboxPage(Page, frozen=True, forbid_unknown_fields=True):
-    """`all`: also what was decided. `escalated`: only what waited too long for those whom it was shown first."""
+    """`all`: also what was decided. `decided`: only that, newest first. `escalated`: only what waited too long for those whom it was shown first."""
 
     all: bool = False
+    decided: bool = False
     escalated: bool = False
 
 
@@ -43,7 +44,7 @@ async def listed(call: Call) -> Listed[InboxView]:
     def read(connection: Connection) -> list[dict[str, Any]]:
         owners, names = visible(connection, call.asker)
         return inbox.listed(
-            connection, owners=owners, agents=names, groups=call.asker.groups, waiting=not query.all, escalated=query.escalated,
+            connection, owners=owners, agents=names, groups=call.asker.groups, waiting=not query.all, decided=query.decided, escalated=query.escalated,
             after=query.cursor or None, limit=query.limit + 1,
         )  # fmt: skip
 
@@ -97,7 +98,7 @@ def _may_decide(connection: Connection, asker: Asker, item: dict[str, Any]) -> N
 
 
 ROUTES = [
-    Route("GET", "/inbox", listed, "What waits for a person, oldest first", query=InboxPage, answer=Listed[InboxView]),
+    Route("GET", "/inbox", listed, "What waits for a person, oldest first; or what was decided", query=InboxPage, answer=Listed[InboxView]),
     Route("GET", "/inbox/{item}", show, "One of them", answer=InboxView),
     Route("POST", "/inbox/{item}", decide, "Decide it", who="approver", body=Decision, answer=InboxView),
 ]  # fmt: skip

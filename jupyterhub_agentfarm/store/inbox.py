@@ -110,10 +110,13 @@ def _close(tx: Tx, run: Run, decision: str, by: str, reason: str, *where: Any) -
 
 def listed(
     connection: Connection, *, owners: Iterable[str] | None = None, agents: Iterable[str] | None = None, groups: Iterable[str] = (),
-    waiting: bool = True, escalated: bool = False, after: str | None = None, limit: int = 50,
+    waiting: bool = True, decided: bool = False, escalated: bool = False, after: str | None = None, limit: int = 50,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return items, oldest first: of these owners or these agents, or escalated to these groups (None and None = all)."""
-    statement = sa.select(inbox).order_by(inbox.c.inbox_id).limit(limit)
+    """Return items of these owners or these agents, or escalated to these groups (None and None = all).
+
+    Oldest first; `decided`: only what was decided, newest first.
+    """
+    statement = sa.select(inbox).order_by(inbox.c.inbox_id.desc() if decided else inbox.c.inbox_id).limit(limit)
     if owners is not None or agents is not None:
         statement = statement.where(
             sa.or_(
@@ -124,10 +127,12 @@ def listed(
         )
     if escalated:
         statement = statement.where(inbox.c.escalated_at.is_not(None))
-    if waiting:
+    if decided:
+        statement = statement.where(inbox.c.decided_at.is_not(None))
+    elif waiting:
         statement = statement.where(inbox.c.decided_at.is_(None))
     if after:
-        statement = statement.where(inbox.c.inbox_id > after)
+        statement = statement.where(inbox.c.inbox_id < after if decided else inbox.c.inbox_id > after)
     return [_item(row) for row in connection.execute(statement).mappings()]
 
 

@@ -441,11 +441,12 @@ export interface HeartbeatRequest {
   dead?: string | null;
 }
 
-/** `all`: also what was decided. `escalated`: only what waited too long for those whom it was shown first. */
+/** `all`: also what was decided. `decided`: only that, newest first. `escalated`: only what waited too long for those whom it was shown first. */
 export interface InboxPage {
   limit?: number;
   cursor?: string;
   all?: boolean;
+  decided?: boolean;
   escalated?: boolean;
 }
 

@@ -3,11 +3,12 @@ import { agentView } from './Agent';
 import { agentsView } from './Agents';
 import { newAgentView } from './NewAgent';
 import { playgroundView } from './Playground';
+import { inboxItemView, inboxView } from './Inbox';
 import { runView } from './Run';
 import { taskView } from './Task';
 import { tasksView } from './Tasks';
 import type { View } from './view';
 
-export const views: View[] = [agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, runView];
+export const views: View[] = [agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, runView, inboxView, inboxItemView];
 
 export type { Params, View } from './view';
