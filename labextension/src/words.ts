@@ -96,6 +96,11 @@ export function oneLine(value: unknown, most = 200): string {
   return flat.length > most ? `${flat.slice(0, most)}…` : flat;
 }
 
+/** Who acts: an agent, or somebody's kernel (`~name`). */
+export function actor(agent: string): string {
+  return agent.startsWith('~') ? `notebook: ${agent.slice(1)}` : agent;
+}
+
 /** Status and what it waits for. */
 export function statusWord(status: string, waiting?: string | null): string {
   return waiting ? `${status}: ${waiting.replace(/_/g, ' ')}` : status;

@@ -36,10 +36,19 @@ class Paying:
             assert answer.status_code == 200, answer.text
             return answer.json()
 
+    def __enter__(self) -> Paying:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing that waits: the farm is shared."""
+        with self.person.api() as api:
+            api.post(f"/tasks/{self.bound['task']}/cancel", json={}).raise_for_status()
+
     def event(self, kind: str) -> dict[str, Any]:
         return until(
-            lambda: next((one for one in self.person.events(self.run_id) if one["kind"] == kind), None), 30, kind
-        )
+            lambda: next((one for one in self.person.events(self.run_id) if one["kind"] == kind), None), 10,
+            f"{kind} in {[one['kind'] for one in self.person.events(self.run_id)]}",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -47,12 +56,17 @@ def test_an_approver_reads_what_is_asked_mends_it_and_the_farm_does_no_more_than
     desk: Callable[..., Desk], farm: Farm, dark: bool
 ) -> None:
     to = "bob <img src=x onerror=alert(1)>" if dark else "bob"
-    run = Paying(farm.person("petra"), to, 500, "always")
-    petra = desk("petra", dark=dark)
+    with Paying(farm.person("petra"), to, 500, "always") as run:
+        mend_and_approve(desk("petra", dark=dark), run, to, "dark" if dark else "light")
+
+
+def mend_and_approve(petra: Desk, run: Paying, to: str, look: str) -> None:
+    run.event("approval.requested")
+    run.post("events", {"n": 2, "events": [{"kind": "run.parked", "body": {"reason": "approval"}}]})
     page = petra.at("inbox")
-    page.get_by_role("button", name="pay payer").first.click()
+    page.get_by_role("button", name="pay notebook: payer").first.click()
     page.get_by_text(to, exact=True).wait_for()
-    petra.shot(f"inbox-{'dark' if dark else 'light'}")
+    petra.shot(f"inbox-{look}")
     assert petra.axe() == []
     page.get_by_role("button", name="Edit the arguments").click()
     page.get_by_label("Arguments").fill('{"to": ')
@@ -63,15 +77,19 @@ def test_an_approver_reads_what_is_asked_mends_it_and_the_farm_does_no_more_than
     page.get_by_role("button", name="Approve").click()
     given = run.event("approval.given")
     assert given["by"] == "user:petra" and given["body"]["arguments"] == {"to": "bob", "amount": 50}
-    page.get_by_role("button", name="pay payer").wait_for(state="detached")
+    page.get_by_role("button", name="pay notebook: payer").wait_for(state="detached")
     page.get_by_role("tab", name="Decided").click()
-    page.get_by_text("approve by petra").first.wait_for()
+    page.get_by_text("given by petra").first.wait_for()
 
 
 def test_a_doubt_is_closed_by_a_person_and_by_nobody_whom_it_does_not_concern(
     desk: Callable[..., Desk], farm: Farm
 ) -> None:
-    run = Paying(farm.person("petra"), "carol", 7, "never")
+    with Paying(farm.person("petra"), "carol", 7, "never") as run:
+        close_the_doubt(desk, farm, run)
+
+
+def close_the_doubt(desk: Callable[..., Desk], farm: Farm, run: Paying) -> None:
     run.event("tool.started")
     run.post("heartbeat", {"dead": "kernel exited with -9"})
     run.event("tool.doubted")

@@ -6,7 +6,7 @@ import { useFarm, useResource, useStore } from '../context';
 import { kindWord, subject } from '../decisions';
 import { inboxIcon } from '../icons';
 import type { InboxView, Listed } from '../protocol';
-import { oneLine } from '../words';
+import { actor, oneLine } from '../words';
 import { Decide } from './Decide';
 import type { Params, View } from './view';
 
@@ -99,7 +99,7 @@ function Items({ items, chosen, open, empty }: Chosen & { items: InboxView[]; em
               <Time at={item.decided_at ?? item.asked_at} />
             </span>
             <strong>{oneLine(subject(item), 90)}</strong>
-            <span className="af-quiet">{item.agent}</span>
+            <span className="af-quiet">{actor(item.agent)}</span>
           </button>
         </li>
       ))}
@@ -108,7 +108,8 @@ function Items({ items, chosen, open, empty }: Chosen & { items: InboxView[]; em
 }
 
 function decidedWord(item: InboxView, t: ReturnType<typeof useFarm>['t']): string {
-  return item.decided_by ? t('%1 by %2', item.decision?.replace(/_/g, ' ') ?? '', item.decided_by) : item.decision?.replace(/_/g, ' ') ?? t('decided');
+  const word = item.decision?.replace(/_/g, ' ') ?? t('decided');
+  return item.decided_by ? t('%1 by %2', word, item.decided_by.replace(/^user:/, '')) : word;
 }
 
 /** One item: what is asked, what is known, and the decision where it is still open. */
@@ -142,7 +143,7 @@ function Facts({ item }: { item: InboxView }): JSX.Element {
   const { detail } = item;
   const words = (name: string): string => (typeof detail[name] === 'string' ? (detail[name] as string) : '');
   const rows: [string, React.ReactNode][] = [
-    [t('Run'), <Go to={`runs/${item.run_id}`}>{item.agent}</Go>],
+    [t('Run'), <Go to={`runs/${item.run_id}`}>{actor(item.agent)}</Go>],
     [t('Asked'), <Time at={item.asked_at} />],
     [t('Why'), words('why') || words('reason')],
     [t('Effect'), words('effect')],
