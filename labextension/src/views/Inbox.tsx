@@ -3,7 +3,7 @@ import React from 'react';
 
 import { Badge, Empty, ErrorBox, Go, Head, Json, Loading, Tabs, Text, Time, Value } from '../components';
 import { useFarm, useResource, useStore } from '../context';
-import { kindWord, subject } from '../decisions';
+import { kindWord, resultOf, subject } from '../decisions';
 import { inboxIcon } from '../icons';
 import type { InboxView, Listed } from '../protocol';
 import { actor, oneLine } from '../words';
@@ -162,7 +162,7 @@ function Facts({ item }: { item: InboxView }): JSX.Element {
       </dl>
       {item.kind === 'question' && Array.isArray(detail.choices) && <Text>{(detail.choices as string[]).map(one => `· ${one}`).join('\n')}</Text>}
       {detail.arguments !== undefined && (
-        <div className="af-asked"><h4>{t('Arguments')}</h4><Value value={detail.arguments} /></div>
+        <div className="af-asked"><h4>{t('Arguments')}</h4><Value value={typeof detail.arguments === 'string' ? resultOf(detail.arguments) : detail.arguments} /></div>
       )}
       <details>
         <summary>{t('All of the record')}</summary>
