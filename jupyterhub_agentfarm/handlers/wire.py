@@ -1,4 +1,4 @@
-"""A WebSocket (RFC 6455, the server's side) on the bare connection: what worker.py speaks over.
+"""A WebSocket on the bare connection, by the protocol of the library `websockets`: what worker.py speaks over.
 
 Tornado's own reads each frame in four steps through its stream and writes through two futures, which was a fifth of the
 service's time where many workers are at work. Here a frame is a function call.
@@ -13,15 +13,16 @@ from collections.abc import Callable
 from typing import cast
 
 from tornado.web import RequestHandler
+from websockets.exceptions import InvalidState
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import Protocol, Side, State
 
 from ..errors import Invalid
 
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 MAX_UNSENT = 64 * 1024 * 1024  # bytes; who takes nothing for so long is cut off, and asks again
 CLOSE_SECONDS = 5.0  # for what was written before the end
-NORMAL, GOING_AWAY, BROKEN, TOO_BIG = 1000, 1001, 1002, 1009
-_AGAIN, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-_FIN = 0x80
+DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
 class Wire(asyncio.Protocol):
@@ -31,10 +32,10 @@ class Wire(asyncio.Protocol):
     """
 
     def __init__(self, limit: int, ping: float, message: Callable[[bytes], None], closed: Callable[[], None]) -> None:
-        self._limit, self._ping_seconds, self._message, self._closed = limit, ping, message, closed
+        self._ping_seconds, self._message, self._closed = ping, message, closed
+        self._frames = Protocol(Side.SERVER, state=State.OPEN, max_size=limit)
         self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
-        self._parts: bytearray | None = None  # of a message in several frames
+        self._parts: list[bytes] = []  # of a message in several frames
         self._heard = True
         self._timer: asyncio.TimerHandle | None = None
 
@@ -46,11 +47,12 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
-        self._buffer += data
-        taken = 0
-        while self._transport is not None and (end := self._frame(taken)):
-            taken = end
-        del self._buffer[:taken]
+        self._frames.receive_data(data)
+        for event in self._frames.events_received():
+            frame = cast(Frame, event)
+            if frame.opcode in DATA:
+                self._take(frame)
+        self._send_out()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -66,15 +68,22 @@ class Wire(asyncio.Protocol):
 
     def send(self, message: bytes) -> None:
         """Send a text, where the connection still stands."""
-        self._write(_TEXT, message)
+        if self._transport is None:
+            return
+        try:
+            self._frames.send_text(message)
+        except InvalidState:
+            return  # the other side has said goodbye
+        self._send_out()
+        if self._transport is not None and self._transport.get_write_buffer_size() > MAX_UNSENT:
+            self._transport.abort()
 
-    def close(self, code: int = NORMAL) -> None:
+    def close(self, code: CloseCode = CloseCode.NORMAL_CLOSURE) -> None:
         """Say that it is over, and end it when that is sent. Twice is harmless."""
-        self._write(_CLOSE, code.to_bytes(2, "big"))
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.close()
-            asyncio.get_running_loop().call_later(CLOSE_SECONDS, transport.abort)  # should the client take nothing
+        if self._transport is not None and self._frames.state is State.OPEN:
+            self._frames.send_close(code)
+            self._send_out()
+        self._end()
 
     def hold(self, still: bool) -> None:
         """Read nothing more while `still`."""
@@ -83,55 +92,27 @@ class Wire(asyncio.Protocol):
 
     # -- frames --------------------------------------------------------------------------------------------------
 
-    def _frame(self, begin: int) -> int:
-        """Take the frame that begins there; return where it ends, 0: it is not whole yet (or the connection is over)."""
-        buffer = self._buffer
-        if len(buffer) < begin + 2:
-            return 0
-        first, size, at = buffer[begin], buffer[begin + 1] & 0x7F, begin + 2
-        kind, control = first & 0x0F, first & 0x08
-        if first & 0x70 or not buffer[begin + 1] & 0x80 or (control and (size > 125 or not first & _FIN)):
-            return self._give_up(BROKEN)
-        if size >= 126:
-            wide = 2 if size == 126 else 8
-            if len(buffer) < at + wide:
-                return 0
-            size, at = int.from_bytes(buffer[at : at + wide], "big"), at + wide
-        if size + len(self._parts or b"") > self._limit:
-            return self._give_up(TOO_BIG)
-        end = at + 4 + size
-        if len(buffer) < end:
-            return 0
-        data = unmasked(bytes(buffer[at + 4 : end]), bytes(buffer[at : at + 4]))
-        if control:
-            self._control(kind, data)
-        elif kind not in (_AGAIN, _TEXT, _BINARY) or (kind == _AGAIN) != (self._parts is not None):
-            return self._give_up(BROKEN)
-        else:
-            self._part(data, whole=bool(first & _FIN))
-        return end
-
-    def _part(self, data: bytes, *, whole: bool) -> None:
-        if whole and self._parts is None:
-            self._message(data)
-            return
-        self._parts = self._parts or bytearray()
-        self._parts += data
-        if whole:
-            data, self._parts = bytes(self._parts), None
+    def _take(self, frame: Frame) -> None:
+        self._parts.append(bytes(frame.data))
+        if frame.fin:
+            data, self._parts = b"".join(self._parts), []
             self._message(data)
 
-    def _control(self, kind: int, data: bytes) -> None:
-        if kind == _PING:
-            self._write(_PONG, data)
-        elif kind == _CLOSE:
-            self.close(int.from_bytes(data[:2], "big") if len(data) >= 2 else NORMAL)
-        elif kind != _PONG:
-            self._give_up(BROKEN)
+    def _send_out(self) -> None:
+        """Write what the protocol has to say; it ends the connection where a goodbye was answered or a rule broken."""
+        said = self._frames.data_to_send()
+        if self._transport is not None and not self._transport.is_closing():
+            for data in said:
+                if data:
+                    self._transport.write(data)
+        if self._frames.state is not State.OPEN:
+            self._end()
 
-    def _give_up(self, code: int) -> int:
-        self.close(code)
-        return 0
+    def _end(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, transport.abort)  # should the client take nothing
 
     def _ping(self) -> None:
         if self._transport is None:
@@ -140,29 +121,9 @@ class Wire(asyncio.Protocol):
             self._transport.abort()
             return
         self._heard = False
-        self._write(_PING, b"")
+        self._frames.send_ping(b"")
+        self._send_out()
         self._timer = asyncio.get_running_loop().call_later(self._ping_seconds, self._ping)
-
-    def _write(self, kind: int, data: bytes) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        size = len(data)
-        if size < 126:
-            head = bytes((_FIN | kind, size))
-        elif size < 65536:
-            head = bytes((_FIN | kind, 126)) + size.to_bytes(2, "big")
-        else:
-            head = bytes((_FIN | kind, 127)) + size.to_bytes(8, "big")
-        self._transport.write(head + data)
-        if self._transport.get_write_buffer_size() > MAX_UNSENT:
-            self._transport.abort()
-
-
-def unmasked(data: bytes, mask: bytes) -> bytes:
-    """Return a frame's bytes as they were before the client masked them. Pure."""
-    size = len(data)
-    whole = (mask * (size // 4 + 1))[:size]
-    return (int.from_bytes(data, "little") ^ int.from_bytes(whole, "little")).to_bytes(size, "little")
 
 
 async def upgrade(handler: RequestHandler, wire: Wire) -> None:

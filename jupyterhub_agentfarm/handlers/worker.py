@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 from tornado.web import RequestHandler
+from websockets.frames import CloseCode
 
 from agentfarm_sdk.protocol import (
     MAX_APPEND_BYTES,
@@ -30,7 +31,7 @@ from .asking import Asker
 from .base import TOKEN, as_problem
 from .routes import Parts, Route
 from .runs import beat, own_run, tool_files
-from .wire import GOING_AWAY, Wire, upgrade
+from .wire import Wire, upgrade
 
 log = logging.getLogger(__name__)
 PING_SECONDS = 15.0
@@ -57,7 +58,7 @@ class Workers:
     def close(self) -> None:
         """End all connections: the service stops. Who was connected comes again."""
         for socket in list(self.open):
-            socket.wire.close(GOING_AWAY)
+            socket.wire.close(CloseCode.GOING_AWAY)
 
     def listen(self, run_id: str, socket: WorkerSocket) -> None:
         self._listening.setdefault(run_id, set()).add(socket)
