@@ -18,7 +18,7 @@ const base = page.base ?? '/services/agentfarm/';
 
 const t: Translate = (text, ...args) => text.replace(/%(\d)/g, (all, at: string) => String(args[Number(at) - 1] ?? all));
 
-const HOME = 'agents';
+const HOME = 'home';
 const routeNow = (): string => decodeURI(location.pathname.slice(base.length)) + location.search;
 
 function App(): JSX.Element {

@@ -36,7 +36,7 @@ def test_the_panel_is_in_lab_follows_a_run_and_comes_back_after_a_reload(desk: C
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_farm_pages_can_be_read_by_everybody(desk: Callable[..., Desk], farm: Farm, dark: bool) -> None:
     admin = desk("admin", dark=dark)
-    page = admin.at()
+    page = admin.at("agents")
     page.get_by_role("row", name="analyst").get_by_text("version 1").wait_for()
     found = admin.axe()
     admin.shot(f"agents-{'dark' if dark else 'light'}")

@@ -4,3 +4,4 @@ export * from './data';
 export * from './dialog';
 export * from './list';
 export * from './steps';
+export * from './meter';

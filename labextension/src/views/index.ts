@@ -1,6 +1,8 @@
 /** Every view of the farm; panel and pages draw their navigation from this list. */
 import { agentView } from './Agent';
 import { agentsView } from './Agents';
+import { homeView } from './Home';
+import { microserversView } from './Microservers';
 import { newAgentView } from './NewAgent';
 import { playgroundView } from './Playground';
 import { inboxItemView, inboxView } from './Inbox';
@@ -9,6 +11,8 @@ import { taskView } from './Task';
 import { tasksView } from './Tasks';
 import type { View } from './view';
 
-export const views: View[] = [agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, runView, inboxView, inboxItemView];
+export const views: View[] = [
+  homeView, agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, runView, inboxView, inboxItemView, microserversView
+];
 
 export type { Params, View } from './view';

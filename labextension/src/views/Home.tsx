@@ -1,0 +1,158 @@
+/** The farm at a glance: what runs, what waits for me, what was asked for last, the agents, and whether the farm is well. */
+import React from 'react';
+
+import type { Problem } from '../api';
+import { Badge, Button, Card, Empty, ErrorBox, Go, Head, Loading, Time } from '../components';
+import { useFarm, useResource, useStore } from '../context';
+import { kindWord, subject } from '../decisions';
+import { homeIcon } from '../icons';
+import { movesAgents, movesTasks, type Loaded } from '../model';
+import type { AgentView, Counts, Health, InboxView, Listed, TaskView } from '../protocol';
+import { actor, oneLine, statusWord } from '../words';
+import { AGENTS, agentBadge } from './Agents';
+import type { View } from './view';
+
+const UNDER_WAY = 'queued,assigned,running,waiting,cancelling';
+const MOST = 8;
+
+function Home(): JSX.Element {
+  const { t, navigate, operator } = useFarm();
+  const agents = useResource<Listed<AgentView>>(AGENTS, movesAgents);
+  const latest = useResource<Listed<TaskView>>(`/tasks?limit=${MOST}`, movesTasks);
+  const fresh = agents.value?.items.length === 0;
+  const mayRun = agents.value?.items.some(agent => agent.published && !agent.retired_at);
+  return (
+    <section className="af-view af-home" aria-label={t('Home')}>
+      <Head title={operator ? t('The farm') : t('Your part of the farm')}>
+        <Button onClick={() => navigate('new-agent')}>{t('New agent')}</Button>
+        {mayRun && <Button look="primary" onClick={() => navigate('tasks')}>{t('New task')}</Button>}
+      </Head>
+      <FarmHealth />
+      {fresh && (
+        <Empty title={t('There is no agent yet. Make one: choose a template, say what it shall do, try it, publish it; then give it a task.')}>
+          <Button look="primary" onClick={() => navigate('new-agent')}>{t('Make your first agent')}</Button>
+        </Empty>
+      )}
+      <div className="af-cards">
+        <UnderWay />
+        <ForMe />
+        <Card title={t('Latest tasks')} beside={<Go to="tasks">{t('all tasks')}</Go>}>
+          <Shown {...latest} onRetry={latest.resource.refresh} empty={mayRun ? t('Nothing was asked for yet: give an agent a task.') : t('Nothing was asked for yet.')}>
+            {latest.value?.items.map(task => <TaskLine key={task.task_id} task={task} />)}
+          </Shown>
+        </Card>
+        <Card title={t('Agents')} beside={<Go to="agents">{t('all agents')}</Go>}>
+          <Shown {...agents} onRetry={agents.resource.refresh} empty={t('No agent yet.')}>
+            {agents.value?.items.slice(0, MOST).map(agent => (
+              <li key={agent.name}>
+                <Go to={`agents/${agent.name}`} className="af-grow">{agent.name}</Go>
+                {agent.server && <Badge {...serverState(agent, t)} />}
+                {agentBadge(agent, t)}
+              </li>
+            ))}
+          </Shown>
+        </Card>
+      </div>
+    </section>
+  );
+}
+
+function serverState(agent: AgentView, t: ReturnType<typeof useFarm>['t']): { state: string; word: string } {
+  if (agent.server?.pending) {
+    return { state: 'pending', word: agent.server.pending === 'stop' ? t('server stops') : t('server starts') };
+  }
+  return agent.server?.ready ? { state: 'ready', word: t('on %1', agent.server.microserver ?? '?') } : { state: 'stopped', word: t('server off') };
+}
+
+/** Whether the farm is well, and which model answers. A farm whose database is away says so with status 503. */
+function FarmHealth(): JSX.Element | null {
+  const { t } = useFarm();
+  const { value, problem, resource } = useResource<Health>('/health', () => false);
+  const problems = value?.problems ?? told(problem);
+  const model = value?.model as { name?: string; upstream?: string } | null | undefined;
+  return (
+    <>
+      {problems.length > 0 ? (
+        <div className="af-error" role="alert">
+          <strong>{t('The farm is not well')}</strong>
+          <ul>{problems.map(one => <li key={one}>{one}</li>)}</ul>
+          <Button onClick={resource.refresh}>{t('Look again')}</Button>
+        </div>
+      ) : <ErrorBox problem={problem} onRetry={resource.refresh} />}
+      {value && (
+        <p className="af-line af-home-health">
+          {problems.length === 0 && <Badge state="ok" word={t('the farm is well')} />}
+          <span>{model?.name ? t('%1 answers, by %2', model.name, model.upstream ?? '') : t('no model answers')}</span>
+          <span className="af-quiet">{t('AgentFarm %1 on %2', value.version, value.database)}</span>
+        </p>
+      )}
+    </>
+  );
+}
+
+const told = (problem: Problem | undefined): string[] =>
+  Array.isArray(problem?.body.problems) ? (problem.body.problems as string[]) : [];
+
+function UnderWay(): JSX.Element {
+  const { t } = useFarm();
+  const tasks = useResource<Listed<TaskView>>(`/tasks?status=${UNDER_WAY}&limit=${MOST}`, movesTasks);
+  const counts = useResource<Counts>(`/tasks/counts?status=${UNDER_WAY}`, movesTasks);
+  const found = Object.entries(counts.value?.counts ?? {});
+  return (
+    <Card title={t('Under way')} beside={found.map(([status, many]) => <Badge key={status} state={status} word={`${many} ${status}`} />)}>
+      <Shown {...tasks} onRetry={tasks.resource.refresh} empty={t('Nothing runs now.')}>
+        {tasks.value?.items.map(task => <TaskLine key={task.task_id} task={task} />)}
+      </Shown>
+    </Card>
+  );
+}
+
+function TaskLine({ task }: { task: TaskView }): JSX.Element {
+  return (
+    <li>
+      <Go to={task.run_id ? `runs/${task.run_id}` : `tasks/${task.task_id}`} className="af-grow">{oneLine(task.input, 90) || task.task_id}</Go>
+      <span className="af-quiet">{actor(task.agent ?? task.target)}</span>
+      <Badge state={task.status} word={statusWord(task.status, task.waiting)} />
+      <Time at={task.created_at} />
+    </li>
+  );
+}
+
+function ForMe(): JSX.Element {
+  const { t, model, approver } = useFarm();
+  const waiting = useStore(model.inbox);
+  const items: InboxView[] = waiting.value?.items ?? [];
+  return (
+    <Card title={approver ? t('Waits for you') : t('Waits for a person')} beside={items.length > 0 && <Badge state="waiting" word={t('%1 waiting', items.length)} />}>
+      <Shown {...waiting} onRetry={model.inbox.refresh} empty={t('Nothing waits for a person.')}>
+        {items.slice(0, MOST).map(item => (
+          <li key={item.inbox_id}>
+            <Go to={`inbox/${item.inbox_id}`} className="af-grow">{oneLine(subject(item), 90)}</Go>
+            <span className="af-quiet">{actor(item.agent)}</span>
+            <Badge state={item.kind === 'in_doubt' ? 'in_doubt' : 'waiting'} word={t(kindWord(item.kind))} />
+            <Time at={item.asked_at} />
+          </li>
+        ))}
+      </Shown>
+    </Card>
+  );
+}
+
+/** The list of a card, or why there is none. */
+function Shown({ state, value, problem, onRetry, empty, children }: Loaded<Listed<unknown>> & {
+  onRetry: () => void;
+  empty: string;
+  children: React.ReactNode;
+}): JSX.Element {
+  return (
+    <>
+      <ErrorBox problem={problem} onRetry={onRetry} />
+      {state === 'loading' && <Loading />}
+      {value && (value.items.length ? <ul className="af-lines">{children}</ul> : <p className="af-quiet">{empty}</p>)}
+    </>
+  );
+}
+
+export const homeView: View = {
+  id: 'home', title: t => t('Home'), icon: homeIcon, route: 'home', nav: 0, where: 'page', Component: Home
+};

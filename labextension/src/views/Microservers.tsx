@@ -1,0 +1,190 @@
+/** The farm's machines: how full they are, who is there, and why an agent's server stands where it stands. */
+import React from 'react';
+
+import { Badge, Button, Card, Dialog, Empty, ErrorBox, Field, Go, Head, Loading, Meter, Text } from '../components';
+import { useAction, useFarm, useResource } from '../context';
+import { bytes, lasting } from '../figures';
+import { microserverIcon } from '../icons';
+import { movesAgents } from '../model';
+import type { AgentView, Listed, MicroserverView } from '../protocol';
+import { AGENTS } from './Agents';
+import type { View } from './view';
+
+const MICROSERVERS = '/microservers';
+const LOOKS = { ready: 'good', cordoned: 'wait', draining: 'wait', lost: 'bad' } as const;
+
+function Microservers(): JSX.Element {
+  const { t, page, operator, href } = useFarm();
+  const { state, value, problem, resource } = useResource<Listed<MicroserverView>>(MICROSERVERS, () => false); // the stream itself tells of them
+  const address = href('microservers');
+  return (
+    <section className="af-view af-scrolls" aria-label={t('Microservers')}>
+      <Head title={t('Microservers')} />
+      <ErrorBox problem={problem} onRetry={resource.refresh} />
+      {state === 'loading' && <Loading />}
+      {value?.items.length === 0 && <Empty title={t('The farm has no microserver: nothing can run. Operators: look at the launcher’s log.')} />}
+      <div className="af-cards">{value?.items.map(one => <Machine key={one.name} one={one} />)}</div>
+      {!page && address && <p className="af-quiet">{t('Operators cordon microservers at the farm page: %1', address)}</p>}
+      {page && !operator && <p className="af-quiet">{t('You see your own agents there. Cordoning is for operators.')}</p>}
+      <Placement />
+    </section>
+  );
+}
+
+function Machine({ one }: { one: MicroserverView }): JSX.Element {
+  const { t } = useFarm();
+  const [verb, ask] = React.useState('');
+  const labels = Object.entries(one.labels ?? {});
+  const facts = [
+    one.cpus ? t('%1 CPUs', one.cpus) : '', one.uptime ? t('up for %1', lasting(one.uptime)) : '', one.backend ? t('backend: %1', one.backend) : '',
+    one.isolation ? t('isolation: %1', one.isolation) : '', one.own_users == null ? '' : one.own_users ? t('a system user for each agent') : t('one system user for all agents')
+  ];
+  return (
+    <Card title={one.name} beside={<Badge state={one.state} look={LOOKS[one.state as keyof typeof LOOKS] ?? 'quiet'} />}>
+      {one.reason && <Text>{one.reason}</Text>}
+      <dl className="af-meters">
+        <Use name={t('Load')} used={one.load ?? 0} whole={one.cpus ?? 0} words={t('%1 of %2 CPUs', (one.load ?? 0).toFixed(1), one.cpus ?? 0)} />
+        <Use name={t('Memory')} {...room(one.memory, one.memory_free, t)} />
+        <Use name={t('Disk')} {...room(one.disk, one.disk_free, t)} />
+      </dl>
+      <p>
+        {(one.servers ?? 0) === 1 ? t('1 server runs here') : t('%1 servers run here', one.servers ?? 0)}
+        {(one.agents ?? []).map((agent, at) => <React.Fragment key={agent}>{at ? ', ' : ': '}<Go to={`agents/${agent}`}>{agent}</Go></React.Fragment>)}
+      </p>
+      <p className="af-quiet">{facts.filter(Boolean).join(' · ')}</p>
+      {labels.length > 0 && <p className="af-quiet">{labels.map(([key, said]) => `${key}=${said}`).join(' · ')}</p>}
+      {(one.verbs ?? []).length > 0 && (
+        <div className="af-line">
+          {one.verbs!.map(can => <Button key={can} onClick={() => ask(can)}>{can === 'cordon' ? t('Cordon') : can === 'uncordon' ? t('Uncordon') : can}</Button>)}
+        </div>
+      )}
+      {(one.verbs ?? []).length > 0 && Object.entries(one.cannot ?? {}).map(([cannot, why]) => (
+        <p key={cannot} className="af-quiet">{t('No %1 here: %2', cannot, why)}</p>
+      ))}
+      {verb && <Turn name={one.name} verb={verb} onClose={() => ask('')} />}
+    </Card>
+  );
+}
+
+function Use({ name, used, whole, words }: { name: string; used: number; whole: number; words: string }): JSX.Element {
+  return (
+    <>
+      <dt>{name}</dt>
+      <dd><Meter parts={[{ name, amount: used, look: whole > 0 && used / whole > 0.9 ? 'bad' : 'full' }]} whole={whole} words={`${name}: ${words}`} /></dd>
+      <dd className="af-quiet">{words}</dd>
+    </>
+  );
+}
+
+function room(whole = 0, free = 0, t: ReturnType<typeof useFarm>['t']): { used: number; whole: number; words: string } {
+  return { used: whole - free, whole, words: t('%1 of %2 free', bytes(free), bytes(whole)) };
+}
+
+/** Cordon or uncordon, with a reason: it is recorded in the farm's own chain. */
+function Turn({ name, verb, onClose }: { name: string; verb: string; onClose: () => void }): JSX.Element {
+  const { t, api, model } = useFarm();
+  const [reason, setReason] = React.useState('');
+  const turn = useAction(async () => {
+    await api.post(`${MICROSERVERS}/${encodeURIComponent(name)}/${verb}`, { reason });
+    model.refresh(MICROSERVERS);
+    model.refresh('/placements');
+  });
+  const submit = async (event: React.FormEvent): Promise<void> => {
+    event.preventDefault();
+    if (await turn.run()) {
+      onClose();
+    }
+  };
+  const id = React.useId();
+  return (
+    <Dialog
+      title={verb === 'cordon' ? t('Cordon %1', name) : t('Uncordon %1', name)} onClose={onClose}
+      acts={<Button type="submit" form={id} look="primary" busy={turn.busy}>{verb === 'cordon' ? t('Cordon') : t('Uncordon')}</Button>}
+    >
+      <form id={id} onSubmit={event => void submit(event)}>
+        <p>{verb === 'cordon' ? t('Nothing new is started there; what runs there runs on.') : t('It takes servers again.')}</p>
+        <Field label={t('Reason')} hint={t('It is recorded with your name.')}>
+          {ids => <input {...ids} name="reason" value={reason} maxLength={2000} autoFocus onChange={event => setReason(event.target.value)} />}
+        </Field>
+        <ErrorBox problem={turn.problem} />
+      </form>
+    </Dialog>
+  );
+}
+
+/** What `/placements/explain` answers. */
+interface Explained {
+  microserver: string | null;
+  reasons: { [microserver: string]: string | null };
+  why: string;
+}
+
+function Placement(): JSX.Element {
+  const { t } = useFarm();
+  const { value } = useResource<Listed<AgentView>>(AGENTS, movesAgents);
+  const [chosen, choose] = React.useState('');
+  const agents = (value?.items ?? []).filter(agent => !agent.retired_at);
+  return (
+    <Card title={t('Why a server stands where it stands')}>
+      {value && agents.length === 0 && <p className="af-quiet">{t('There is no agent yet.')}</p>}
+      {agents.length > 0 && (
+        <div className="af-line af-narrow">
+          <Field label={t('Agent')}>
+            {ids => (
+              <select {...ids} name="placement" value={chosen} onChange={event => choose(event.target.value)}>
+                <option value="">{t('choose one')}</option>
+                {agents.map(agent => <option key={agent.name} value={agent.name}>{agent.name}</option>)}
+              </select>
+            )}
+          </Field>
+        </div>
+      )}
+      {chosen && <Reasons agent={chosen} />}
+    </Card>
+  );
+}
+
+function Reasons({ agent }: { agent: string }): JSX.Element {
+  const { t } = useFarm();
+  const { state, value, problem, resource } = useResource<Explained>(`/placements/explain?agent=${encodeURIComponent(agent)}`, change => change.agent === agent);
+  return (
+    <>
+      <ErrorBox problem={problem} onRetry={resource.refresh} />
+      {state === 'loading' && <Loading />}
+      {value && (
+        <>
+          <p role="status">{placed(agent, value, t)}</p>
+          {value.why && <Text>{value.why}</Text>}
+          <table className="af-plain">
+            <thead><tr><th scope="col">{t('Microserver')}</th><th scope="col">{t('What it says')}</th></tr></thead>
+            <tbody>
+              {Object.entries(value.reasons).map(([name, why]) => (
+                <tr key={name}>
+                  <th scope="row">{name}</th>
+                  <td>
+                    {why
+                      ? <Badge state="refused" look="wait" word={why} />
+                      : <Badge state="ready" word={name === value.microserver ? t('here') : t('has room')} />}
+                  </td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </>
+      )}
+    </>
+  );
+}
+
+function placed(agent: string, { microserver, reasons }: Explained, t: ReturnType<typeof useFarm>['t']): string {
+  if (microserver) {
+    return t('The server of %1 belongs on %2.', agent, microserver);
+  }
+  return Object.values(reasons).includes(null)
+    ? t('The server of %1 has no place yet: it gets one where there is room when it starts.', agent)
+    : t('No microserver can take the server of %1 now.', agent);
+}
+
+export const microserversView: View = {
+  id: 'microservers', title: t => t('Microservers'), icon: microserverIcon, route: 'microservers', nav: 40, Component: Microservers
+};
