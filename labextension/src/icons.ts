@@ -9,3 +9,4 @@ export const runIcon = icon('<circle cx="4" cy="3.5" r="1.5"/><circle cx="4" cy=
 export const inboxIcon = icon('<path d="M2 9.5 4 3h8l2 6.500V13H2zM2 9.500h3.500c0 3 5 3 5 0H14"/>');
 export const homeIcon = icon('<path d="M2.500 7.500 8 3l5.500 4.500V13h-11z"/>');
 export const microserverIcon = icon('<rect x="2.500" y="2.500" width="11" height="4.500" rx="1"/><rect x="2.500" y="9" width="11" height="4.500" rx="1"/><path d="M5 4.750h.01M5 11.250h.01"/>');
+export const budgetIcon = icon('<path d="M2.500 13.500h11M4 11V8M8 11V3M12 11V6"/>');

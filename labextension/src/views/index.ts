@@ -1,6 +1,7 @@
 /** Every view of the farm; panel and pages draw their navigation from this list. */
 import { agentView } from './Agent';
 import { agentsView } from './Agents';
+import { budgetsView } from './Budgets';
 import { homeView } from './Home';
 import { microserversView } from './Microservers';
 import { newAgentView } from './NewAgent';
@@ -12,7 +13,8 @@ import { tasksView } from './Tasks';
 import type { View } from './view';
 
 export const views: View[] = [
-  homeView, agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, runView, inboxView, inboxItemView, microserversView
+  homeView, agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, runView, inboxView, inboxItemView, microserversView,
+  budgetsView
 ];
 
 export type { Params, View } from './view';
