@@ -157,14 +157,14 @@ class Fleet:
         ]
 
     async def listed_microservers(self) -> list[dict[str, Any]]:
-        """Return each microserver: state, facts, and how many servers run there."""
+        """Return each microserver: state and why, facts, and how many servers run there."""
         units = await self.listed()
         answer = []
         for name, micro in self.microservers.items():
             count = sum(1 for unit in units if unit["microserver"] == name and unit["state"] == "running")
-            answer.append(
-                {"name": name, "state": micro.state, "labels": micro.labels, "servers": count, **(await micro.facts())}
-            )
+            reason = self.state.microservers.get(name, {}).get("reason", "")
+            known = {"name": name, "state": micro.state, "reason": reason, "labels": micro.labels, "servers": count}
+            answer.append(known | await micro.facts())
         return answer
 
     async def explain(self, unit: str) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from .views import Listed
 
 
 class AnchorPage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`cursor`: the number of the last anchor that is known."""
+    """`cursor`: the number of the last anchor that is known. `newest`: from the last one back."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 50
     cursor: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    newest: bool = False
 
 
 class AnchorView(msgspec.Struct, frozen=True):
@@ -48,7 +49,7 @@ class Whole(msgspec.Struct, frozen=True):
 
 async def list_anchors(call: Call) -> Listed[AnchorView]:
     page: AnchorPage = call.query
-    found = await call.read(lambda c: anchors.listed(c, page.cursor, page.limit + 1))
+    found = await call.read(lambda c: anchors.listed(c, page.cursor, page.limit + 1, newest=page.newest))
     items = [AnchorView(number, one.anchor, one.signature) for number, one in found[: page.limit]]
     return Listed(items, items[-1].number if len(found) > page.limit else None)
 

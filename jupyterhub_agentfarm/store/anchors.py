@@ -82,11 +82,14 @@ def keep(tx: Tx, wanted: Due, signed: Signed) -> None:
     )
 
 
-def listed(connection: Connection, after: int = 0, limit: int = 50) -> list[tuple[int, Signed]]:
-    """Return anchors with a number above `after`, in order."""
-    rows = connection.execute(
-        sa.select(anchors).where(anchors.c.number > after).order_by(anchors.c.number).limit(limit)
-    )
+def listed(
+    connection: Connection, after: int = 0, limit: int = 50, *, newest: bool = False
+) -> list[tuple[int, Signed]]:
+    """Return anchors with a number above `after`, in order; `newest`: those below it (0: the last ones), the newest first."""
+    number = anchors.c.number
+    below = [number < after] if after else []
+    wanted = sa.select(anchors).where(*(below if newest else [number > after]))
+    rows = connection.execute(wanted.order_by(number.desc() if newest else number).limit(limit))
     return [(row.number, Signed(row.anchor, row.signature)) for row in rows]
 
 

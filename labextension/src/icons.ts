@@ -10,3 +10,5 @@ export const inboxIcon = icon('<path d="M2 9.5 4 3h8l2 6.500V13H2zM2 9.500h3.500
 export const homeIcon = icon('<path d="M2.500 7.500 8 3l5.500 4.500V13h-11z"/>');
 export const microserverIcon = icon('<rect x="2.500" y="2.500" width="11" height="4.500" rx="1"/><rect x="2.500" y="9" width="11" height="4.500" rx="1"/><path d="M5 4.750h.01M5 11.250h.01"/>');
 export const budgetIcon = icon('<path d="M2.500 13.500h11M4 11V8M8 11V3M12 11V6"/>');
+export const auditIcon = icon('<path d="M8 2l5 2v4c0 3-2.200 5-5 6-2.800-1-5-3-5-6V4zM5.800 8l1.600 1.600 3-3.200"/>');
+export const peopleIcon = icon('<circle cx="6" cy="5.500" r="2.500"/><path d="M1.500 13.500c0-3 2-4.500 4.500-4.500s4.500 1.500 4.500 4.500M10.500 3.300a2.500 2.500 0 0 1 0 4.400M12 9.500c1.600.6 2.500 2 2.500 4"/>');

@@ -57,10 +57,11 @@ export interface AgentsPage {
   retired?: boolean;
 }
 
-/** `cursor`: the number of the last anchor that is known. */
+/** `cursor`: the number of the last anchor that is known. `newest`: from the last one back. */
 export interface AnchorPage {
   limit?: number;
   cursor?: number;
+  newest?: boolean;
 }
 
 export interface AnchorView {

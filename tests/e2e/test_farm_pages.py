@@ -34,7 +34,7 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
     admin.shot("home-dark")
     found = admin.axe()
     page.get_by_role("link", name="Microservers").click()
-    machine = page.locator(".af-card").first
+    machine = page.locator(".af-frame").first
     try:
         machine.get_by_role("button", name="Cordon").click()
         page.get_by_label("Reason").fill("its disk is old")
@@ -62,7 +62,7 @@ def test_an_owner_sees_their_part_and_steers_no_machine(desk: Callable[..., Desk
     found = own.axe()
     page.get_by_role("link", name="Microservers").click()
     page.get_by_text("Cordoning is for operators.").wait_for()
-    page.locator(".af-card .af-meter").first.wait_for()
+    page.locator(".af-frame .af-meter").first.wait_for()
     assert page.get_by_role("button", name="Cordon").count() == 0
     own.shot("microservers-light")
     assert found + own.axe() == []
@@ -101,3 +101,31 @@ def test_owners_set_limits_of_their_agents_and_operators_of_the_whole_farm(
     theirs.get_by_text("Nothing was used").or_(theirs.get_by_role("table", name="Usage by agent")).first.wait_for()
     admin.shot("usage-dark")
     assert found + admin.axe() == []
+
+
+def test_operators_check_the_whole_record_and_see_who_has_what(
+    desk: Callable[..., Desk], farm: Farm, petra: Person
+) -> None:
+    admin = desk("admin")
+    page = admin.at("audit")
+    page.get_by_role("list", name="What happened to the farm").get_by_text(f"agent {AGENT}").first.wait_for()
+    page.get_by_role("button", name="Verify now").click()
+    page.locator("[data-state=verified]").wait_for()
+    admin.shot("audit-light")
+    found = admin.axe()
+    page.get_by_role("link", name="People").click()
+    page.get_by_role("row", name="petra").get_by_role("link", name=AGENT).wait_for()
+    page.get_by_role("row", name="admin").get_by_role("link", name="analyst").wait_for()
+    admin.shot("people-light")
+    found += admin.axe()
+    own = desk("petra", dark=True)
+    mine = own.at("audit")
+    mine.get_by_text("The whole farm is checked by operators.").wait_for()
+    assert mine.get_by_role("button", name="Verify now").count() == 0
+    own.shot("audit-dark")
+    found += own.axe()
+    mine.get_by_role("link", name="People").click()
+    mine.get_by_role("row", name="petra").get_by_role("link", name=AGENT).wait_for()
+    assert mine.get_by_role("link", name="analyst").count() == 0
+    own.shot("people-dark")
+    assert found + own.axe() == []

@@ -89,6 +89,10 @@ async def test_an_anchor_is_made_when_something_moved_and_then_the_farm_is_whole
     whole = await farm.ok("operator", "GET", "/audit/verify")
     assert whole["ok"] and whole["anchor"] == 2 and whole["since"] == 0 and not whole["broken"]
     assert [one["number"] for one in (await farm.ok("bob", "GET", "/audit/anchors"))["items"]] == [1, 2]
+    back = await farm.ok("bob", "GET", "/audit/anchors?newest=true&limit=1")
+    assert ([one["number"] for one in back["items"]], back["next"]) == ([2], 2)
+    before = await farm.ok("bob", "GET", "/audit/anchors?newest=true&limit=1&cursor=2")
+    assert ([one["number"] for one in before["items"]], before["next"]) == ([1], None)
     assert await cli("audit", "verify") == 0 and "up to anchor 2" in capsys.readouterr().out
     assert await cli("audit", "verify", run) == 0 and await cli("audit", "anchors") == 0
     kept = str(anchoring.file)

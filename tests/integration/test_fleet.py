@@ -179,6 +179,7 @@ async def test_a_cordoned_microserver_takes_nothing_new_also_after_a_restart_and
     with pytest.raises(NoMicroserverFits, match="local: it is cordoned"):
         await daemon.client.place("af-c")
     assert (await daemon.client.explain("af-c"))["reasons"] == {"local": "it is cordoned"}
+    assert [(one["state"], one["reason"]) for one in await daemon.client.microservers()] == [("cordoned", "new disk")]
     assert (await daemon.client.show("af-a"))["state"] == "running"
     await daemon.client.uncordon("local")
     with pytest.raises(NoMicroserverFits, match="MiB are free"):

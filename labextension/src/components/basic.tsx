@@ -207,7 +207,7 @@ export function Head({ title, beside, children }: { title: React.ReactNode; besi
 /** Something with a title, in a frame. `beside`: badges or a link at the right. */
 export function Card({ title, beside, children }: { title: string; beside?: React.ReactNode; children: React.ReactNode }): JSX.Element {
   return (
-    <section className="af-card" aria-label={title}>
+    <section className="af-frame" aria-label={title}>
       <header><h3>{title}</h3>{beside}</header>
       {children}
     </section>

@@ -33,7 +33,7 @@ function Home(): JSX.Element {
           <Button look="primary" onClick={() => navigate('new-agent')}>{t('Make your first agent')}</Button>
         </Empty>
       )}
-      <div className="af-cards">
+      <div className="af-frames">
         <UnderWay />
         <ForMe />
         <Card title={t('Latest tasks')} beside={<Go to="tasks">{t('all tasks')}</Go>}>

@@ -23,7 +23,7 @@ function Microservers(): JSX.Element {
       <ErrorBox problem={problem} onRetry={resource.refresh} />
       {state === 'loading' && <Loading />}
       {value?.items.length === 0 && <Empty title={t('The farm has no microserver: nothing can run. Operators: look at the launcher’s log.')} />}
-      <div className="af-cards">{value?.items.map(one => <Machine key={one.name} one={one} />)}</div>
+      <div className="af-frames">{value?.items.map(one => <Machine key={one.name} one={one} />)}</div>
       {!page && address && <p className="af-quiet">{t('Operators cordon microservers at the farm page: %1', address)}</p>}
       {page && !operator && <p className="af-quiet">{t('You see your own agents there. Cordoning is for operators.')}</p>}
       <Placement />
@@ -41,7 +41,7 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
   ];
   return (
     <Card title={one.name} beside={<Badge state={one.state} look={LOOKS[one.state as keyof typeof LOOKS] ?? 'quiet'} />}>
-      {one.reason && <Text>{one.reason}</Text>}
+      {one.state !== 'ready' && one.reason && <Text>{one.reason}</Text>}
       <dl className="af-meters">
         <Use name={t('Load')} used={one.load ?? 0} whole={one.cpus ?? 0} words={t('%1 of %2 CPUs', (one.load ?? 0).toFixed(1), one.cpus ?? 0)} />
         <Use name={t('Memory')} {...room(one.memory, one.memory_free, t)} />

@@ -2,9 +2,11 @@
 import { agentView } from './Agent';
 import { agentsView } from './Agents';
 import { budgetsView } from './Budgets';
+import { auditView } from './Audit';
 import { homeView } from './Home';
 import { microserversView } from './Microservers';
 import { newAgentView } from './NewAgent';
+import { peopleView } from './People';
 import { playgroundView } from './Playground';
 import { inboxItemView, inboxView } from './Inbox';
 import { runView } from './Run';
@@ -14,7 +16,7 @@ import type { View } from './view';
 
 export const views: View[] = [
   homeView, agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, runView, inboxView, inboxItemView, microserversView,
-  budgetsView
+  budgetsView, auditView, peopleView
 ];
 
 export type { Params, View } from './view';
