@@ -57,7 +57,7 @@ function Verify(): JSX.Element {
 }
 
 function reach(whole: Whole, t: ReturnType<typeof useFarm>['t']): string {
-  const checked = t('%1 events in %2 runs.', count(whole.events), count(whole.runs));
+  const checked = whole.runs === 1 ? t('%1 events in one run.', count(whole.events)) : t('%1 events in %2 runs.', count(whole.events), count(whole.runs));
   return whole.anchor === null
     ? `${checked} ${t('No anchor holds them yet.')}`
     : `${checked} ${t('Anchor %1 holds the record up to %2; %3 events came after it.', whole.anchor, new Date(whole.anchored_at ?? '').toLocaleString(), count(whole.since))}`;
@@ -145,7 +145,7 @@ function Chain(): JSX.Element {
 
 /** The fields of an event in one line: `agent analyst · rights view`. */
 const facts = (body: unknown): string =>
-  Object.entries((body ?? {}) as object).filter(([, said]) => said !== null && said !== '').map(([name, said]) => `${name} ${oneLine(said, 60)}`).join(' · ');
+  Object.entries((body ?? {}) as object).filter(([, said]) => said !== '').map(([name, said]) => `${name} ${said === null ? '–' : oneLine(said, 60)}`).join(' · ');
 
 export const auditView: View = {
   id: 'audit', title: t => t('Audit'), icon: auditIcon, route: 'audit', nav: 60, where: 'page', Component: Audit

@@ -37,7 +37,7 @@ function Home(): JSX.Element {
         <UnderWay />
         <ForMe />
         <Card title={t('Latest tasks')} beside={<Go to="tasks">{t('all tasks')}</Go>}>
-          <Shown {...latest} onRetry={latest.resource.refresh} empty={mayRun ? t('Nothing was asked for yet: give an agent a task.') : t('Nothing was asked for yet.')}>
+          <Shown {...latest} onRetry={latest.resource.refresh} empty={mayRun ? t('Nothing was asked for yet: give an agent a task.') : t('Nothing was asked for yet: publish an agent, then give it a task.')}>
             {latest.value?.items.map(task => <TaskLine key={task.task_id} task={task} />)}
           </Shown>
         </Card>
