@@ -1,74 +1,88 @@
-/** Tasks, newest first, live. The farm filters; the next page comes when the end is in sight. */
+/** Tasks, newest first: submit one or many, and find them again. The farm filters and counts. */
 import React from 'react';
 
-import { Badge, Empty, ErrorBox, Head, Loading, Table, Time } from '../components';
+import { Button, Empty, Field, Head } from '../components';
 import { useFarm, useResource } from '../context';
 import { taskIcon } from '../icons';
-import { movesTasks } from '../model';
-import type { Listed, TaskView } from '../protocol';
-import { oneLine, statusWord } from '../words';
+import { movesAgents, movesTasks } from '../model';
+import type { AgentView, Counts, Listed } from '../protocol';
 import { NewTask } from './NewTask';
+import { Many } from './task/Many';
+import { TaskList } from './task/TaskList';
 import type { Params, View } from './view';
 
-export const TASKS = '/tasks?limit=100';
+const TASKS = '/tasks?limit=100';
+const STATUSES = ['queued', 'assigned', 'running', 'waiting', 'cancelling', 'succeeded', 'failed', 'cancelled'];
+
+/** What narrows the list, by the names that the farm knows; '' does not. */
+interface Filter {
+  status: string;
+  agent: string;
+  owner: string;
+  text: string;
+}
 
 function Tasks({ params }: { params: Params }): JSX.Element {
-  const { t, navigate } = useFarm();
-  const { state, value, problem, resource } = useResource<Listed<TaskView>>(TASKS, movesTasks);
-  const { items, more, refused } = useOlder(value);
+  const { t, model } = useFarm();
+  const [many, setMany] = React.useState(false);
+  const [filter, setFilter] = React.useState<Filter>({
+    status: params.status ?? '', agent: params.agent ?? '', owner: params.owner ?? '', text: params.text ?? ''
+  });
+  const { status, ...rest } = filter;
+  const narrowed = query({ ...rest, thread: params.thread ?? '', parent: params.parent ?? '' });
+  const path = TASKS + narrowed + query({ status });
+  const nothing = narrowed || status ? t('No task is like that.') : t('Nothing was asked for yet.');
   return (
     <section className="af-view" aria-label={t('Tasks')}>
-      <Head title={t('Tasks')} />
-      <NewTask first={params.target} onSubmitted={task => resource.patch(now => ({ ...now, items: [task, ...now.items] }))} />
-      <ErrorBox problem={problem ?? refused} onRetry={resource.refresh} />
-      {state === 'loading' && <Loading />}
-      {value && (
-        <Table<TaskView>
-          items={items}
-          label={t('Tasks')}
-          keyOf={task => task.task_id}
-          onOpen={task => navigate(task.run_id ? `runs/${task.run_id}` : `tasks/${task.task_id}`)}
-          more={more}
-          empty={<Empty title={t('Nothing was asked for yet.')} />}
-          columns={[
-            { id: 'input', title: t('Task'), width: 'minmax(0, 3fr)', cell: task => oneLine(task.input) },
-            { id: 'agent', title: t('Agent'), cell: task => task.agent ?? task.target },
-            { id: 'status', title: t('Status'), width: '11rem', cell: task => <Badge state={task.status} word={statusWord(task.status, task.waiting)} /> },
-            { id: 'at', title: t('Submitted'), width: '7rem', cell: task => <Time at={task.created_at} /> }
-          ]}
-        />
-      )}
+      <Head title={params.thread ? t('Tasks of the thread %1', params.thread) : params.parent ? t('Tasks delegated by %1', params.parent) : t('Tasks')}>
+        <Button onClick={() => setMany(!many)}>{many ? t('One task') : t('Many from a CSV')}</Button>
+      </Head>
+      {many ? <Many first={params.target} /> : <NewTask first={params.target} onSubmitted={() => model.refresh('/tasks')} />}
+      <Filters filter={filter} narrowed={narrowed} change={part => setFilter(before => ({ ...before, ...part }))} />
+      <TaskList key={path} path={path} empty={<Empty title={nothing} />} />
     </section>
   );
 }
 
-/** Pages behind the first one, which is kept live; ids sort by time, so pages meet without doubles. */
-function useOlder(first: Listed<TaskView> | undefined): {
-  items: TaskView[];
-  more: (() => void) | undefined;
-  refused: import('../api').Problem | null;
-} {
-  const { api } = useFarm();
-  const [older, setOlder] = React.useState<Listed<TaskView>>({ items: [], next: null });
-  const [refused, setRefused] = React.useState<import('../api').Problem | null>(null);
-  const busy = React.useRef(false);
-  const end = first?.items[first.items.length - 1]?.task_id ?? '';
-  const items = React.useMemo(
-    () => [...(first?.items ?? []), ...older.items.filter(task => task.task_id < end)], [first, older, end]
+const query = (by: { [name: string]: string }): string => Object.entries(by).filter(([, value]) => value).map(([name, value]) => `&${name}=${encodeURIComponent(value)}`).join('');
+
+function Filters({ filter, narrowed, change }: { filter: Filter; narrowed: string; change: (part: Partial<Filter>) => void }): JSX.Element {
+  const { t, person } = useFarm();
+  const { value: agents } = useResource<Listed<AgentView>>('/agents?limit=500', movesAgents);
+  const { value } = useResource<Counts>(`/tasks/counts?${narrowed.slice(1)}`, movesTasks);
+  const [text, setText] = React.useState(filter.text);
+  const chip = (status: string, word: string, count: number | undefined): JSX.Element => (
+    <button key={status} type="button" className="af-chip" aria-pressed={filter.status === status} onClick={() => change({ status })}>
+      {word} <span className="af-quiet">{count ?? ''}</span>
+    </button>
   );
-  const cursor = older.items.length ? older.next : first?.next;
-  const more = cursor == null ? undefined : (): void => {
-    if (busy.current) {
-      return;
-    }
-    busy.current = true;
-    api.get<Listed<TaskView>>(`${TASKS}&cursor=${encodeURIComponent(String(cursor))}`)
-      .then(page => setOlder(before => ({ items: [...before.items, ...page.items], next: page.next ?? null })), setRefused)
-      .finally(() => {
-        busy.current = false;
-      });
-  };
-  return { items, more, refused };
+  return (
+    <form
+      className="af-filters" role="search" aria-label={t('Filter tasks')}
+      onSubmit={event => {
+        event.preventDefault();
+        change({ text });
+      }}
+    >
+      <div className="af-line" role="group" aria-label={t('Status')}>
+        {chip('', t('all'), value?.total)}
+        {STATUSES.filter(one => value?.counts[one] || filter.status === one).map(one => chip(one, one, value?.counts[one] ?? 0))}
+      </div>
+      <span className="af-spring" />
+      <label className="af-check"><input type="checkbox" checked={filter.owner === person} onChange={event => change({ owner: event.target.checked ? person : '' })} /> {t('only mine')}</label>
+      <Field label={t('Of the agent')}>
+        {ids => (
+          <select {...ids} name="of" value={filter.agent} onChange={event => change({ agent: event.target.value })}>
+            <option value="">{t('all agents')}</option>
+            {(agents?.items ?? []).map(agent => <option key={agent.name} value={agent.name}>{agent.name}</option>)}
+          </select>
+        )}
+      </Field>
+      <Field label={t('Text in input or result')}>
+        {ids => <input {...ids} name="text" type="search" value={text} onChange={event => setText(event.target.value)} onBlur={() => change({ text })} />}
+      </Field>
+    </form>
+  );
 }
 
 export const tasksView: View = {

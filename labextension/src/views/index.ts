@@ -5,6 +5,7 @@ import { budgetsView } from './Budgets';
 import { auditView } from './Audit';
 import { homeView } from './Home';
 import { microserversView } from './Microservers';
+import { batchView } from './Batch';
 import { newAgentView } from './NewAgent';
 import { peopleView } from './People';
 import { playgroundView } from './Playground';
@@ -15,7 +16,7 @@ import { tasksView } from './Tasks';
 import type { View } from './view';
 
 export const views: View[] = [
-  homeView, agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, runView, inboxView, inboxItemView, microserversView,
+  homeView, agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, batchView, runView, inboxView, inboxItemView, microserversView,
   budgetsView, auditView, peopleView
 ];
 
