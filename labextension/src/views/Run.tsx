@@ -1,19 +1,22 @@
-/** A run: its events as they happen, however many. */
+/** A run: how it came out, what proves it, and its events as they happen, however many. */
 import React from 'react';
 
-import { Badge, Button, ErrorBox, Head, Loading, stepKey, StepRow, Text, useSteps, VirtualList } from '../components';
-import { useAction, useFarm, useResource, useTokens } from '../context';
+import { Badge, ErrorBox, Head, Loading, stepKey, StepRow, Text, useSteps, VirtualList } from '../components';
+import { useFarm, useResource, useTokens } from '../context';
 import { runIcon } from '../icons';
 import { movesTasks } from '../model';
-import type { RunView } from '../protocol';
+import type { RunView, TaskView } from '../protocol';
 import type { Step } from '../timeline';
 import { ENDED, statusWord } from '../words';
 import { useStepActs } from './stepActs';
 import { ModeBadge } from './mode';
+import { RunFacts, TaskLinks, TaskOutcome } from './task/About';
+import { useTaskActs } from './task/Acts';
+import { Evidence, VerifiedBadge } from './task/Proof';
 import type { Params, View } from './view';
 
 export function RunOf({ run_id }: { run_id: string }): JSX.Element {
-  const { t, api } = useFarm();
+  const { t } = useFarm();
   const { value: run, problem, resource } = useResource<RunView>(
     `/runs/${run_id}`, change => change.event.run === run_id && movesTasks(change)
   );
@@ -21,18 +24,23 @@ export function RunOf({ run_id }: { run_id: string }): JSX.Element {
   const live = run !== undefined && !ENDED.has(run.status);
   const words = useTokens(run_id, live);
   const { dialog, acts } = useStepActs(run?.agent ?? '', run?.mode);
-  const cancel = useAction(() => api.post(`/tasks/${run?.task_id}/cancel`, { reason: t('at the panel') }));
+  const delegates = steps.some(step => step.kind === 'call' && step.events.some(event => event.kind === 'child.submitted'));
+  const { buttons, below } = useTaskActs(run?.task_id ? { ...run, task_id: run.task_id } : undefined);
   return (
     <section className="af-view af-run" aria-label={t('Run')}>
-      <Head title={run?.agent ?? t('Run')} beside={run && <><Badge state={run.status} word={statusWord(run.status, run.waiting)} /><ModeBadge mode={run.mode} /></>}>
-        {live && <Button busy={cancel.busy} onClick={() => void cancel.run()}>{t('Cancel')}</Button>}
+      <Head
+        title={run?.agent ?? t('Run')}
+        beside={run && (
+          <><Badge state={run.status} word={statusWord(run.status, run.waiting)} /><ModeBadge mode={run.mode} />{!live && <VerifiedBadge run_id={run_id} />}</>
+        )}
+      >
+        {run && <Evidence run_id={run_id} />}
+        {buttons}
       </Head>
-      {run && (
-        <p className="af-quiet">
-          {[run.run_id, run.version ? t('version %1', run.version) : t('draft'), run.owner].join(' · ')}
-        </p>
-      )}
-      <ErrorBox problem={problem ?? cut ?? cancel.problem} onRetry={resource.refresh} />
+      {run && <RunFacts run={run} steps={steps} count={count} />}
+      {run?.task_id && <OfTask task_id={run.task_id} run_id={run_id} delegates={delegates} />}
+      <ErrorBox problem={problem ?? cut} onRetry={resource.refresh} />
+      {below}
       {!complete && count === 0 && !cut && <Loading />}
       <VirtualList<Step>
         items={steps} count={count} label={t('Steps')} estimate={56} stick={live} className="af-steps" keyOf={stepKey}
@@ -41,6 +49,18 @@ export function RunOf({ run_id }: { run_id: string }): JSX.Element {
       {words && asking(steps[count - 1]) && <Text>{words}</Text>}
       {dialog}
     </section>
+  );
+}
+
+/** A run that a person's kernel drives has no task. */
+function OfTask({ task_id, run_id, delegates }: { task_id: string; run_id: string; delegates: boolean }): JSX.Element | null {
+  const { value: task, problem, resource } = useResource<TaskView>(`/tasks/${task_id}`, movesTasks);
+  return (
+    <>
+      <ErrorBox problem={problem} onRetry={resource.refresh} />
+      {task && <TaskLinks task={task} delegates={delegates} />}
+      {task && <TaskOutcome task={task} run_id={run_id} />}
+    </>
   );
 }
 
