@@ -10,7 +10,7 @@ import type { Step } from '../timeline';
 import { ENDED, statusWord } from '../words';
 import { useStepActs } from './stepActs';
 import { ModeBadge } from './mode';
-import { RunFacts, TaskLinks, TaskOutcome } from './task/About';
+import { RunFacts, TaskLinks, TaskOutcome, Waits } from './task/About';
 import { useTaskActs } from './task/Acts';
 import { Evidence, VerifiedBadge } from './task/Proof';
 import type { Params, View } from './view';
@@ -39,6 +39,7 @@ export function RunOf({ run_id }: { run_id: string }): JSX.Element {
       </Head>
       {run && <RunFacts run={run} steps={steps} count={count} />}
       {run?.task_id && <OfTask task_id={run.task_id} run_id={run_id} delegates={delegates} />}
+      {run?.waiting && <Waits run_id={run_id} />}
       <ErrorBox problem={problem ?? cut} onRetry={resource.refresh} />
       {below}
       {!complete && count === 0 && !cut && <Loading />}

@@ -2,7 +2,8 @@
 import React from 'react';
 
 import { Badge, Go, Outcome, Text, Time } from '../../components';
-import { useFarm, useResource } from '../../context';
+import { useFarm, useResource, useStore } from '../../context';
+import { kindWord } from '../../decisions';
 import { movesTasks } from '../../model';
 import type { Listed, RunView, TaskView } from '../../protocol';
 import { duration, money, type Step } from '../../timeline';
@@ -16,7 +17,7 @@ export function RunFacts({ run, steps, count }: { run: RunView; steps: readonly 
   const seconds = run.ended_at ? (Date.parse(run.ended_at) - Date.parse(run.created_at)) / 1000 : null;
   const facts = [
     run.run_id, run.version ? t('version %1', run.version) : t('draft'), run.owner, seconds !== null && t('ended after %1', duration(seconds)),
-    used.replies > 0 && t('%1 replies, %2 tokens in, %3 out', used.replies, used.input, used.output), used.estimated && t('estimated'), money(used.cost)
+    used.replies > 0 && t('replies: %1', used.replies), used.replies > 0 && t('%1 tokens in, %2 out', used.input, used.output), used.estimated && t('estimated'), money(used.cost)
   ];
   return <p className="af-quiet">{facts.filter(Boolean).join(' · ')} · <Time at={run.created_at} /></p>;
 }
@@ -38,6 +39,17 @@ export function TaskOutcome({ task, run_id }: { task: TaskView; run_id: string }
         : <Outcome run_id={run_id} value={task.result} />}
     </div>
   );
+}
+
+/** What of the inbox it waits for: whoever may decide finds it there. */
+export function Waits({ run_id }: { run_id: string }): JSX.Element | null {
+  const { t, model } = useFarm();
+  const items = (useStore(model.inbox).value?.items ?? []).filter(item => item.run_id === run_id);
+  return items.length > 0 ? (
+    <p className="af-line">
+      {items.map(item => <Go key={item.inbox_id} to={`inbox/${item.inbox_id}`}>{t('Waits for a person: %1', kindWord(item.kind, t))}</Go>)}
+    </p>
+  ) : null;
 }
 
 /** What it belongs to: thread, batch, the run that delegated it; and what it delegated. */

@@ -70,7 +70,7 @@ export function MoreFields({ of: { choice, change }, children }: { of: Chosen; c
   const wrong = variablesOf(choice.variables) === null;
   return (
     <details className="af-more">
-      <summary>{t('More: priority, deadline, key, variables')}</summary>
+      <summary>{t('More: priority, deadline, variables')}</summary>
       <div className="af-line af-top">
         <Field label={t('Priority')} hint={t('-100 to 100; a point is worth a minute of waiting')}>
           {ids => (
