@@ -47,7 +47,7 @@ export function Waits({ run_id }: { run_id: string }): JSX.Element | null {
   const items = (useStore(model.inbox).value?.items ?? []).filter(item => item.run_id === run_id);
   return items.length > 0 ? (
     <p className="af-line">
-      {items.map(item => <Go key={item.inbox_id} to={`inbox/${item.inbox_id}`}>{t('Waits for a person: %1', kindWord(item.kind, t))}</Go>)}
+      {items.map(item => <Go key={item.inbox_id} to={`inbox/${item.inbox_id}`}>{t('Waits for a person: %1', kindWord(item.kind))}</Go>)}
     </p>
   ) : null;
 }
