@@ -11,7 +11,8 @@ import { ENDED } from '../../words';
 interface Effect {
   call: string;
   tool: string;
-  arguments: unknown;
+  /** JSON text. */
+  arguments: string;
   state: string;
 }
 
