@@ -35,7 +35,7 @@ function Verify(): JSX.Element {
       {!whole && !check.busy && <p className="af-quiet">{t('Hashes each event of each run again, and holds the runs against the signed anchors.')}</p>}
       {whole && (
         <div role="status">
-          <p><Badge state={whole.ok ? 'verified' : 'broken'} word={whole.ok ? t('whole') : t('not whole: %1 findings', whole.broken.length)} /> {reach(whole, t)}</p>
+          <p><Badge state={whole.ok ? 'verified' : 'broken'} word={whole.ok ? t('whole') : t('not whole; findings: %1', whole.broken.length)} /> {reach(whole, t)}</p>
         </div>
       )}
       {whole && whole.broken.length > 0 && (

@@ -82,7 +82,7 @@ function Limit({ one, column, may, onSet }: { one: BudgetView; column: boolean; 
   const whole = one.amount ?? 0;
   return (
     <tr>
-      <th scope="row">{one.scope === 'agent' ? <Go to={`agents/${one.name}`}>{one.name}</Go> : one.scope === 'farm' ? t('the whole farm') : t('all of %1', one.name)}</th>
+      <th scope="row">{one.scope === 'agent' ? <Go to={`agents/${one.name}`}>{one.name}</Go> : one.scope === 'farm' ? t('the whole farm') : t('all agents of %1', one.name)}</th>
       <td>{inUnit(one.unit, whole, t)} {periodWord(one.period, t)}</td>
       <td className="af-wide">
         <Meter whole={whole} words={words} parts={[
@@ -112,7 +112,8 @@ const SCOPES = ['agent', 'owner', 'farm'] as const;
 /** A new limit; of the same unit and period it takes the place of the old one. */
 function SetLimit({ agents, onSet }: { agents: string[]; onSet: () => void }): JSX.Element {
   const { t, api, operator } = useFarm();
-  const [scope, setScope] = React.useState<NewBudget['scope']>(agents.length ? 'agent' : 'farm');
+  const [chosen, setScope] = React.useState<NewBudget['scope']>();
+  const scope = chosen ?? (agents.length ? 'agent' : 'farm'); // the agents may come after the form
   const [name, setName] = React.useState('');
   const [amount, setAmount] = React.useState('');
   const [rest, setRest] = React.useState<Pick<NewBudget, 'unit' | 'period' | 'action'>>({ unit: 'tokens', period: 'day', action: 'ask' });

@@ -24,7 +24,7 @@ function Microservers(): JSX.Element {
       {state === 'loading' && <Loading />}
       {value?.items.length === 0 && <Empty title={t('The farm has no microserver: nothing can run. Operators: look at the launcher’s log.')} />}
       <div className="af-frames">{value?.items.map(one => <Machine key={one.name} one={one} />)}</div>
-      {!page && address && <p className="af-quiet">{t('Operators cordon microservers at the farm page: %1', address)}</p>}
+      {!page && address && <p><a className="af-go" href={address} target="_blank" rel="noreferrer">{t('Operators cordon microservers at the farm page')}</a></p>}
       {page && !operator && <p className="af-quiet">{t('You see your own agents there. Cordoning is for operators.')}</p>}
       <Placement />
     </section>
@@ -49,7 +49,7 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
       </dl>
       <p>
         {(one.servers ?? 0) === 1 ? t('1 server runs here') : t('%1 servers run here', one.servers ?? 0)}
-        {(one.agents ?? []).map((agent, at) => <React.Fragment key={agent}>{at ? ', ' : ': '}<Go to={`agents/${agent}`}>{agent}</Go></React.Fragment>)}
+        {(one.agents ?? []).map((agent, at) => <React.Fragment key={agent}>{at ? ', ' : t('; agents: ')}<Go to={`agents/${agent}`}>{agent}</Go></React.Fragment>)}
       </p>
       <p className="af-quiet">{facts.filter(Boolean).join(' · ')}</p>
       {labels.length > 0 && <p className="af-quiet">{labels.map(([key, said]) => `${key}=${said}`).join(' · ')}</p>}

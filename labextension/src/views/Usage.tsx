@@ -17,7 +17,7 @@ export function Usage(): JSX.Element {
   const [days, setDays] = React.useState(30);
   const spanned = daysUntil(new Date(), days);
   const { state, value, problem, resource } = useResource<Listed<Used>>(`/usage?by=${key}&since=${spanned[0]}`, change => /^(run\.(succeeded|failed|cancelled)|model\.failed)$/.test(change.event.kind));
-  const names = { day: t('day'), agent: t('agent'), model: t('model'), owner: t('owner') };
+  const names = { day: t('Day'), agent: t('Agent'), model: t('Model'), owner: t('Owner') };
   const items = value?.items ?? [];
   const sorted = key === 'day' ? items : [...items].sort((a, b) => tokens(b) - tokens(a));
   return (
@@ -74,7 +74,7 @@ function Figures({ items, by, title }: { items: Used[]; by: Key; title: string }
   const flawed = items.some(one => one.estimated || one.unpriced);
   return (
     <>
-      <table className="af-plain" aria-label={t('Usage by %1', title)}>
+      <table className="af-plain" aria-label={t('Usage by %1', title.toLowerCase())}>
         <thead>
           <tr>
             <th scope="col">{title}</th><th scope="col">{t('Share')}</th><th scope="col" className="af-figure-cell">{t('Requests')}</th>
