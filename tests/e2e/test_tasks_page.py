@@ -14,9 +14,9 @@ MINUTES = 240_000  # ms for the embedded model: it shares two cores with other t
 SHEET = 'one;other;"of; whom"\n17;23;"Miller; sons"\n12;12;"say ""Ltd"""\n'
 
 
-def an_agent(farm: Farm, name: str) -> None:
-    """Publish an agent of Tess's; its server is not up yet."""
-    with farm.person("tess").api() as api:
+def an_agent(farm: Farm, owner: str, name: str) -> None:
+    """Publish an agent of this person's; its server is not up yet."""
+    with farm.person(owner).api() as api:
         templates = api.get("/templates").raise_for_status().json()["items"]
         (draft,) = (one["definition"] for one in templates if one["title"] == "Demo: analyst")
         made = api.post("/agents", json={"name": name, "draft": draft})
@@ -25,7 +25,7 @@ def an_agent(farm: Farm, name: str) -> None:
 
 
 def test_work_is_given_by_csv_stopped_and_proven(desk: Callable[..., Desk], farm: Farm, tmp_path: Path) -> None:
-    an_agent(farm, "tess-sums")
+    an_agent(farm, "tess", "tess-sums")
     tess = desk("tess")
     page = tess.at("tasks")
     page.get_by_text("Nothing was asked for yet.").wait_for()
@@ -65,34 +65,34 @@ def test_work_is_given_by_csv_stopped_and_proven(desk: Callable[..., Desk], farm
 
 
 def test_a_task_rests_goes_on_ends_and_is_done_again(desk: Callable[..., Desk], farm: Farm) -> None:
-    an_agent(farm, "tess-rests")
-    tess = desk("tess", dark=True)
-    page = tess.at("tasks?target=tess-rests")
+    an_agent(farm, "theo", "theo-rests")
+    theo = desk("theo", dark=True)
+    page = theo.at("tasks?target=theo-rests")
     page.locator("textarea[name=input]").fill("What is 12*12?")
     page.get_by_text("More: priority").click()
     page.locator("input[name=priority]").fill("7")
-    assert tess.axe() == []
-    tess.shot("tasks-more-dark")
+    assert theo.axe() == []
+    theo.shot("tasks-more-dark")
     page.get_by_role("button", name="Submit").click()
     head = page.locator(".af-head")
     page.get_by_role("button", name="Pause").click()  # long before the agent's server is up
     head.get_by_text("waiting: paused").wait_for(timeout=MINUTES)
     page.get_by_text("priority 7").wait_for()
-    with farm.person("tess").api() as api:
-        (first,) = api.get("/tasks", params={"agent": "tess-rests"}).raise_for_status().json()["items"]
+    with farm.person("theo").api() as api:
+        (first,) = api.get("/tasks", params={"agent": "theo-rests"}).raise_for_status().json()["items"]
 
-    second = farm.person("tess").submit("tess-rests", "What is 17*23?", after=[first["task_id"]])
-    tess.at(f"tasks/{second['task_id']}")
+    second = farm.person("theo").submit("theo-rests", "What is 17*23?", after=[first["task_id"]])
+    theo.at(f"tasks/{second['task_id']}")
     head.get_by_text("waiting: after").wait_for()
     page.get_by_role("button", name="Cancel").click()
     head.locator("[data-state=cancelled]").wait_for()
     page.get_by_role("group", name="Outcome").get_by_text("at the panel").wait_for()
-    assert tess.axe() == []
-    tess.shot("run-cancelled-dark")
+    assert theo.axe() == []
+    theo.shot("run-cancelled-dark")
     page.get_by_role("button", name="Run again").click()
     head.locator("[data-state=cancelled]").wait_for(state="detached")
 
-    tess.at(f"tasks/{first['task_id']}")
+    theo.at(f"tasks/{first['task_id']}")
     page.get_by_role("button", name="Resume").click()
     page.get_by_role("group", name="Outcome").get_by_text("144").wait_for(timeout=MINUTES)
     page.get_by_role("link", name="Tasks").click()
@@ -102,5 +102,5 @@ def test_a_task_rests_goes_on_ends_and_is_done_again(desk: Callable[..., Desk], 
     page.get_by_role("searchbox").fill("nobody said this")
     page.get_by_role("searchbox").press("Enter")
     page.get_by_text("No task is like that.").wait_for()
-    assert tess.axe() == []
-    tess.shot("tasks-none-dark")
+    assert theo.axe() == []
+    theo.shot("tasks-none-dark")

@@ -58,7 +58,7 @@ export function useTaskActs(task: Pick<TaskView, 'task_id' | 'status' | 'waiting
           title={t('This may happen a second time')} onClose={() => setEffects(null)}
           acts={<Button look="danger" busy={rerun.busy} onClick={() => void rerun.run(true)}>{t('Run again all the same')}</Button>}
         >
-          <p>{t('The run has done what cannot be undone. Another run begins anew and may do it again:')}</p>
+          <p>{t('The run has done this, or may have. Another run begins anew and may do it again:')}</p>
           {effects.map(one => <div key={one.call}><b>{one.tool}</b> <span className="af-quiet">{one.state.replace(/_/g, ' ')}</span><Value value={one.arguments} /></div>)}
           <ErrorBox problem={rerun.problem} />
         </Dialog>

@@ -16,7 +16,7 @@ export function VerifiedBadge({ run_id }: { run_id: string }): JSX.Element {
   }
   const word = value.ok ? t('verified: %1 events', value.events) : t('not whole from event %1: %2', value.bad_seq ?? '?', value.why ?? '');
   return (
-    <button type="button" className="af-plain" title={t('The hash chain of its events, checked by the farm. Click to check again.')} onClick={resource.refresh}>
+    <button type="button" className="af-recheck" title={t('The hash chain of its events, checked by the farm. Click to check again.')} onClick={resource.refresh}>
       <Badge state={value.ok ? 'verified' : 'broken'} word={word} />
     </button>
   );
