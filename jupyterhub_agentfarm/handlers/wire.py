@@ -34,7 +34,7 @@ class Wire(asyncio.Protocol):
     def __init__(self, limit: int, ping: float, message: Callable[[bytes], None], closed: Callable[[], None]) -> None:
         self._ping_seconds, self._message, self._closed = ping, message, closed
         self._frames = Protocol(Side.SERVER, state=State.OPEN, max_size=limit)
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._parts: list[bytes] = []  # of a message in several frames
         self._heard = True
         self._timer: asyncio.TimerHandle | None = None
@@ -42,7 +42,7 @@ class Wire(asyncio.Protocol):
     # -- what the event loop calls -------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._timer = asyncio.get_running_loop().call_later(self._ping_seconds, self._ping)
 
     def data_received(self, data: bytes) -> None:
@@ -55,40 +55,40 @@ class Wire(asyncio.Protocol):
         self._send_out()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
+        self.transport = None
         if self._timer is not None:
             self._timer.cancel()
         self._closed()
 
     @property
     def stands(self) -> bool:
-        return self._transport is not None
+        return self.transport is not None
 
     # -- what worker.py calls ------------------------------------------------------------------------------------
 
     def send(self, message: bytes) -> None:
         """Send a text, where the connection still stands."""
-        if self._transport is None:
+        if self.transport is None:
             return
         try:
             self._frames.send_text(message)
         except InvalidState:
             return  # the other side has said goodbye
         self._send_out()
-        if self._transport is not None and self._transport.get_write_buffer_size() > MAX_UNSENT:
-            self._transport.abort()
+        if self.transport is not None and self.transport.get_write_buffer_size() > MAX_UNSENT:
+            self.transport.abort()
 
     def close(self, code: CloseCode = CloseCode.NORMAL_CLOSURE) -> None:
         """Say that it is over, and end it when that is sent. Twice is harmless."""
-        if self._transport is not None and self._frames.state is State.OPEN:
+        if self.transport is not None and self._frames.state is State.OPEN:
             self._frames.send_close(code)
             self._send_out()
         self._end()
 
     def hold(self, still: bool) -> None:
         """Read nothing more while `still`."""
-        if self._transport is not None:
-            (self._transport.pause_reading if still else self._transport.resume_reading)()
+        if self.transport is not None:
+            (self.transport.pause_reading if still else self.transport.resume_reading)()
 
     # -- frames --------------------------------------------------------------------------------------------------
 
@@ -101,24 +101,24 @@ class Wire(asyncio.Protocol):
     def _send_out(self) -> None:
         """Write what the protocol has to say; it ends the connection where a goodbye was answered or a rule broken."""
         said = self._frames.data_to_send()
-        if self._transport is not None and not self._transport.is_closing():
+        if self.transport is not None and not self.transport.is_closing():
             for data in said:
                 if data:
-                    self._transport.write(data)
+                    self.transport.write(data)
         if self._frames.state is not State.OPEN:
             self._end()
 
     def _end(self) -> None:
-        transport, self._transport = self._transport, None
+        transport, self.transport = self.transport, None
         if transport is not None:
             transport.close()
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, transport.abort)  # should the client take nothing
 
     def _ping(self) -> None:
-        if self._transport is None:
+        if self.transport is None:
             return
         if not self._heard:
-            self._transport.abort()
+            self.transport.abort()
             return
         self._heard = False
         self._frames.send_ping(b"")
