@@ -23,11 +23,15 @@ export function VirtualList<T>({ items, count, row, keyOf, label, estimate = 32,
   const [view, setView] = React.useState({ top: 0, height: 600 });
   const [, redraw] = React.useReducer((n: number) => n + 1, 0);
   const atEnd = React.useRef(true);
+  const lastTop = React.useRef(0);
 
   const look = React.useCallback(() => {
     const element = scroller.current;
     if (element) {
-      atEnd.current = element.scrollHeight - element.scrollTop - element.clientHeight < 40;
+      // the reader leaves the end by going up; rows that come or grow leave nobody behind
+      const end = element.scrollHeight - element.scrollTop - element.clientHeight < 40;
+      atEnd.current = end || (atEnd.current && element.scrollTop >= lastTop.current);
+      lastTop.current = element.scrollTop;
       setView(before => before.top === element.scrollTop && before.height === element.clientHeight
         ? before : { top: element.scrollTop, height: element.clientHeight });
     }

@@ -7,7 +7,7 @@ import { runIcon } from '../icons';
 import { movesTasks } from '../model';
 import type { RunView, TaskView } from '../protocol';
 import type { Step } from '../timeline';
-import { ENDED, statusWord } from '../words';
+import { actor, ENDED, statusWord } from '../words';
 import { useStepActs } from './stepActs';
 import { ModeBadge } from './mode';
 import { RunFacts, TaskLinks, TaskOutcome, Waits } from './task/About';
@@ -29,7 +29,7 @@ export function RunOf({ run_id }: { run_id: string }): JSX.Element {
   return (
     <section className="af-view af-run" aria-label={t('Run')}>
       <Head
-        title={run?.agent ?? t('Run')}
+        title={run ? actor(run.agent) : t('Run')}
         beside={run && (
           <><Badge state={run.status} word={statusWord(run.status, run.waiting)} /><ModeBadge mode={run.mode} />{!live && <VerifiedBadge run_id={run_id} />}</>
         )}
