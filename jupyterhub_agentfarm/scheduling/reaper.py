@@ -134,7 +134,7 @@ class Reaper:
                 log.warning("the clock has jumped by %.1f s, which cannot be recorded yet: %s", strayed, error)
                 return
             log.warning("the clock has jumped by %.1f s: leases and limits go on as they were", strayed)
-        if abs(strayed) > DRIFT:
+        elif abs(strayed) > DRIFT:
             self.db.move(strayed)
 
     async def _fire(self, run_id: str, call: str) -> None:

@@ -60,6 +60,7 @@ class Tx:
         self._overlay: dict[str, Run] = {}
         self._gathered = appending.Gathered()
         self.kept: set[str] = set()  # definitions that are known to be there
+        self.moved = 0.0  # seconds, of the clock
         connection.info["tx"] = self
 
     @property
@@ -83,6 +84,11 @@ class Tx:
     def advance(self, run: Run) -> None:
         """Remember the run's new row; it holds beyond this transaction only after COMMIT."""
         self._overlay[run.run_id] = run
+
+    def move(self, seconds: float) -> None:
+        """Move the farm's clock, with this transaction: what is written behind it has the new time."""
+        self.moved += seconds
+        self.now += seconds
 
     def begin(self, run: Run, more: tuple[Any, ...]) -> Run:
         """Make a run's row; return it with its number. `more`: the values of appending.NEW_ONLY."""
@@ -133,6 +139,7 @@ class _Write:
     result: Any = None
     error: BaseException | None = None
     committed: list[Committed] = field(default_factory=list)
+    moved: float = 0.0  # seconds, of the clock, by the transaction that it is the last of
 
 
 class _Spoiled(Exception):
@@ -212,7 +219,7 @@ class Database:
         return self._wall(connection) - self.now()
 
     def move(self, seconds: float) -> None:
-        """Move the clock; what was reckoned from it is moved before (jumps.py)."""
+        """Move the clock a little: for a jump, with which durations move, see jumps.py."""
         self._clock.move(seconds)
 
     def _wall(self, connection: Connection) -> float:
@@ -289,11 +296,11 @@ class Database:
     def _attempt(self, batch: list[_Write]) -> None:
         """One transaction. Raises _Spoiled for a batch of several, the error itself for a single one."""
         for write in batch:
-            write.result, write.error, write.committed = None, None, []
+            write.result, write.error, write.committed, write.moved = None, None, [], 0.0
         try:
             connection = self._connected()
             with connection.begin(), self._driver_errors():
-                tx = Tx(connection, self._heads, self.now(), self.sqlite, self._numbers)
+                tx = Tx(connection, self._heads, self._clock.ahead(), self.sqlite, self._numbers)
                 for write in batch:
                     _member(tx, write)
                 tx.flush(commit=True)
@@ -308,6 +315,9 @@ class Database:
             raise _Spoiled() from error
         self.commits += 1
         self.writes += len(batch)
+        if tx.moved:
+            self._clock.lead(tx.moved)
+            batch[-1].moved = tx.moved
         self.last_error = None
         self._heads.update(tx._overlay)
         for run in tx._overlay.values():
@@ -360,6 +370,10 @@ class Database:
                 continue
 
     def _resolve(self, batch: list[_Write]) -> None:
+        for moved in (write.moved for write in batch if write.moved):
+            self._clock.follow(
+                moved
+            )  # in the same moment in which the runs hear of it: nobody sees one without the other
         committed = [one for write in batch if write.error is None for one in write.committed]
         if committed:
             for listener in self._listeners:

@@ -17,7 +17,7 @@ from .tables import FARM_RUN, inbox, runs
 
 
 def jumped(tx: Tx, seconds: float) -> None:
-    """Record in each run at work that the clock moves on by `seconds` (or back, below 0), and move what was reckoned from it.
+    """Move the clock on by `seconds` (or back, below 0), record it in each run at work, and move what was reckoned from it.
 
     That is: leases, the pause before a next attempt, how long a person has to answer.
     """
@@ -35,3 +35,4 @@ def jumped(tx: Tx, seconds: float) -> None:
     undecided = sa.and_(inbox.c.decided_at.is_(None), inbox.c.due_at.is_not(None))
     later = {"due_at": inbox.c.due_at + seconds, "expires_at": inbox.c.expires_at + seconds}
     tx.execute(inbox.update().where(undecided).values(later))
+    tx.move(seconds)

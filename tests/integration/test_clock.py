@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from agentfarm_sdk.protocol import Definition, Limits, new_event, timestamp
 from agentfarm_sdk.testing import FakeFarm, ScriptedModel
 from agentfarm_sdk.tools.registry import tool as own
 from jupyterhub_agentfarm.errors import Invalid
+from jupyterhub_agentfarm.records import Committed
 from jupyterhub_agentfarm.scheduling.reaper import Reaper
 from jupyterhub_agentfarm.store import db as store
 from jupyterhub_agentfarm.store import effects as rows
-from jupyterhub_agentfarm.store import inbox, ledger, queue, tasks
+from jupyterhub_agentfarm.store import inbox, leases, ledger, queue, tasks
 from jupyterhub_agentfarm.store.db import Database
 
 HOUR = 3600.0
@@ -86,6 +88,29 @@ async def test_no_limit_lease_or_approval_ends_because_the_clock_jumps(shifted: 
     assert fold.used(farm.db.now()) < 30, "an hour that nobody lived is not counted"
     assert "clock.jumped" in await farm.kinds()
     assert (await farm.db.read(lambda c: ledger.verify(c, farm.run.run_id))).ok
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR])
+async def test_no_run_is_an_hour_old_at_any_moment_around_a_jump(shifted: Shifted, jump: float) -> None:
+    """Runs begin before it, in its transaction and right behind it; whoever looks sees the jump with its time."""
+    db, folds, ages = shifted.farm.db, dict[str, Fold](), list[float]()
+
+    def hear(committed: list[Committed]) -> None:
+        for one in committed:
+            folds.setdefault(one.run_id, Fold()).apply_all(one.events)
+        ages.extend(fold.used(db.now()) for run, fold in folds.items() if run != "farm")
+
+    async def begin(number: int) -> None:
+        task = tasks.Submission(owner="ann", submitted_by="ann", target="many", input="x")
+        await db.write(lambda tx: tasks.submit(tx, db.epoch, task, tasks.Choice("many", BRIEF, 1)))
+        await db.write(lambda tx: leases.claim(tx, "many", "w", f"c{number}", 30.0))
+
+    db.on_commit(hear)
+    for number in range(8):
+        await begin(number)
+    await asyncio.gather(*(begin(number) for number in range(8, 24)), shifted.jump(jump), *(begin(number) for number in range(24, 40)))  # fmt: skip
+    ages.extend(fold.used(db.now()) for run, fold in folds.items() if run != "farm")
+    assert len(folds) == 41 and max(ages) < 30, max(ages)
 
 
 @pytest.mark.parametrize(("jump", "come"), [(HOUR, True), (-HOUR, False)])
