@@ -36,6 +36,8 @@ def test_the_hubs_own_suite_passes_against_our_spawner(suite: str, starts: bool,
     mark = tmp_path / "mark"
     command = [
         sys.executable, "-m", "pytest", "-p", "hubsuite", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", "--tb=short", "--show-capture=no", "-c", str(HERE / "hubsuite.ini"), "--rootdir", str(tmp_path),
+        # They ask for a free port and use it later: other tests may have taken it meanwhile, and the service ends at once.
+        "--reruns", "2", "--only-rerun", "DID NOT RAISE TimeoutExpired",
         "--pyargs", *(f"jupyterhub.tests.test_{name}" for name in suite.split()),
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "JUPYTERHUB_", "AGENTFARM_"))}

@@ -35,6 +35,7 @@ def test_the_panel_is_in_lab_follows_a_run_and_comes_back_after_a_reload(desk: C
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_farm_pages_can_be_read_by_everybody(desk: Callable[..., Desk], farm: Farm, dark: bool) -> None:
+    farm.person("admin").submit("analyst", "What is 2*3?")
     admin = desk("admin", dark=dark)
     page = admin.at("agents")
     page.get_by_role("row", name="analyst").get_by_text("version 1").wait_for()
