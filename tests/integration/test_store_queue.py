@@ -16,6 +16,7 @@ from agentfarm_sdk.protocol import Definition, ToolSpec, new_event
 from jupyterhub_agentfarm.errors import NotFound
 from jupyterhub_agentfarm.records import Run, Task
 from jupyterhub_agentfarm.store import leases, ledger, links, queue, tasks, turns
+from jupyterhub_agentfarm.store.clock import Clock
 from jupyterhub_agentfarm.store.db import Database
 
 DEFINITION = Definition(prompt="Add.", tools=[ToolSpec(name="pay"), ToolSpec(name="look", effect="read")])
@@ -67,8 +68,9 @@ def test_an_owner_s_runs_go_by_priority_and_age_and_owners_take_turns(database_u
     """A model of the queue against the store: by owner a list in the order of rank, and whose turn is longest ago."""
 
     async def drive() -> None:
-        db, agent, clock = Database.open(database_url), f"a{next(_agents)}", 1_000_000.0
-        db.now = lambda: clock  # type: ignore[method-assign]
+        db, agent, clock = Database.open(database_url), f"a{next(_agents)}", 0.0
+        db._clock = Clock(0.0, lambda: clock)
+        clock = 1_000_000.0
         waiting: dict[str, list[tuple[float, int, str]]] = {}
         last: dict[str, int] = {}
         try:
