@@ -64,6 +64,9 @@ def maltreat(asked: argparse.Namespace, out: Out) -> int:
     farm = Scratch(directory, asked.database, asked.lease)
     try:
         farm.start()
+        if farm.postgres and not farm.room and not (asked.strike or asked.faults):
+            faults = [fault for fault in faults if fault.name != "disk-full"]
+            say("disk-full is left away: PostgreSQL got no disk of its own, which takes root")
         trial = Trial(farm, seed, faults, say)
         pairs = matrix(faults, kinds) if asked.all or kinds else []
         verdict = trial.walk(pairs) if pairs else trial.run(asked.duration)
