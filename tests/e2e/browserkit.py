@@ -105,9 +105,7 @@ class Desk:
         self.context.close()
 
 
-@pytest.fixture(
-    scope="module"
-)  # no longer: playwright's event loop would stand in the way of tests that are coroutines
+@pytest.fixture  # for one test only: playwright's event loop would stand in the way of those that run one of their own
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     path = next((one for one in PROGRAMS if Path(one).exists()), None)
