@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -27,6 +28,9 @@ from .parts import CHECKOUT, model_directory, parts
 from .state import State, any_free_port, choose_ports, held, is_free, prepare, write_atomically
 
 LEFTOVER_SECONDS = 15.0
+OPEN_FILES = (
+    65_536  # of each process: a page, a worker and a kernel hold one or two each; many machines begin with 1,024
+)
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,19 @@ def up(wish: Wish) -> int:
     """
     directory = wish.directory.absolute()
     os.umask(0o077)
+    open_many_files()
     with held(directory):
         clear_leftovers(directory)
         state = prepare(directory, lambda kept: choose_ports(kept, wish.port, wish.port_base, is_free, any_free_port))
         return asyncio.run(Launcher(state, wish).run())
+
+
+def open_many_files() -> None:
+    """Let this process and those that it starts have as many files open as the machine allows, up to OPEN_FILES."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Launcher:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from aiohttp import web
+from jupyterhub.httpclient import JupyterHubHTTPClient
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import create_signed_value
@@ -296,5 +297,6 @@ async def service(tmp_path: Path, url: str, monkeypatch: Any, lease: float = 30.
         for sock in sockets:
             sock.close()
         await client.close()
+        await JupyterHubHTTPClient.loop_instance().close()  # its connections would outlive the loop
         await db.close()
         await hub.stop()
