@@ -139,24 +139,51 @@ class Committed:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a server asks of a microserver. memory: bytes."""
+    """What a server asks of a microserver; memory, cpu and GPUs are promised to it there. Bytes, cores."""
 
     server: str  # unit name
     memory: int = 0
     cpu: float = 0.0
-    labels: dict[str, str] = field(default_factory=dict)
+    tasks: int = 0  # processes and threads at most; 0: what the microserver's helper takes by itself
+    gpus: int = 0
+    gpu_memory: int = 0  # that each of them must have
+    labels: dict[str, str] = field(default_factory=dict)  # that the microserver must have
+    without: dict[str, str] = field(default_factory=dict)  # that it must not have; "": whatever the value
+    flags: tuple[str, ...] = ()  # of the CPU
+    tolerates: tuple[str, ...] = ()  # taints
+    ticks: str = ""  # the tick store to be near: the value of the label `ticks` where its streams are kept
+    ticks_only: bool = False  # nowhere else
+    group: str = ""  # the pool
+    apart: str = "soft"  # from others of the group: no | soft | hard
+    rank: str = ""  # spread | binpack; "": the farm's
+    pin: str = ""  # the only microserver for it
+    home: str = ""  # where its workspace is
 
 
 @dataclass(frozen=True)
 class Microserver:
-    """A snapshot of a microserver, as placement sees it. memory, memory_free: bytes."""
+    """A snapshot of a microserver, as placement sees it. Bytes, cores.
+
+    `memory_free` is measured; `promised_…` is what the servers placed there may come to use; `unused`: how much of that
+    they have not taken yet, so that it is measured as free still. `gpus`: the memory of each.
+    """
 
     name: str
     state: str = "ready"  # ready | cordoned | draining | lost
+    reason: str = ""  # of the state
     memory: int = 0
     memory_free: int = 0
     cpus: int = 0
     load: float = 0.0
     servers: int = 0
     labels: dict[str, str] = field(default_factory=dict)
-    taints: tuple[str, ...] = ()
+    taints: dict[str, str] = field(default_factory=dict)  # name -> reason
+    flags: frozenset[str] = frozenset()
+    gpus: tuple[int, ...] = ()
+    gpus_taken: frozenset[int] = frozenset()
+    promised_memory: int = 0
+    promised_cpu: float = 0.0
+    unused: int = 0
+    reserve_memory: int = 0  # for the system
+    reserve_cpu: float = 0.0
+    groups: dict[str, int] = field(default_factory=dict)  # pool -> its servers here

@@ -33,11 +33,13 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
     service_url = Unicode(
         help="Where servers reach the farm's service, e.g. http://127.0.0.1:8003; default: AGENTFARM_URL in Spawner.environment."
     ).tag(config=True)
-    demand = Dict(help="What a server asks of a microserver: {memory: bytes, cpu: cores, labels: {…}}.").tag(
-        config=True
-    )
+    demand = Dict(
+        help="What servers ask of a microserver beyond the farm's settings (agentfarm placement settings) and before those of an "
+        "agent: {memory: bytes, cpu: cores, labels: {…}}, fields as in demands.Resources."
+    ).tag(config=True)
 
     microserver = ""  # where it was placed
+    why = ""  # there
     _asked = False  # the daemon has answered this start: what poll() sees is its unit, not the one before
 
     @default("fleet_socket")
@@ -105,13 +107,14 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
     async def start(self) -> tuple[str, int]:
         """Place, then start. Raises SpawnException with the reasons."""
         try:
-            placed = await self.fleet.place(self.unit, dict(self.demand))
+            placed = await self.fleet.place(self.unit, dict(self.demand), self.user.name)
             if placed["state"] == "running":  # a Hub that died left it, with tokens that are not those of this start
                 await self.fleet.stop(self.unit)
-                placed = await self.fleet.place(self.unit, dict(self.demand))
+                placed = await self.fleet.place(self.unit, dict(self.demand), self.user.name)
             self.microserver = placed[
                 "microserver"
             ]  # fixed before anything runs: a start that is cancelled can be stopped
+            self.why = placed.get("why", "")
             self.ip, self.port = placed["ip"], placed["port"]
             agent = self.user.name.removeprefix(AGENT) if self.user.name.startswith(AGENT) else None
             started = await self.fleet.start(
@@ -177,7 +180,10 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
         while self._start_pending:
             if self.microserver and told != self.microserver:
                 told = self.microserver
-                yield {"progress": 50, "message": f"Starting on microserver {told}"}
+                yield {
+                    "progress": 50,
+                    "message": f"Starting on microserver {told}" + (f": {self.why}" if self.why else ""),
+                }
             await asyncio.sleep(0.5)
 
     async def delete_forever(self) -> None:

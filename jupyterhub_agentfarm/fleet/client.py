@@ -21,9 +21,9 @@ class FleetClient:
     def __init__(self, socket_path: str | Path, *, timeout: float = 60.0) -> None:
         self.socket_path, self.timeout = str(socket_path), timeout
 
-    async def place(self, unit: str, demand: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def place(self, unit: str, demand: dict[str, Any] | None = None, user: str = "") -> dict[str, Any]:
         """Choose microserver, ip and port of a unit. Raises NoMicroserverFits."""
-        return await self._call("PUT", f"/servers/{quote(unit)}/place", demand or {})
+        return await self._call("PUT", f"/servers/{quote(unit)}/place", {"demand": demand or {}, "user": user})
 
     async def start(
         self, unit: str, *, user: str, server: str, args: list[str], env: dict[str, str], agent: str | None = None, demand: dict[str, Any] | None = None
@@ -51,14 +51,43 @@ class FleetClient:
         return list((await self._call("GET", "/microservers"))["items"])
 
     async def explain(self, unit: str) -> dict[str, Any]:
-        """Return {unit, microserver, reasons: {name: why not, or null}}."""
+        """Return {unit, microserver, reasons: {name: why not, or null}, why, feasible, change, demand …}."""
         return await self._call("GET", f"/placements/explain?unit={quote(unit)}")
 
-    async def cordon(self, name: str, reason: str = "") -> dict[str, Any]:
-        return await self._call("POST", f"/microservers/{quote(name)}/cordon", {"reason": reason})
+    async def plan(self, units: list[str]) -> dict[str, Any]:
+        """Return {where: {unit: microserver or null}, why: {unit: why nowhere}}; nothing is promised."""
+        return await self._call("POST", "/placements/plan", {"units": units})
 
-    async def uncordon(self, name: str, reason: str = "") -> dict[str, Any]:
-        return await self._call("POST", f"/microservers/{quote(name)}/uncordon", {"reason": reason})
+    async def rebalance(self, gain: float | None = None) -> dict[str, Any]:
+        """Return {moves: [{unit, user, microserver, to, gain, why}], servers, rank, gain}; nothing is moved."""
+        return await self._call("GET", "/placements/rebalance" + ("" if gain is None else f"?gain={gain}"))
+
+    async def settings(self) -> dict[str, Any]:
+        """Return the farm's settings of placement."""
+        return await self._call("GET", "/placements/settings")
+
+    async def set_settings(self, change: dict[str, Any]) -> dict[str, Any]:
+        """Change what is given. Raises Invalid."""
+        return await self._call("PUT", "/placements/settings", change)
+
+    async def put_demand(self, unit: str, user: str, resources: dict[str, Any], group: str | None) -> None:
+        """Tell what a unit's owner set; holds from its next start. Raises Invalid."""
+        body = {"user": user, "resources": resources, "group": group}
+        await self._call("PUT", f"/demands/{quote(unit)}", body)
+
+    async def cordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> dict[str, Any]:
+        """Raises NotFound, Conflict."""
+        return await self._call("POST", f"/microservers/{quote(name)}/cordon", {"reason": reason, "by": by, "rev": rev})
+
+    async def uncordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> dict[str, Any]:
+        """Raises NotFound, Conflict."""
+        return await self._call(
+            "POST", f"/microservers/{quote(name)}/uncordon", {"reason": reason, "by": by, "rev": rev}
+        )
+
+    async def mark(self, name: str, change: dict[str, Any], by: str = "", rev: int | None = None) -> dict[str, Any]:
+        """Change labels and taints (null takes one away) and what is kept for the system. Raises NotFound, Conflict."""
+        return await self._call("PATCH", f"/microservers/{quote(name)}", {**change, "by": by, "rev": rev})
 
     async def put_user(self, name: str) -> dict[str, Any]:
         """Make the hub user `agent-…`; again is harmless. Raises Forbidden."""

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import tornado.httpserver
 import tornado.netutil
 import tornado.web
 
 from ..errors import AgentFarmError, FleetError, Forbidden, Invalid, NotFound, StartError
 from ..records import Demand, unit_name
-from ..scheduling.placement import choose_microserver, refusal
 from .microserver import LocalMicroserver
+from .placing import Placing
 from .reconciler import LOOK_SECONDS, Reconciler
 from .state import AGENT_USER, FleetState, workspace_of
 
@@ -33,6 +34,7 @@ log = logging.getLogger("agentfarm.fleet")
 GROUP = "agents"
 PAGE = 100  # users
 LOCAL = "local"
+MARKS = ("labels", "taints", "reserve_memory", "reserve_cpu")  # of a microserver, by operators
 
 
 class Fleet:
@@ -44,6 +46,7 @@ class Fleet:
         local = LocalMicroserver(LOCAL, directory / "units")
         local.state = self.state.microservers.get(LOCAL, {}).get("state", "ready")
         self.microservers = {LOCAL: local}
+        self.placing = Placing(self.state, self.microservers)
         self._locks: dict[str, asyncio.Lock] = {}
         self._stopped: dict[str, dict[str, Any]] = {}  # units that this daemon stopped, and how they ended
 
@@ -70,20 +73,16 @@ class Fleet:
         known = self.state.units.get(unit)
         if known and (await self.show(unit))["state"] == "running":
             return {**known, "unit": unit, "state": "running", "reasons": {known["microserver"]: None}}
-        farm = [await micro.snapshot(self._servers_on(name)) for name, micro in self.microservers.items()]
-        placement = choose_microserver(demand, farm)
+        placement = self.placing.choose(demand, await self.placing.facts())
         entry = {"microserver": placement.microserver, "ip": "127.0.0.1", "port": self.state.port(unit)}
-        self.state.units[unit] = {**(known or {}), **entry}
+        self.state.units[unit] |= entry
         self.state.save()
-        return {**entry, "unit": unit, "state": "placed", "reasons": placement.refusals}
-
-    def _servers_on(self, name: str) -> int:
-        return sum(1 for unit in self.state.units.values() if unit["microserver"] == name)
+        return {**entry, "unit": unit, "state": "placed", "reasons": placement.refusals, "why": placement.why}
 
     async def start(self, unit: str, asked: dict[str, Any]) -> dict[str, Any]:
         """Start a unit where it was placed (or place it). Raises NoMicroserverFits, StartError, FleetError, Invalid."""
         async with self._locks.setdefault(unit, asyncio.Lock()):
-            placed = await self.place(unit, _demand(unit, asked.get("demand") or {}))
+            placed = await self.place(unit, self.placing.demand(unit, asked.get("demand"), str(asked.get("user", ""))))
             micro = self.microservers[placed["microserver"]]
             user = str(asked.get("user", ""))
             if not user:
@@ -98,7 +97,8 @@ class Fleet:
             answer = await micro.ask(
                 "start", unit=unit, argv=asked.get("args"), env=env, cwd=str(cwd), uid=uid, about=about
             )
-            self.state.units[unit] |= whose
+            self.state.units[unit] |= {**whose, "asked": asked.get("demand") or {}}
+            self.placing.started(unit)
             self.state.save()
             return {**placed, **answer}
 
@@ -111,6 +111,8 @@ class Fleet:
             state = await self.microservers[known["microserver"]].ask("show", unit=unit)
         except FleetError as error:
             return {**known, "unit": unit, "state": "unknown", "reason": error.detail}
+        if state.get("state", "exited") == "exited":
+            self.placing.ended(unit)
         return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
 
     async def stop(self, unit: str, now: bool) -> dict[str, Any]:
@@ -122,6 +124,7 @@ class Fleet:
             if unit not in self._stopped:
                 self._stopped[unit] = await self.microservers[known["microserver"]].ask("stop", unit=unit, now=now)
             state = self._stopped[unit]
+            self.placing.release(unit)
         return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
 
     async def end(self, unit: str, pid: int) -> None:
@@ -151,6 +154,7 @@ class Fleet:
                     self.state.units[item["unit"]] = {"ip": "127.0.0.1", "port": 0, **about, "microserver": name}
                     self.state.save()
                     log.warning("unit %s on %s (%s) was not known: adopted", item["unit"], name, item["state"])
+        self.placing.compare(running)
         return [
             {"state": "exited", **known, "unit": unit, **running.get(unit, {})}
             for unit, known in sorted(self.state.units.items())
@@ -159,34 +163,21 @@ class Fleet:
     async def listed_microservers(self) -> list[dict[str, Any]]:
         """Return each microserver: state and why, facts, and how many servers run there."""
         units = await self.listed()
-        answer = []
-        for name, micro in self.microservers.items():
-            count = sum(1 for unit in units if unit["microserver"] == name and unit["state"] == "running")
-            reason = self.state.microservers.get(name, {}).get("reason", "")
-            known = {"name": name, "state": micro.state, "reason": reason, "labels": micro.labels, "servers": count}
-            answer.append(known | await micro.facts())
-        return answer
+        running: dict[str, int] = {}
+        for unit in units:
+            if unit["state"] == "running":
+                running[unit["microserver"]] = running.get(unit["microserver"], 0) + 1
+        facts = await self.placing.facts()
+        return [self.placing.shown(name, facts, running.get(name, 0)) for name in self.microservers]
 
-    async def explain(self, unit: str) -> dict[str, Any]:
-        """Return why a unit is where it is, or what each microserver would say to it."""
-        known = self.state.units.get(unit)
-        demand = _demand(unit, {})
-        farm = [await micro.snapshot(self._servers_on(name)) for name, micro in self.microservers.items()]
-        return {
-            "unit": unit,
-            "microserver": known and known["microserver"],
-            "reasons": {micro.name: refusal(demand, micro) for micro in farm},
-        }
-
-    def set_state(self, name: str, state: str, reason: str) -> dict[str, Any]:
-        """Cordon or uncordon. Raises NotFound."""
+    def mark(self, name: str, asked: dict[str, Any], **change: Any) -> dict[str, Any]:
+        """Change what operators said of a microserver. Raises NotFound, Conflict."""
         micro = self.microservers.get(name)
         if micro is None:
             raise NotFound(f"there is no microserver {name}", hint="there are: " + ", ".join(self.microservers))
-        micro.state = state
-        self.state.microservers[name] = {"state": state, "reason": reason}
-        self.state.save()
-        return {"name": name, **self.state.microservers[name]}
+        marked = self.placing.mark(name, asked.get("rev"), str(asked.get("by", "")), change)
+        micro.state = marked.get("state", micro.state)
+        return {"name": name, **marked}
 
 
 class HubUsers:
@@ -260,14 +251,6 @@ def _agents_only(name: str) -> None:
         )
 
 
-def _demand(unit: str, asked: dict[str, Any]) -> Demand:
-    try:
-        labels = {str(name): str(value) for name, value in dict(asked.get("labels", {})).items()}
-        return Demand(unit, int(asked.get("memory", 0)), float(asked.get("cpu", 0.0)), labels)
-    except (TypeError, ValueError) as error:
-        raise Invalid("a demand is {memory: bytes, cpu: cores, labels: {name: value}}") from error
-
-
 # -- HTTP on the socket ------------------------------------------------------------------------------------------
 
 
@@ -320,7 +303,9 @@ class _Server(_Handler):
 
 class _Place(_Handler):
     async def put(self, unit: str) -> None:
-        self.answer(await self.fleet.place(unit, _demand(unit, self.body())))
+        asked = self.body()
+        demand = self.fleet.placing.demand(unit, asked.get("demand") or {}, str(asked.get("user", "")))
+        self.answer(await self.fleet.place(unit, demand))
 
 
 class _Logs(_Handler):
@@ -336,13 +321,43 @@ class _Microservers(_Handler):
 
 class _Cordon(_Handler):
     async def post(self, name: str, verb: str) -> None:
-        state = "cordoned" if verb == "cordon" else "ready"
-        self.answer(self.fleet.set_state(name, state, str(self.body().get("reason", ""))))
+        asked, state = self.body(), "cordoned" if verb == "cordon" else "ready"
+        self.answer(self.fleet.mark(name, asked, state=state, reason=str(asked.get("reason", ""))))
+
+
+class _Mark(_Handler):
+    async def patch(self, name: str) -> None:
+        asked = self.body()
+        change = {field: asked[field] for field in MARKS if field in asked}
+        self.answer(self.fleet.mark(name, asked, **change))
 
 
 class _Explain(_Handler):
     async def get(self) -> None:
-        self.answer(await self.fleet.explain(self.get_argument("unit")))
+        self.answer(await self.fleet.placing.explain(self.get_argument("unit")))
+
+
+class _Placing(_Handler):
+    async def get(self, what: str) -> None:
+        if what == "settings":
+            self.answer(msgspec.to_builtins(self.fleet.placing.settings))
+            return
+        gain = self.get_argument("gain", "")
+        self.answer(await self.fleet.placing.rebalance(float(gain) if gain else None))
+
+    async def put(self, _settings: str) -> None:
+        self.answer(msgspec.to_builtins(self.fleet.placing.set_settings(self.body())))
+
+
+class _Plan(_Handler):
+    async def post(self) -> None:
+        self.answer(await self.fleet.placing.plan([str(unit) for unit in self.body().get("units", [])]))
+
+
+class _Demand(_Handler):
+    async def put(self, unit: str) -> None:
+        self.fleet.placing.set_demand(unit, self.body())
+        self.answer({})
 
 
 class _User(_Handler):
@@ -363,8 +378,12 @@ def application(fleet: Fleet, users: HubUsers) -> tornado.web.Application:
             (r"/servers/([^/]+)/place", _Place, parts),
             (r"/servers/([^/]+)/logs", _Logs, parts),
             (r"/microservers", _Microservers, parts),
+            (r"/microservers/([^/]+)", _Mark, parts),
             (r"/microservers/([^/]+)/(cordon|uncordon)", _Cordon, parts),
             (r"/placements/explain", _Explain, parts),
+            (r"/placements/plan", _Plan, parts),
+            (r"/placements/(settings|rebalance)", _Placing, parts),
+            (r"/demands/([^/]+)", _Demand, parts),
             (r"/users/([^/]+)", _User, parts),
         ],
         log_function=lambda handler: log.debug(

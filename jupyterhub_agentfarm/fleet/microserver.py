@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FleetError, Invalid, StartError
-from ..records import Microserver
 from . import helper
 
 FACTS_SECONDS = 10.0
@@ -23,7 +22,7 @@ class LocalMicroserver:
     def __init__(self, name: str, units: Path) -> None:
         self.name, self.units = name, units
         self.state = "ready"
-        self.labels: dict[str, str] = {}
+        self.taints: dict[str, str] = {}  # of its health: name -> reason
         self._facts: dict[str, Any] = {}
         self._facts_at = -1e9
         self._asking = asyncio.Semaphore(8)
@@ -70,11 +69,3 @@ class LocalMicroserver:
                 fresh |= {"own_users": False, "isolation": self._facts["isolation"]}
             self._facts, self._facts_at = fresh, time.monotonic()
         return self._facts
-
-    async def snapshot(self, servers: int) -> Microserver:
-        """Return the machine as placement sees it."""
-        facts = await self.facts()
-        return Microserver(
-            name=self.name, state=self.state, memory=facts["memory"], memory_free=facts["memory_free"], cpus=facts["cpus"],
-            load=facts["load"], servers=servers, labels=self.labels,
-        )  # fmt: skip

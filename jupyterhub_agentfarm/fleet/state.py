@@ -1,4 +1,5 @@
-"""What the daemon must remember over its restarts: where each unit is, its port, users' ids, cordons. Written atomically."""
+"""What the daemon must remember over its restarts: where each unit is, what was promised to it, its port, users' ids, what
+operators said of microservers. Written atomically."""
 
 from __future__ import annotations
 
@@ -23,10 +24,13 @@ class FleetState:
         self.units: dict[str, dict[str, Any]] = {}
         self.uids: dict[str, int] = {}
         self.microservers: dict[str, dict[str, Any]] = {}
+        self.placement: dict[str, Any] = {}  # the farm's settings (demands.Settings)
+        self.demands: dict[str, dict[str, Any]] = {}  # unit -> what its owner set: user, resources, group
         if path.exists():
             try:
                 known = json.loads(path.read_text())
                 self.units, self.uids, self.microservers = known["units"], known["uids"], known["microservers"]
+                self.placement, self.demands = known.get("placement", {}), known.get("demands", {})
             except (ValueError, KeyError) as error:
                 raise StartError(
                     f"{path} cannot be read",
@@ -36,7 +40,8 @@ class FleetState:
     def save(self) -> None:
         temporary = self.path.with_suffix(".new")
         with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as sink:
-            json.dump({"units": self.units, "uids": self.uids, "microservers": self.microservers}, sink, indent=1)
+            known = {"units": self.units, "uids": self.uids, "microservers": self.microservers}
+            json.dump({**known, "placement": self.placement, "demands": self.demands}, sink, indent=1)
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(temporary, self.path)

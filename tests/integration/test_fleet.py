@@ -176,13 +176,16 @@ async def test_a_cordoned_microserver_takes_nothing_new_also_after_a_restart_and
     daemon.process.kill()
     daemon.process.communicate()
     await daemon.start()
-    with pytest.raises(NoMicroserverFits, match="local: it is cordoned"):
+    with pytest.raises(NoMicroserverFits, match=r"local: it is cordoned \(new disk\): uncordon it"):
         await daemon.client.place("af-c")
-    assert (await daemon.client.explain("af-c"))["reasons"] == {"local": "it is cordoned"}
+    explained = await daemon.client.explain("af-c")
+    assert (
+        explained["reasons"] == {"local": "it is cordoned (new disk): uncordon it"} and explained["feasible"] == "later"
+    )
     assert [(one["state"], one["reason"]) for one in await daemon.client.microservers()] == [("cordoned", "new disk")]
     assert (await daemon.client.show("af-a"))["state"] == "running"
     await daemon.client.uncordon("local")
-    with pytest.raises(NoMicroserverFits, match="MiB are free"):
+    with pytest.raises(NoMicroserverFits, match="kept for the system; 1073741824 MiB are asked for"):
         await daemon.client.place("af-c", {"memory": 1 << 50})
 
 

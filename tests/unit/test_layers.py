@@ -17,7 +17,7 @@ FARM, SDK = "jupyterhub_agentfarm", "agentfarm_sdk"
 
 # Each process its ladder, top rung first. Names without a dot in front are of jupyterhub_agentfarm, "sdk." of agentfarm_sdk.
 LEAVES = [
-    "runtokens dotenv codeserver scheduling.placement",
+    "runtokens dotenv codeserver scheduling.placement demands",
     "records",
     "errors",
     "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts",
@@ -34,7 +34,7 @@ LADDERS: dict[str, list[str]] = {
     ],
     "model server": ["gateway.embedded", *LEAVES],
     "hub": ["spawner", "hubconfig", "fleet.client", *LEAVES],
-    "fleet": ["fleet.daemon", "fleet.microserver", "fleet.helper fleet", *LEAVES],
+    "fleet": ["fleet.daemon", "fleet.placing fleet.microserver", "fleet.helper fleet", *LEAVES],
     "server extension": ["labserver", "records runtokens codeserver", "errors", "sdk.protocol", "sdk.errors"],
     "command line": [
         "cli",

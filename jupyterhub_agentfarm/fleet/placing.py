@@ -1,0 +1,289 @@
+"""What was promised to which server, and the farm as placement sees it. The daemon's; kept in fleet.json.
+
+A promise is made when a server is placed and holds until it has ended: what is measured tells only what is used by now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ..demands import Settings, as_layer, demand_of, given, merged
+from ..errors import Conflict, FleetError
+from ..records import Demand, Microserver
+from ..scheduling.placement import (
+    Placement,
+    Standing,
+    choose_microserver,
+    feasible,
+    place_all,
+    rebalance,
+    refusals,
+    why_not,
+)
+from .state import FleetState
+
+START_SECONDS = 150.0  # for which a place is held for a server that has not been started yet
+SETTLE_SECONDS = (
+    60.0  # after which a server uses what it will use: until then its promise counts beside what is measured
+)
+MOST_RESERVED = 1 << 30
+SHOWN_LABELS = ("arch", "os")  # facts that are labels by themselves
+AGENT = "agent-"
+
+
+class Machine(Protocol):
+    """A microserver, as far as placing asks it."""
+
+    state: str
+
+    async def facts(self) -> dict[str, Any]: ...
+
+
+class Placing:
+    """Chooses microservers, keeps what was promised there, and what operators said of them."""
+
+    def __init__(self, state: FleetState, microservers: Mapping[str, Machine]) -> None:
+        self.state, self.microservers = state, microservers
+
+    # -- settings ------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        found: Settings = given(Settings, self.state.placement, "the farm's placement settings")
+        return found
+
+    def set_settings(self, raw: Any) -> Settings:
+        """Change what is given; of what servers get field by field, null takes one away. Raises Invalid."""
+        known = msgspec.to_builtins(self.settings)
+        layers = {
+            name: {field: value for field, value in {**known[name], **raw[name]}.items() if value is not None}
+            for name in ("servers", "people")
+            if isinstance(raw.get(name), dict)
+        }
+        changed: Settings = given(Settings, {**known, **raw, **layers}, "settings")
+        self.state.placement = msgspec.to_builtins(changed)
+        self.state.save()
+        return changed
+
+    def set_demand(self, unit: str, raw: Mapping[str, Any]) -> None:
+        """Keep what a unit's owner set: {user, resources, group}. Raises Invalid."""
+        resources = merged([raw.get("resources") or {}])
+        kept = {
+            "user": str(raw.get("user", "")),
+            "resources": as_layer(resources),
+            "group": str(raw.get("group") or ""),
+        }
+        if self.state.demands.get(unit) != kept:
+            self.state.demands[unit] = kept
+            self.state.save()
+
+    def demand(self, unit: str, asked: Mapping[str, Any] | None = None, user: str = "") -> Demand:
+        """Return what the unit's server gets: the farm's settings, those of the Hub (`asked`), its own. Raises Invalid."""
+        known, own = self.state.units.get(unit, {}), self.state.demands.get(unit, {})
+        user = user or str(known.get("user") or own.get("user") or "")
+        settings = self.settings
+        people = [] if user.startswith(AGENT) or not user else [as_layer(settings.people)]
+        hub = dict(known.get("asked") or {}) if asked is None else dict(asked)
+        whole = merged([as_layer(settings.servers), *people, hub, own.get("resources", {})])
+        return demand_of(unit, whole, own.get("group", ""), str(known.get("home") or ""))
+
+    # -- the farm ------------------------------------------------------------------------------------------------
+
+    async def facts(self) -> dict[str, dict[str, Any] | FleetError]:
+        """Ask all microservers at once; one that does not answer is told as its error."""
+        answers = await asyncio.gather(*(_told(micro) for micro in self.microservers.values()))
+        return dict(zip(self.microservers, answers, strict=True))
+
+    def farm(self, facts: Mapping[str, dict[str, Any] | FleetError], but: str = "") -> list[Microserver]:
+        """Return the farm as placement sees it, without what was promised to one unit: it is to be placed."""
+        promises: dict[str, list[dict[str, Any]]] = {}
+        for unit, known in self.state.units.items():
+            if unit != but and known.get("promise"):
+                promises.setdefault(known["microserver"], []).append(known["promise"])
+        return [self._snapshot(name, told, promises.get(name, [])) for name, told in facts.items()]
+
+    def _snapshot(
+        self, name: str, told: dict[str, Any] | FleetError, promises: Sequence[Mapping[str, Any]]
+    ) -> Microserver:
+        micro, entry, settings, now = (
+            self.microservers[name],
+            self.state.microservers.get(name, {}),
+            self.settings,
+            time.time(),
+        )
+        if isinstance(told, FleetError):
+            return Microserver(name=name, state="lost", reason=told.detail)
+        reserve = entry.get("reserve_memory", settings.reserve_memory)
+        cpu = entry.get("reserve_cpu")
+        groups: dict[str, int] = {}
+        for one in promises:
+            if one.get("group"):
+                groups[one["group"]] = groups.get(one["group"], 0) + 1
+        return Microserver(
+            name=name, state=micro.state, reason=entry.get("reason", ""), memory=told["memory"], memory_free=told["memory_free"],
+            cpus=told["cpus"], load=told["load"], servers=len(promises), labels=self.labels(name, told), taints=self.taints(name),
+            flags=flags_of(told), gpus=tuple(int(one["memory"]) for one in told.get("gpus") or ()),
+            gpus_taken=frozenset(at for one in promises for at in one.get("gpus", ())),
+            promised_memory=sum(one["memory"] for one in promises), promised_cpu=sum(one["cpu"] for one in promises),
+            unused=sum(one["memory"] for one in promises if now - one["at"] < SETTLE_SECONDS),
+            reserve_memory=min(MOST_RESERVED, told["memory"] // 10) if reserve is None else int(reserve),
+            reserve_cpu=settings.reserve_cpu if cpu is None else float(cpu), groups=groups,
+        )  # fmt: skip
+
+    def labels(self, name: str, facts: Mapping[str, Any]) -> dict[str, str]:
+        """Return the microserver's labels: those that its facts give it, and over them those of the operators."""
+        shown = {label: str(facts[label]) for label in SHOWN_LABELS if facts.get(label)}
+        if facts.get("gpus"):
+            shown["gpu"] = str(facts["gpus"][0].get("name") or "yes")
+        return {**shown, **self.state.microservers.get(name, {}).get("labels", {})}
+
+    def taints(self, name: str) -> dict[str, str]:
+        """Return the microserver's taints, each with its reason: those of its health, and those of the operators."""
+        health: Mapping[str, str] = getattr(self.microservers[name], "taints", {})
+        operators = self.state.microservers.get(name, {}).get("taints", {})
+        return {**health, **{taint: one.get("reason", "") for taint, one in operators.items()}}
+
+    def shown(self, name: str, facts: Mapping[str, dict[str, Any] | FleetError], servers: int) -> dict[str, Any]:
+        """Return the microserver as people see it."""
+        told, entry = facts[name], self.state.microservers.get(name, {})
+        known = next(one for one in self.farm({name: told}))
+        return {
+            **({} if isinstance(told, FleetError) else told),
+            "name": name, "state": known.state, "reason": known.reason, "by": entry.get("by", ""), "at": entry.get("at"),
+            "rev": entry.get("rev", 0), "labels": self.labels(name, {} if isinstance(told, FleetError) else told),
+            "taints": self.taints(name), "servers": servers, "promised_memory": known.promised_memory,
+            "promised_cpu": known.promised_cpu, "reserve_memory": known.reserve_memory, "reserve_cpu": known.reserve_cpu,
+            "gpus_taken": sorted(known.gpus_taken),
+        }  # fmt: skip
+
+    # -- places --------------------------------------------------------------------------------------------------
+
+    def choose(self, demand: Demand, facts: Mapping[str, dict[str, Any] | FleetError]) -> Placement:
+        """Choose the unit's microserver and promise it there, before anybody else is asked. Raises NoMicroserverFits."""
+        placed = choose_microserver(demand, self.farm(facts, demand.server), self.settings.rank)
+        known = self.state.units.setdefault(demand.server, {})
+        known |= {"microserver": placed.microserver, "promise": _promise(demand, placed.gpus), "why": placed.why}
+        return placed
+
+    def started(self, unit: str) -> None:
+        """Note that the unit's server stands where it was placed: its workspace is there from now on."""
+        known = self.state.units[unit]
+        known["home"] = known["microserver"]
+        if known.get("promise"):
+            known["promise"]["started"] = True
+
+    def ended(self, unit: str) -> None:
+        """Take back what was promised to a unit that has ended; a place that waits for its start is kept a while."""
+        promise = self.state.units.get(unit, {}).get("promise")
+        if promise and (promise.get("started") or time.time() - promise["at"] > START_SECONDS):
+            self.release(unit)
+
+    def compare(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Bring promises in line with what microservers say of their units: of those not in `found` they know nothing."""
+        for unit, known in self.state.units.items():
+            state = found.get(unit, {}).get("state", "exited")
+            if state == "exited":
+                self.ended(unit)
+            elif state == "running" and not known.get("promise"):  # fleet.json was lost, or is older than promises
+                demand = self.demand(unit)
+                known["promise"] = {**_promise(demand, ()), "at": 0.0}
+                self.started(unit)
+                self.state.save()
+
+    def release(self, unit: str) -> None:
+        """Take back what was promised to a unit."""
+        if self.state.units.get(unit, {}).pop("promise", None) is not None:
+            self.state.save()
+
+    async def explain(self, unit: str) -> dict[str, Any]:
+        """Return why a unit is where it is, or what each microserver says to it, and what would have to change."""
+        known = self.state.units.get(unit, {})
+        farm = self.farm(await self.facts(), unit)
+        demand = self.demand(unit)
+        against = refusals(demand, farm)
+        stands = known.get("promise") is not None
+        return {
+            "unit": unit, "microserver": known.get("microserver"), "stands": stands, "why": known.get("why", "") if stands else "",
+            "reasons": {name: None if one is None else str(one) for name, one in against.items()},
+            "feasible": feasible(against), "change": why_not(against), "rank": demand.rank or self.settings.rank,
+            "demand": as_demand(demand), "gpus": (known.get("promise") or {}).get("gpus", []),
+        }  # fmt: skip
+
+    async def plan(self, units: Sequence[str]) -> dict[str, Any]:
+        """Return where these units would go now, one after the other, and why not those that go nowhere; nothing is promised."""
+        facts = await self.facts()
+        planned = place_all([self.demand(unit) for unit in units], self.farm(facts), self.settings.rank)
+        return {"where": planned.where, "why": {unit: why for unit in units if (why := planned.why(unit))}}
+
+    async def rebalance(self, gain: float | None = None) -> dict[str, Any]:
+        """Return which servers had better stand elsewhere; nothing is moved."""
+        settings, facts = self.settings, await self.facts()
+        used = settings.gain if gain is None else gain
+        standing = [
+            Standing(self.demand(unit), known["microserver"], tuple(known["promise"].get("gpus", ())))
+            for unit, known in sorted(self.state.units.items())
+            if known.get("promise")
+        ]
+        moves = rebalance(standing, self.farm(facts), settings.rank, used)
+        shown = [
+            {"unit": one.server, "user": self.state.units[one.server].get("user", ""), "microserver": one.microserver, "to": one.to, "gain": round(one.gain, 3), "why": one.why}
+            for one in moves
+        ]  # fmt: skip
+        return {"moves": shown, "servers": len(standing), "rank": settings.rank, "gain": used}
+
+    # -- what operators say of microservers ----------------------------------------------------------------------
+
+    def mark(self, name: str, rev: int | None, by: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        """Change what operators said of a microserver: labels and taints one by one (null takes one away), the rest as given.
+
+        Raises Conflict: somebody changed it since `rev`.
+        """
+        entry = self.state.microservers.get(name, {})
+        known = int(entry.get("rev", 0))
+        if rev is not None and rev != known:
+            raise Conflict(
+                f"{entry.get('by') or 'somebody'} changed {name}: it is at revision {known}, not {rev}",
+                hint="look at it again, then send what you want with the new revision", rev=known,
+            )  # fmt: skip
+        changed = {**entry, "rev": known + 1, "by": by, "at": time.time()}
+        for field, value in change.items():
+            if field in ("labels", "taints"):
+                both = {**entry.get(field, {}), **value}
+                changed[field] = {key: one for key, one in both.items() if one is not None}
+            elif value is None:
+                changed.pop(field, None)
+            else:
+                changed[field] = value
+        self.state.microservers[name] = changed
+        self.state.save()
+        return changed
+
+
+def _promise(demand: Demand, gpus: Sequence[int]) -> dict[str, Any]:
+    return {
+        "memory": demand.memory, "cpu": demand.cpu, "tasks": demand.tasks, "gpus": list(gpus), "group": demand.group, "at": time.time(),
+    }  # fmt: skip
+
+
+async def _told(micro: Machine) -> dict[str, Any] | FleetError:
+    try:
+        return await micro.facts()
+    except FleetError as error:
+        return error
+
+
+def flags_of(facts: Mapping[str, Any]) -> frozenset[str]:
+    """Return the flags of the CPU that the facts tell."""
+    return frozenset(facts.get("cpu_flags") or (["avx2"] if facts.get("avx2") else []))
+
+
+def as_demand(demand: Demand) -> dict[str, Any]:
+    """Return what is asked for, without what was left at its default."""
+    plain = Demand(demand.server)
+    values: dict[str, Any] = msgspec.to_builtins(demand)
+    return {name: value for name, value in values.items() if value != msgspec.to_builtins(plain)[name]}

@@ -1,0 +1,131 @@
+"""Many servers at once: the same answers as one after the other, without asking every microserver for every server. Pure.
+
+Servers that differ only in size stand in one line with a heap of the microservers that are open to them. Promises only grow while
+a batch is placed, so what was too full stays so, and a size that found nothing need not be tried again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+from ...records import Demand, Microserver
+from .choice import why_not
+from .rooms import Rank, Room, filtered, refusal
+
+
+class Planned:
+    """Where each server goes (None: nowhere now); `why` tells it of one that goes nowhere."""
+
+    def __init__(
+        self, where: dict[str, str | None], demands: dict[str, Demand], rooms: Sequence[Room], rank: str
+    ) -> None:
+        self.where = where
+        self._demands, self._rooms, self._rank = demands, rooms, rank
+        self._told: dict[Any, str] = {}  # once for all that are alike: a sentence asks every microserver
+
+    def why(self, server: str) -> str:
+        """Say why the server goes nowhere, with all the others where they were placed; "" where it does."""
+        if self.where[server] is not None:
+            return ""
+        demand = self._demands[server]
+        alike = (_kind(demand, self._rank), _size(demand))
+        if alike not in self._told:
+            self._told[alike] = why_not({room.micro.name: refusal(demand, room) for room in self._rooms})
+        return self._told[alike]
+
+
+def place_all(demands: Sequence[Demand], farm: Sequence[Microserver], rank: Rank = "spread") -> Planned:
+    """Place servers in this order, each as if those before it were there already."""
+    rooms = [Room(micro) for micro in farm]
+    lines: dict[Any, _Line] = {}
+    kinds = []
+    for demand in demands:
+        kinds.append(kind := _kind(demand, rank))
+        if kind in lines:
+            lines[kind].expect(demand)
+        else:
+            lines[kind] = _Line(demand, rooms, demand.rank or rank)
+    packed = [line for line in lines.values() if line.rank == "binpack"]
+    where: dict[str, str | None] = {}
+    for demand, kind in zip(demands, kinds, strict=True):
+        room = lines[kind].place(demand)
+        where[demand.server] = None if room is None else room.micro.name
+        if room is not None:
+            room.take(demand)
+            for line in packed:
+                line.improved(room)
+    return Planned(where, {demand.server: demand for demand in demands}, rooms, rank)
+
+
+class _Line:
+    """Servers that differ only in size. Keys in the heap are never too high: a microserver that got better is put in again."""
+
+    def __init__(self, first: Demand, rooms: Sequence[Room], rank: str) -> None:
+        self.rank, self.first = rank, first
+        self.rooms = {room.micro.name: room for room in rooms if filtered(first, room.micro) is None}
+        self.heap = [(room.key(first, rank), name) for name, room in self.rooms.items()]
+        heapq.heapify(self.heap)
+        self.memory, self.cpu, self.gpus = (
+            first.memory,
+            first.cpu,
+            first.gpus,
+        )  # the least that any of the line asks for
+        self.failed: list[Demand] = []
+
+    def expect(self, demand: Demand) -> None:
+        self.memory, self.cpu = min(self.memory, demand.memory), min(self.cpu, demand.cpu)
+        self.gpus = min(self.gpus, demand.gpus)
+
+    def improved(self, room: Room) -> None:
+        if room.micro.name in self.rooms and not self._full(room):
+            heapq.heappush(self.heap, (room.key(self.first, self.rank), room.micro.name))
+
+    def place(self, demand: Demand) -> Room | None:
+        if any(_at_least(demand, one) for one in self.failed):
+            return None
+        found, aside = None, set()
+        while self.heap:
+            key, name = self.heap[0]
+            room = self.rooms[name]
+            if self._full(room):
+                heapq.heappop(self.heap)
+                continue
+            now = room.key(self.first, self.rank)
+            if now > key:
+                heapq.heapreplace(self.heap, (now, name))
+            elif now < key:
+                heapq.heappop(self.heap)  # it got better: it stands further up too
+            elif room.fits(demand):
+                found = room
+                break
+            else:
+                aside.add(heapq.heappop(self.heap))
+        for entry in aside:
+            heapq.heappush(self.heap, entry)
+        if found is None:
+            self.failed = [one for one in self.failed if not _at_least(one, demand)] + [demand]
+        return found
+
+    def _full(self, room: Room) -> bool:
+        """Say whether nobody of the line will ever fit there."""
+        if room.memory < self.memory or room.free < self.memory or len(room.gpus) < self.gpus:
+            return True
+        return self.first.apart == "hard" and bool(self.first.group) and room.groups.get(self.first.group, 0) > 0
+
+
+def _kind(demand: Demand, rank: str) -> tuple[Any, ...]:
+    """Return what two servers of one line have in common: all but their size."""
+    return (
+        tuple(sorted(demand.labels.items())), tuple(sorted(demand.without.items())), demand.flags, demand.tolerates, demand.ticks,
+        demand.ticks_only, demand.group, demand.apart, demand.rank or rank, demand.pin, demand.home, bool(demand.gpus),
+    )  # fmt: skip
+
+
+def _size(demand: Demand) -> tuple[float, ...]:
+    return (demand.memory, demand.cpu, demand.gpus, demand.gpu_memory)
+
+
+def _at_least(one: Demand, other: Demand) -> bool:
+    return all(mine >= theirs for mine, theirs in zip(_size(one), _size(other), strict=True))
