@@ -178,6 +178,7 @@ class Farm:
         retry: int | Json | None = None,
         concurrency_key: str | None = None,
         concurrency: int | None = None,
+        requirements: Json | None = None,
         wait: bool = False,
     ) -> Task:
         """Ask an agent (`analyst`) or a pool (`pool:analysts`) for something; with `wait`, return when it has ended.
@@ -189,13 +190,14 @@ class Farm:
         after: tasks that must have succeeded before it begins (`after_any_end`: or ended); `results`: it is told theirs.
         retry: how many runs in all, or `{"attempts", "backoff", "on"}`; never after a call with effect `once`.
         concurrency_key: at most `concurrency` (1) of the owner's runs with that key go on at once.
+        requirements: what the server must have that does it, `{"memory": bytes, "gpus": 1, "labels": {…}, "flags": ["avx2"]}`.
         simulate: what answers the calls instead of the tools, `{"stubs": {tool: result}, "recording": run, "otherwise":
         "person" or "refuse"}`.
         """
         body = {"target": target, "input": _parts(input)} | _asked({
             "priority": priority or None, "key": key, "mode": mode, "thread": thread, "workspace": workspace, "deadline": deadline,
             "variables": variables, "simulate": simulate, "after": after, "after_any_end": after_any_end, "results": results,
-            "retry": retry, "concurrency_key": concurrency_key, "concurrency": concurrency,
+            "retry": retry, "concurrency_key": concurrency_key, "concurrency": concurrency, "requirements": requirements,
         })  # fmt: skip
         once = {"Idempotency-Key": key or uuid.uuid4().hex}
         task = Task(self, self.again("POST", "/tasks", body, once))

@@ -53,6 +53,7 @@ from .records import EMBEDDED_CONTEXT, EMBEDDED_MODEL, hub_user, unit_name
 from .scheduling.judging import Judging
 from .scheduling.lifecycle import ASSIGNED_SECONDS
 from .scheduling.reaper import Reaper
+from .scheduling.resources import Resourcing
 from .scheduling.retention import Retention, checked
 from .scheduling.scheduler import Scheduler
 from .store import secrets as secret_rows
@@ -176,7 +177,10 @@ class AgentFarm(Application):
         workers, claims = Workers(), Claims(db, key, self.lease_seconds)
         live.push = workers.push
         fleet = FleetClient(directory / "fleet.sock")
-        scheduler = Scheduler(db, hub, claims, lambda user: fleet.explain(unit_name(user)), self.assign_seconds)
+        resources = Resourcing(db, fleet)
+        scheduler = Scheduler(
+            db, hub, claims, lambda user: fleet.explain(unit_name(user)), resources, self.assign_seconds
+        )
         reaper = Reaper(db, self.lease_seconds, lambda agent: fleet.show(unit_name(hub_user(agent))))
         auth = HubOAuth(cache_max_age=HUB_CACHE_SECONDS)
         feed = Feed(db)
@@ -187,7 +191,7 @@ class AgentFarm(Application):
         models = Models(live, upstreams)
         parts = Parts(
             db=db, live=live, models=models, judging=Judging(db, live, models), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
-            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=Surroundings(hub, fleet, feed),
+            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=Surroundings(hub, fleet, feed), resources=resources,
             lease=self.lease_seconds, prefix=self.env.get("JUPYTERHUB_SERVICE_PREFIX", "/services/agentfarm/"),
             public_hub=self.env.get("JUPYTERHUB_PUBLIC_HUB_URL", "/hub/"), public_page=self.env.get("JUPYTERHUB_PUBLIC_URL", ""),
         )  # fmt: skip

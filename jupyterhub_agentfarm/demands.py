@@ -66,6 +66,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reserve_memory: Bytes | None = None
     reserve_cpu: Cores = 0.0
     gain: Annotated[float, msgspec.Meta(ge=0.05, le=1)] = 0.2
+    most_memory: Bytes | None = None  # that who manages an agent may ask for; operators may give it more
+    most_cpu: Cores | None = None
+    most_gpus: Gpus | None = None
     servers: Resources = Resources(memory=DEFAULT_MEMORY)
     people: Resources = Resources(pin="local")  # servers of people, besides
 

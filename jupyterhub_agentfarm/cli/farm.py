@@ -1,4 +1,4 @@
-"""`agentfarm secret|model|microserver|placement …` and `status`: the farm itself."""
+"""`agentfarm secret|model …` and `status`: the farm itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import getpass
 import sys
 from typing import Any
 
-from agentfarm_sdk.errors import Invalid
+from agentfarm_sdk.errors import Forbidden, Invalid, Unauthenticated
 from agentfarm_sdk.farm import Farm
 
 from .show import Out, command, noun
@@ -19,11 +19,6 @@ def add(nouns: Any) -> None:
     verb("list", list_secrets, "the names of the secrets that are set")
     verb("delete", delete_secret, "forget a secret").add_argument("name")
     noun(nouns, "model", "models that the gateway reaches")("list", list_models, "all of them")
-    noun(nouns, "microserver", "the machines of the farm")("list", list_microservers, "all of them, and their load")
-    explain = noun(nouns, "placement", "where servers go, and why")(
-        "explain", explain_placement, "the reason for every microserver"
-    )
-    explain.add_argument("agent")
     command(nouns, "status", show_status, "is the farm well?")
 
 
@@ -55,25 +50,25 @@ def list_models(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     )
 
 
-def list_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    out.rows(
-        farm.microservers(),
-        ("name", "state", "servers", "cpus", "load", "memory", "memory_free", "disk_free", "backend"),
-    )
-
-
-def explain_placement(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    answer = farm.request("GET", "/placements/explain", params={"agent": asked.agent})
-    if out.as_json:
-        out.value(answer)
-        return
-    for name, why in sorted(answer["reasons"].items()):
-        chosen = "  <- here" if name == answer["microserver"] else ""
-        print(f"{name}: {why or 'fits'}{chosen}")
+def _agents(farm: Farm) -> list[dict[str, Any]]:
+    """Return the agents that the asker may see; none to whom the farm does not know."""
+    try:
+        return list(farm.agents())
+    except (Unauthenticated, Forbidden):
+        return []
 
 
 def show_status(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
-    """Print the service's health; 1 where it is not well."""
+    """Print the service's health, and where each agent's server runs and why; 1 where it is not well."""
     health = farm.status()
-    out.record(health)
+    servers = [
+        {"agent": one["name"], "state": server["pending"] or ("ready" if server["ready"] else "waits"), **server}
+        for one in _agents(farm)
+        if (server := one.get("server")) and (server["microserver"] or server["pending"] or server["reasons"])
+    ]
+    out.record({**health, "servers": servers} if out.as_json else health)
+    if servers and not out.as_json:
+        print()
+        shown = [{**one, "why": one["why"] or one["reasons"]} for one in servers]
+        out.rows(shown, ("agent", "state", "microserver", "why"))
     return 0 if health.get("status") == "ok" else 1

@@ -21,6 +21,7 @@ from agentfarm_sdk.protocol import Event
 from ..launcher.story import line_of, short
 from . import batches, notebooks
 from .show import Out, noun
+from .sizes import add_needs, needs
 
 TASKS = ("task_id", "target", "agent", "status", "waiting", "priority", "created_at", "input")
 RUN = (
@@ -92,6 +93,7 @@ def _add_task(verb: Any) -> None:
     submit.add_argument(
         "--attach", action="append", default=[], metavar="FILE", help="an image or a file, for a model that takes them"
     )
+    add_needs(submit)
     submit.add_argument("--var", action="append", default=[], metavar="NAME=VALUE", help="a {{NAME}} of the prompt")
     batches.add(verb)
     show_all = verb("list", list_tasks, "tasks, the newest first")
@@ -139,7 +141,7 @@ def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
         variables=variables(asked.var) or None, simulate=simulated(asked),
         deadline=asked.deadline, after=asked.after, after_any_end=asked.after_any_end,
         results=asked.results, concurrency_key=asked.concurrency_key, concurrency=asked.concurrency,
-        retry={"attempts": asked.retries + 1, "backoff": asked.backoff} if asked.retries else None,
+        retry={"attempts": asked.retries + 1, "backoff": asked.backoff} if asked.retries else None, requirements=needs(asked) or None,
     )  # fmt: skip
     if not asked.wait:
         out.line(f"{task.id}  {task.data.get('status', '')}".rstrip(), task.data)

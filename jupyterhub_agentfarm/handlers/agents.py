@@ -203,6 +203,7 @@ async def _reach(call: Call, need: Rights) -> Agent:
 
 async def start(call: Call) -> ServerView:
     agent = await _reach(call, "chat")
+    await call.parts.resources.tell(agent.name)
     await call.parts.hub.start_server(hub_user(agent.name))
     call.parts.surroundings.stale()
     return await _server(call, agent)

@@ -78,6 +78,7 @@ async def connect(call: Call) -> Connected:
     agent = await _reach(call)
     hub, user, seconds = call.parts.hub, hub_user(in_use(agent).name), wish.hours * 3600
     scopes = scopes_of(user)
+    await call.parts.resources.tell(agent.name)
     await hub.start_server(user)
     start = await hub.follow_start(user, WAIT_SECONDS)
     url = page_of(call.parts, user)

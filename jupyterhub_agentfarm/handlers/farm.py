@@ -1,4 +1,4 @@
-"""The fleet and its people: microservers, cordoned and uncordoned by operators; where servers go; who owns and shares what."""
+"""The fleet and its people: microservers, and what operators say of them; who owns and shares what. Places: placements.py."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import msgspec
 
 from agentfarm_sdk.protocol import new_event
 
-from ..errors import Conflict, Forbidden, Invalid, NotFound
-from ..records import hub_user, unit_name
+from ..demands import Bytes, Cores, Name, Value
+from ..errors import Conflict, Forbidden, NotFound
 from ..store import agents, ledger
 from ..store.tables import FARM_RUN
-from .asking import reach_agent
 from .routes import Call, Page, Route
-from .tasks import reach_task
-from .views import Listed
+from .views import Listed, when
 
+KINDS = {"cordon": "microserver.cordoned", "uncordon": "microserver.uncordoned", "change": "microserver.changed"}
 CANNOT = {
     "drain": "this farm cannot move servers yet: cordon the microserver, then stop its agents' servers one by one"
 }
@@ -25,13 +24,25 @@ CANNOT = {
 class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
     """`state`: ready, cordoned, draining or lost. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there.
 
-    `verbs`: what an operator can do with it now; `cannot`: what this farm cannot do, and what to do instead.
+    `by`, `at`: who changed what operators say of it last; `rev` is its ETag. `taints`: name and reason. `promised_…`: to the servers
+    there, `reserve_…`: kept for the system. `verbs`: what an operator can do with it now; `cannot`: what this farm cannot do, and what to do instead.
     """
 
     name: str
     state: str
     reason: str = ""
+    by: str = ""
+    at: Any = None
+    rev: int = 0
     labels: dict[str, str] = {}
+    taints: dict[str, str] = {}
+    promised_memory: int = 0
+    promised_cpu: float = 0.0
+    reserve_memory: int = 0
+    reserve_cpu: float = 0.0
+    gpus: list[dict[str, Any]] = []
+    gpus_taken: list[int] = []
+    cpu_flags: list[str] = []
     servers: int = 0
     agents: list[str] = []
     verbs: list[str] = []
@@ -54,11 +65,16 @@ class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
 
 
-class Explained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`agent`: whose server; or `task`: the server of the agent that has it."""
+class Marks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Labels and taints one by one: null takes one away, what is left out stays. A taint's value is its reason.
 
-    agent: str = ""
-    task: str = ""
+    `reserve_…`: kept free for the system there, bytes and cores; null: as the farm's settings say.
+    """
+
+    labels: Annotated[dict[Name, Value | None], msgspec.Meta(max_length=50)] = {}
+    taints: Annotated[dict[Name, Annotated[str, msgspec.Meta(max_length=500)] | None], msgspec.Meta(max_length=50)] = {}
+    reserve_memory: Bytes | msgspec.UnsetType | None = msgspec.UNSET
+    reserve_cpu: Cores | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Owned(msgspec.Struct, frozen=True):
@@ -89,56 +105,60 @@ def _names(connection: Any, call: Call) -> list[str] | None:
 
 def _view(call: Call, row: dict[str, Any], there: list[str]) -> MicroserverView:
     verbs = ["uncordon" if row.get("state") == "cordoned" else "cordon"] if call.asker.operator else []
-    return msgspec.convert({**row, "agents": there, "verbs": verbs, "cannot": CANNOT}, MicroserverView)
+    at = None if row.get("at") is None else when(row["at"])
+    return msgspec.convert({**row, "at": at, "agents": there, "verbs": verbs, "cannot": CANNOT}, MicroserverView)
 
 
 async def show(call: Call) -> MicroserverView:
     for one in (await listed(call)).items:
         if one.name == call.path["name"]:
+            call.etag(one.rev)
             return one
     raise NotFound(f"there is no microserver {call.path['name']}", hint="list them by: agentfarm microserver list")
 
 
 async def cordon(call: Call) -> MicroserverView:
-    return await _turn(call, "cordon")
+    name, rev = await _changing(call, "cordon", {"reason": call.body.reason})
+    await call.parts.fleet.cordon(name, call.body.reason, call.asker.name, rev)
+    return await _changed(call)
 
 
 async def uncordon(call: Call) -> MicroserverView:
-    return await _turn(call, "uncordon")
+    name, rev = await _changing(call, "uncordon", {"reason": call.body.reason})
+    await call.parts.fleet.uncordon(name, call.body.reason, call.asker.name, rev)
+    return await _changed(call)
 
 
-async def _turn(call: Call, verb: str) -> MicroserverView:
-    """Record it in the farm's chain, then have the daemon do it. What runs there runs on."""
+async def mark(call: Call) -> MicroserverView:
+    change = {field: value for field, value in msgspec.to_builtins(call.body).items() if value != {}}
+    name, rev = await _changing(call, "change", change)
+    taints = {taint: None if why is None else {"reason": why} for taint, why in change.get("taints", {}).items()}
+    await call.parts.fleet.mark(name, {**change, **({"taints": taints} if taints else {})}, call.asker.name, rev)
+    return await _changed(call)
+
+
+async def _changing(call: Call, verb: str, body: dict[str, Any]) -> tuple[str, int | None]:
+    """Record in the farm's chain what an operator is about to do; return the microserver and the revision that they saw.
+
+    Raises Forbidden, NotFound, Conflict: it has been changed since.
+    """
     if not call.asker.operator:
         raise Forbidden(f"to {verb} is for operators", hint="ask an operator of the farm")
-    name, reason = (await show(call)).name, call.body.reason
-    event = new_event(f"microserver.{verb}ed", {"microserver": name, "reason": reason})
+    known, rev = await show(call), call.if_match()
+    if rev is not None and rev != known.rev:
+        raise Conflict(
+            f"{known.by or 'somebody'} changed {known.name}: it is at revision {known.rev}, not {rev}",
+            hint="look at it again, then send what you want with the new revision", rev=known.rev,
+        )  # fmt: skip
+    event = new_event(KINDS[verb], {"microserver": known.name, **body})
     await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [event]))
-    await (call.parts.fleet.cordon if verb == "cordon" else call.parts.fleet.uncordon)(name, reason)
+    return known.name, rev
+
+
+async def _changed(call: Call) -> MicroserverView:
     call.parts.surroundings.stale()
     call.parts.wake()  # what waited for a place may have one
     return await show(call)
-
-
-async def explain(call: Call) -> dict[str, Any]:
-    """Say where the agent's server goes, and of each other microserver why not."""
-    query: Explained = call.query
-    if bool(query.agent) == bool(query.task):
-        raise Invalid("an agent, or a task - at `$.agent`", hint="?agent=analyst or ?task=task-…")
-
-    def name(connection: Any) -> str:
-        if query.agent:
-            return reach_agent(connection, call.asker, query.agent, "view")[0].name
-        task = reach_task(connection, call.asker, query.task, "view")
-        if not task.agent or task.agent.startswith("~"):
-            raise Conflict(
-                f"task {query.task} has no agent of the farm yet", hint="the scheduler gives it to a member of its pool"
-            )
-        return task.agent
-
-    agent = await call.read(name)
-    answer: dict[str, Any] = await call.parts.fleet.explain(unit_name(hub_user(agent)))
-    return {**answer, "agent": agent, "why": call.parts.why(agent)}
 
 
 async def people(call: Call) -> Listed[PersonView]:
@@ -164,6 +184,6 @@ ROUTES = [
     Route("GET", "/microservers/{name}", show, "One of them", answer=MicroserverView),
     Route("POST", "/microservers/{name}/cordon", cordon, "Let it take nothing new", who="person", body=Why, answer=MicroserverView),
     Route("POST", "/microservers/{name}/uncordon", uncordon, "Let it take servers again", who="person", body=Why, answer=MicroserverView),
-    Route("GET", "/placements/explain", explain, "Where a server goes, and why", query=Explained, answer=dict[str, Any]),
+    Route("PATCH", "/microservers/{name}", mark, "Label it, taint it, keep some of it for the system", who="person", body=Marks, answer=MicroserverView),
     Route("GET", "/people", people, "Who owns and shares which agents", who="person", answer=Listed[PersonView]),
 ]  # fmt: skip

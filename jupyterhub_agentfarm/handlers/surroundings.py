@@ -47,7 +47,8 @@ class Seen:
         server: dict[str, Any] = {"ready": runs} if self.hub_servers is None else self.hub_servers.get(user, {})
         ready, pending = bool(server.get("ready")), server.get("pending")
         place = unit.get("microserver") if ready or pending or runs else None
-        return ServerState(ready=ready, pending=pending, microserver=place, reasons="" if ready else why)
+        here = str(unit.get("why", "")) if place else ""
+        return ServerState(ready=ready, pending=pending, microserver=place, reasons="" if ready else why, why=here)
 
     @property
     def steady(self) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.protocol import MAX_APPEND_BYTES, Mode, Simulate
 
+from ..demands import Requirements, as_layer
 from ..errors import Conflict, Forbidden, Invalid, NotFound
 from ..records import Agent, Task
 from ..store import agents, batches, forks, queue, tasks, threads
@@ -58,7 +59,7 @@ class NewTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     variables: dict[str, str] = {}
     workspace: Literal["home", "none"] = "home"
     deadline: float | str | None = None
-    requirements: dict[str, Any] = {}
+    requirements: Requirements = Requirements()
     after: Annotated[list[Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=MAX_AFTER)] = []
     after_any_end: bool = False
     results: bool = False
@@ -103,6 +104,8 @@ async def submit(call: Call) -> TaskView | Submitted:
     body = await _with_parts(call, body)
     for target, version in {(one.target, one.version) for one in body.tasks or [body]}:
         await budgets.can_be_kept(call, target, version)
+    for one in body.tasks or [body]:
+        await _can_do(call, one)
 
     def write(tx: Tx) -> TaskView | Submitted:
         if body.tasks:
@@ -114,6 +117,18 @@ async def submit(call: Call) -> TaskView | Submitted:
     done = await call.commit(write)
     call.parts.wake()  # a pool's task has no event that the scheduler would hear
     return done  # type: ignore[no-any-return]
+
+
+async def _can_do(call: Call, new: NewTask) -> None:
+    """Raise Invalid: the agent's server is not promised what the task needs. A pool's members are looked at when it is their turn."""
+    if new.requirements == Requirements() or new.target.startswith(POOL):
+        return
+    lacking = await call.parts.resources.lacking(as_layer(new.requirements), [new.target])
+    if why := lacking[new.target]:
+        raise Invalid(
+            f"agent {new.target} cannot do it: {why} - at `$.requirements`",
+            hint=f"agentfarm agent resources {new.target}, or a pool whose members have it",
+        )
 
 
 async def _with_parts(call: Call, body: NewTasks) -> NewTasks:
@@ -187,7 +202,7 @@ def _submit(tx: Tx, call: Call, new: NewTask, known: Known, batch: tuple[str, in
     asked = tasks.Submission(
         owner=owner, submitted_by=call.asker.hub_name, target=new.target, input=new.input, priority=new.priority, mode=mode, key=new.key,
         mode_asked="simulate" if new.simulate else new.mode or usual, thread_id=thread, workspace=new.workspace, deadline=_deadline(new.deadline, tx.now), deadline_asked=new.deadline,
-        requirements=new.requirements, variables=new.variables, after=new.after, after_any_end=new.after_any_end, results=new.results,
+        requirements=as_layer(new.requirements), variables=new.variables, after=new.after, after_any_end=new.after_any_end, results=new.results,
         retry=asdict(new.retry) if new.retry else None, concurrency_key=new.concurrency_key, concurrency=new.concurrency, simulate=simulate,
         batch_id=batch[0] if batch else None, place=batch[1] if batch else None,
     )  # fmt: skip

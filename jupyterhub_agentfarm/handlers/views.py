@@ -31,12 +31,13 @@ class EditorView(msgspec.Struct, frozen=True):
 
 
 class ServerState(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent's server as the farm was last seen, a few seconds ago. `reasons`: why it is not up, where that is known."""
+    """An agent's server as the farm was last seen, a few seconds ago. `reasons`: why it is not up, `why`: why it is there."""
 
     ready: bool = False
     pending: str | None = None  # spawn, stop
     microserver: str | None = None
     reasons: str = ""
+    why: str = ""
 
 
 class AgentView(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,21 +5,28 @@ So a slow member holds nothing up, and owners take turns. The scheduler calls it
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from ..errors import Conflict, Invalid, NotFound
+from ..errors import Conflict, FleetError, Invalid, NotFound
 from ..records import Task
 from ..store import agents, children, pools, tasks, turns
 from ..store.db import Database, Tx
 from ..store.pools import Busy, Line
 from .priority import choose_member
 
+log = logging.getLogger(__name__)
+
 
 class Listening(Protocol):
     """Which agents' supervisors listen for runs."""
 
     def seen(self, agent: str) -> bool: ...
+
+
+Lacking = Callable[[Mapping[str, Any], Sequence[str]], Awaitable[dict[str, str]]]  # what agents lack for a task
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,8 @@ class Stuck:
 
 
 class Pools:
-    def __init__(self, db: Database, supervisors: Listening) -> None:
-        self.db, self.supervisors = db, supervisors
+    def __init__(self, db: Database, supervisors: Listening, lacking: Lacking) -> None:
+        self.db, self.supervisors, self.lacking = db, supervisors, lacking
         self.left = False  # some wait for a member to have room
 
     async def look(self) -> list[Stuck]:
@@ -55,7 +62,12 @@ class Pools:
         while lines:
             line, lines = lines[0], lines[1:]
             task = line.tasks[0]
-            members = await self._members(line, task)
+            try:
+                members = await self._members(line, task)
+            except FleetError as error:
+                log.warning("%s waits: %s", task.task_id, error.detail)
+                stuck.append(Stuck(task, (), False, len(line.tasks)))
+                continue
             listening = {name for name in members if self.supervisors.seen(name)}
             chosen = choose_member(sorted(listening), load)
             if chosen is None and members:
@@ -63,7 +75,7 @@ class Pools:
                 stuck.append(Stuck(task, stopped, not listening, len(line.tasks)))
                 continue
             if chosen is None:
-                await self._fail(task, "unplaceable", f"{line.target} has no agent that is published and in use")
+                await self._fail(task, "unplaceable", await self._nobody(line, task))
             elif await self._assign(task, chosen, many):
                 before = load.get(chosen, Busy())
                 load[chosen] = Busy(before.unclaimed + 1, before.load + 1)
@@ -72,10 +84,18 @@ class Pools:
         return stuck
 
     async def _members(self, line: Line, task: Task) -> list[str]:
-        if task.parent_run is None:
-            return list(line.members)
-        waiting = await self.db.read(lambda c: children.ancestors(c, task.parent_run))  # for this very task
-        return [name for name in line.members if name not in waiting]
+        members = list(line.members)
+        if task.parent_run is not None:
+            waiting = await self.db.read(lambda c: children.ancestors(c, task.parent_run))  # for this very task
+            members = [name for name in members if name not in waiting]
+        lacking = await self.lacking(task.requirements, members)
+        return [name for name in members if not lacking[name]]
+
+    async def _nobody(self, line: Line, task: Task) -> str:
+        lacking = await self.lacking(task.requirements, line.members)
+        if whys := "; ".join(f"{name}: {why}" for name, why in sorted(lacking.items()) if why):
+            return f"no agent of {line.target} has what the task needs: {whys}"
+        return f"{line.target} has no agent that is published and in use"
 
     async def _assign(self, task: Task, chosen: str, many: bool) -> bool:
         def assign(tx: Tx) -> None:

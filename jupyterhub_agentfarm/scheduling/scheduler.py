@@ -22,6 +22,7 @@ from ..store.db import Database, Tx
 from .lifecycle import ASSIGNED_SECONDS, Attempts, Move, next_move
 from .pools import Listening, Pools, Stuck
 from .priority import to_start
+from .resources import Resourcing
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # for what no commit tells: supervisors that come and go
@@ -43,10 +44,12 @@ class Scheduler:
         hub: Hub,
         supervisors: Supervisors,
         explain: Callable[[str], Awaitable[Any]],
+        resources: Resourcing,
         deadline: float = ASSIGNED_SECONDS,
     ) -> None:
         self.db, self.hub, self.supervisors, self.explain, self.deadline = db, hub, supervisors, explain, deadline
-        self.pools = Pools(db, supervisors)
+        self.resources = resources
+        self.pools = Pools(db, supervisors, resources.lacking)
         self.attempts: dict[str, Attempts] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
@@ -167,6 +170,7 @@ class Scheduler:
 
     async def _start(self, agent: str) -> None:
         try:
+            await self.resources.tell(agent)
             await self.hub.start_server(hub_user(agent))
             why, refused = "its server was started, but its supervisor has not come", False
         except AgentFarmError as error:

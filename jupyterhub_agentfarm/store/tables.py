@@ -59,6 +59,7 @@ agents = Table(
     Column("owner", String(255), nullable=False),
     Column("owner_since", Double),  # creation time of the hub user: a name used again is another person
     Column("pool", String(64)),
+    Column("resources", Text, nullable=False, server_default="{}"),  # what its server is promised (demands.Resources)
     Column("draft", Text, nullable=False),
     Column("draft_rev", Integer, nullable=False, server_default="1"),
     Column("edited_by", String(255)),  # who wrote that revision of the draft, and when

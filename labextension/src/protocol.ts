@@ -370,10 +370,28 @@ export interface EventsPage {
   limit?: number;
 }
 
-/** `agent`: whose server; or `task`: the server of the agent that has it. */
+/** `agent`: whose server; or `task`: the server of the agent that has it, and why the task waits. */
 export interface Explained {
   agent?: string;
   task?: string;
+}
+
+/** `microserver`: where the server is, or belongs; `stands`: it has its place there now, and `why_here` says why. */
+export interface Explanation {
+  unit?: string;
+  agent?: string;
+  microserver?: string | null;
+  stands?: boolean;
+  why_here?: string;
+  reasons?: { [name: string]: string | null };
+  feasible?: string;
+  change?: string;
+  why?: string;
+  rank?: string;
+  demand?: { [name: string]: unknown };
+  gpus?: number[];
+  queue?: string[];
+  members?: { [name: string]: string | null };
 }
 
 /** `after`: the number of the last event that is known; numbers only grow. */
@@ -418,6 +436,10 @@ export interface ForkOf {
   run: string;
   step: number;
   prompt?: boolean;
+}
+
+export interface Gain {
+  gain?: number | null;
 }
 
 /** `status`: ok, or degraded with `problems`. `page`: the farm's page, for browsers ("": not known). */
@@ -494,6 +516,14 @@ export interface Look {
   limit?: number;
 }
 
+/** Labels and taints one by one: null takes one away, what is left out stays. A taint's value is its reason. */
+export interface Marks {
+  labels?: { [name: string]: string | null };
+  taints?: { [name: string]: string | null };
+  reserve_memory?: number | null;
+  reserve_cpu?: number | null;
+}
+
 /** `query`: words that all must stand in key or value; then the latest come first, on one page. */
 export interface MemoryPage {
   limit?: number;
@@ -506,7 +536,18 @@ export interface MicroserverView {
   name: string;
   state: string;
   reason?: string;
+  by?: string;
+  at?: unknown;
+  rev?: number;
   labels?: { [name: string]: string };
+  taints?: { [name: string]: string };
+  promised_memory?: number;
+  promised_cpu?: number;
+  reserve_memory?: number;
+  reserve_cpu?: number;
+  gpus?: { [name: string]: unknown }[];
+  gpus_taken?: number[];
+  cpu_flags?: string[];
   servers?: number;
   agents?: string[];
   verbs?: string[];
@@ -616,7 +657,7 @@ export interface NewTask {
   variables?: { [name: string]: string };
   workspace?: 'home' | 'none';
   deadline?: number | string | null;
-  requirements?: { [name: string]: unknown };
+  requirements?: Requirements;
   after?: string[];
   after_any_end?: boolean;
   results?: boolean;
@@ -639,7 +680,7 @@ export interface NewTasks {
   variables?: { [name: string]: string };
   workspace?: 'home' | 'none';
   deadline?: number | string | null;
-  requirements?: { [name: string]: unknown };
+  requirements?: Requirements;
   after?: string[];
   after_any_end?: boolean;
   results?: boolean;
@@ -733,6 +774,14 @@ export interface Reason {
   reason?: string;
 }
 
+/** Moves worth making, in their order; nothing is moved. `to` null: it may not stand there, and nobody else has room. */
+export interface Rebalanced {
+  moves: { [name: string]: unknown }[];
+  servers: number;
+  rank: string;
+  gain: number;
+}
+
 /** `keys`: how many the agent remembers in all. */
 export interface Recalled {
   items: Entry[];
@@ -765,6 +814,46 @@ export interface RequestView {
   digest: string;
   matches: boolean | null;
   why: string;
+}
+
+/** What a task needs of the server that does it. Bytes and cores; `flags`: of the CPU, e.g. avx2. */
+export interface Requirements {
+  memory?: number;
+  cpu?: number;
+  gpus?: number;
+  gpu_memory?: number;
+  labels?: { [name: string]: string };
+  without?: { [name: string]: string };
+  flags?: string[];
+  ticks?: string;
+}
+
+/** What a server asks of its microserver and is promised there. */
+export interface Resources {
+  memory?: number;
+  cpu?: number;
+  gpus?: number;
+  gpu_memory?: number;
+  labels?: { [name: string]: string };
+  without?: { [name: string]: string };
+  flags?: string[];
+  ticks?: string;
+  tasks?: number;
+  ticks_only?: boolean;
+  apart?: 'hard' | 'no' | 'soft';
+  workspace?: 'home' | 'none';
+  tolerates?: string[];
+  pin?: string;
+  rank?: '' | 'binpack' | 'spread';
+}
+
+/** `resources`: what was set for the agent; `effective`: what its server gets, with what the farm gives to all. */
+export interface ResourcesView {
+  agent: string;
+  resources: { [name: string]: unknown };
+  effective: { [name: string]: unknown };
+  feasible?: string;
+  change?: string;
 }
 
 export interface Restore {
@@ -832,12 +921,13 @@ export interface Seq {
   head: string;
 }
 
-/** An agent's server as the farm was last seen, a few seconds ago. `reasons`: why it is not up, where that is known. */
+/** An agent's server as the farm was last seen, a few seconds ago. `reasons`: why it is not up, `why`: why it is there. */
 export interface ServerState {
   ready?: boolean;
   pending?: string | null;
   microserver?: string | null;
   reasons?: string;
+  why?: string;
 }
 
 export interface ServerView {
@@ -845,6 +935,32 @@ export interface ServerView {
   ready: boolean;
   pending: string | null;
   url: string;
+}
+
+/** Of the farm: how places are chosen, and what all servers get. */
+export interface Settings {
+  rank?: 'binpack' | 'spread';
+  reserve_memory?: number | null;
+  reserve_cpu?: number;
+  gain?: number;
+  most_memory?: number | null;
+  most_cpu?: number | null;
+  most_gpus?: number | null;
+  servers?: Resources;
+  people?: Resources;
+}
+
+/** What is left out stays; of `servers` and `people` field by field, null takes one away. */
+export interface SettingsChange {
+  rank?: string;
+  reserve_memory?: number | null;
+  reserve_cpu?: number;
+  gain?: number;
+  most_memory?: number | null;
+  most_cpu?: number | null;
+  most_gpus?: number | null;
+  servers?: { [name: string]: unknown };
+  people?: { [name: string]: unknown };
 }
 
 /** `rights` null ends it. */

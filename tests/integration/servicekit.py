@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 from aiohttp import web
 from jupyterhub.httpclient import JupyterHubHTTPClient
 from tornado.httpserver import HTTPServer
@@ -19,6 +20,8 @@ from tornado.netutil import bind_sockets
 from tornado.web import create_signed_value
 
 from jupyterhub_agentfarm.app import AgentFarm, derived, service_key
+from jupyterhub_agentfarm.fleet.placing import Placing
+from jupyterhub_agentfarm.fleet.state import FleetState
 from jupyterhub_agentfarm.gateway.asking import Ask, AskedCall, OnToken, Reply
 from jupyterhub_agentfarm.gateway.proxy import Route, Upstreams
 from jupyterhub_agentfarm.handlers.routes import Parts
@@ -51,6 +54,7 @@ TOKENS: dict[str, tuple[str, list[str]]] = {  # token -> user, scopes; as jupyte
     "no-access": ("ann", []),
     "pretender": ("agent-analyst", [ACCESS]),
 }
+GIB = 1 << 30
 GROUPS = {"tom": ["desk"]}
 
 
@@ -137,12 +141,24 @@ class FakeHub:
         await self.runner.cleanup()
 
 
-class FakeFleet:
-    """Hub users made and retired; the daemon has tests of its own."""
+class FakeMachine:
+    """What a microserver tells of itself."""
 
-    def __init__(self, runs: Callable[[], set[str]] = set) -> None:
+    def __init__(self, **facts: Any) -> None:
+        self.state = "ready"
+        self.told = {"memory": 8 * GIB, "memory_free": 4 * GIB, "cpus": 2, "load": 0.5, **facts}
+
+    async def facts(self) -> dict[str, Any]:
+        return self.told
+
+
+class FakeFleet:
+    """Hub users made and retired, places by the real rules on machines that are none; the daemon has tests of its own."""
+
+    def __init__(self, state: Path, runs: Callable[[], set[str]] = set) -> None:
         self.users: set[str] = set()
-        self.state, self.runs = "ready", runs  # runs: hub users whose servers run
+        self.machines = {"local": FakeMachine()}
+        self.placing, self.runs = Placing(FleetState(state), self.machines), runs  # runs: hub users whose servers run
 
     async def put_user(self, name: str) -> None:
         self.users.add(name)
@@ -151,19 +167,40 @@ class FakeFleet:
         self.users.discard(name)
 
     async def microservers(self) -> list[dict[str, Any]]:
-        return [{"name": "local", "state": self.state, "memory": 8, "memory_free": 4, "load": 0.5}]
+        facts = await self.placing.facts()
+        return [self.placing.shown(name, facts, 0) for name in self.machines]
 
     async def units(self) -> list[dict[str, Any]]:
         return [{"unit": unit_name(user), "state": "running", "microserver": "local"} for user in sorted(self.runs())]
 
-    async def cordon(self, name: str, reason: str = "") -> None:
-        self.state = "cordoned"
+    async def cordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> None:
+        self.placing.mark(name, rev, by, {"state": "cordoned", "reason": reason})
+        self.machines[name].state = "cordoned"
 
-    async def uncordon(self, name: str, reason: str = "") -> None:
-        self.state = "ready"
+    async def uncordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> None:
+        self.placing.mark(name, rev, by, {"state": "ready", "reason": reason})
+        self.machines[name].state = "ready"
+
+    async def mark(self, name: str, change: dict[str, Any], by: str = "", rev: int | None = None) -> None:
+        self.placing.mark(name, rev, by, change)
+
+    async def put_demand(self, unit: str, user: str, resources: dict[str, Any], group: str | None) -> None:
+        self.placing.set_demand(unit, {"user": user, "resources": resources, "group": group})
+
+    async def settings(self) -> Any:
+        return msgspec.to_builtins(self.placing.settings)
+
+    async def set_settings(self, change: dict[str, Any]) -> Any:
+        return msgspec.to_builtins(self.placing.set_settings(change))
 
     async def explain(self, unit: str) -> dict[str, Any]:
-        return {"unit": unit, "microserver": None, "reasons": {"local": "0 MiB are free"}}
+        return await self.placing.explain(unit)
+
+    async def plan(self, units: list[str]) -> dict[str, Any]:
+        return await self.placing.plan(units)
+
+    async def rebalance(self, gain: float | None = None) -> dict[str, Any]:
+        return await self.placing.rebalance(gain)
 
 
 @dataclass
@@ -271,11 +308,11 @@ async def service(tmp_path: Path, url: str, monkeypatch: Any, lease: float = 30.
     db = Database.open(url)
     farm = AgentFarm()
     farm.env, farm.lease_seconds = {}, lease
-    model, fleet = Scripted(), FakeFleet(lambda: hub.running)
+    model, fleet = Scripted(), FakeFleet(tmp_path / "fleet.json", lambda: hub.running)
     upstreams = Upstreams([Route(model, ("scripted",))])
     client = Hub(hub.url, "of-the-service")
     parts, scheduler, reaper = farm.build(db, key, upstreams, client, tmp_path)
-    parts.fleet = parts.surroundings.fleet = fleet
+    parts.fleet = parts.surroundings.fleet = parts.resources.fleet = fleet
     scheduler.explain = fleet.explain
     secret = derived(key, b"cookies")
     server = HTTPServer(application(parts, secret), max_body_size=2**40)

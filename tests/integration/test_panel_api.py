@@ -79,7 +79,7 @@ async def test_the_stream_carries_the_rows_of_tasks_agents_servers_and_the_inbox
         (row,) = (await ann.of("agents", row_of("analyst")))["items"]
         assert row["edited_by"] == "ann" and row["published"] == 1 and row["rights"] == "owner" and "draft" not in row
         assert (await ann.of("servers"))["items"][0] == {
-            "agent": "analyst", "ready": False, "pending": None, "microserver": None, "reasons": "",
+            "agent": "analyst", "ready": False, "pending": None, "microserver": None, "reasons": "", "why": "",
         }  # fmt: skip
         assert (await ann.of("microservers"))["items"][0]["name"] == "local"
         assert (await ann.of("inbox"))["count"] == 0
@@ -155,7 +155,7 @@ async def test_a_list_of_agents_says_of_each_how_its_server_is(farm: Service) ->
     await farm.ok("ann", "POST", "/agents/second/start", {})
     asked = len(farm.hub.asked)
     rows = {one["name"]: one["server"] for one in (await farm.ok("ann", "GET", "/agents"))["items"]}
-    assert rows["second"] == {"ready": True, "pending": None, "microserver": "local", "reasons": ""}
+    assert rows["second"] == {"ready": True, "pending": None, "microserver": "local", "reasons": "", "why": ""}
     assert not rows["analyst"]["ready"] and rows["analyst"]["microserver"] is None
     assert [path for _, path, _ in farm.hub.asked[asked:]] == ["users"], "one question for all of them"
     (local,) = (await farm.ok("ann", "GET", "/microservers"))["items"]
@@ -175,7 +175,7 @@ async def test_operators_cordon_a_microserver_and_the_farm_s_chain_says_who_and_
     await farm.agent()
     task = await submit(farm)
     why = await farm.ok("ann", "GET", f"/placements/explain?task={task}")
-    assert why["agent"] == "analyst" and why["reasons"] == {"local": "0 MiB are free"}
+    assert why["agent"] == "analyst" and why["reasons"] == {"local": None} and why["feasible"] == "now"
     assert (await farm.ask("bob", "GET", f"/placements/explain?task={task}")).status_code == 404
 
 

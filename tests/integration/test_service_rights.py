@@ -114,6 +114,12 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "POST /agents/{name}/cases/run": MANAGES,
     "GET /agents/{name}/cases/runs": SEES,
     "GET /agents/{name}/cases/runs/{batch}": SEES,
+    "PATCH /microservers/{name}": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "GET /placements/settings": USERS,
+    "PUT /placements/settings": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "GET /placements/rebalance": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "GET /agents/{name}/resources": SEES,
+    "PUT /agents/{name}/resources": MANAGES,
     "GET /placements/explain": USERS,  # which agent's or task's is asked behind the door
 }
 BODIES: dict[str, Any] = {

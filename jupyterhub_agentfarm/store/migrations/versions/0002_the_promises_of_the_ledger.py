@@ -207,7 +207,8 @@ def _connections() -> None:
 
 
 def _agents() -> None:
-    """Who edited a draft."""
+    """Who edited a draft; what its server is promised."""
+    op.add_column("agents", sa.Column("resources", sa.Text(), server_default="{}", nullable=False))
     op.add_column("agents", sa.Column("edited_by", sa.String(length=255)))
     op.add_column("agents", sa.Column("edited_at", sa.Double()))
 

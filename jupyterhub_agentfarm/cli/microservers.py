@@ -1,0 +1,99 @@
+"""`agentfarm microserver …`: the machines of the farm, and what operators say of them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+from urllib.parse import quote
+
+from agentfarm_sdk.errors import Invalid
+from agentfarm_sdk.farm import Farm
+
+from .show import Out, noun
+from .sizes import changes, shown_size, size
+
+COLUMNS = ("name", "state", "servers", "cpus", "load", "memory", "free", "promised", "labels", "taints", "backend")
+
+
+def add(nouns: Any) -> None:
+    verb = noun(nouns, "microserver", "the machines of the farm")
+    verb("list", list_microservers, "all of them, their load, labels and taints")
+    verb(
+        "show", show_microserver, "one of them: what it has, what is promised there, who said what of it"
+    ).add_argument("name")
+    label = verb("label", label_microserver, "what servers can ask for: NAME=VALUE sets a label, NAME- takes it away")
+    taint = verb(
+        "taint", taint_microserver, "keep servers away that do not tolerate it: NAME=REASON, NAME- takes it away"
+    )
+    for parser, what in ((label, "NAME=VALUE or NAME-"), (taint, "NAME=REASON or NAME-")):
+        parser.add_argument("name", help="the microserver")
+        parser.add_argument("change", nargs="+", metavar=what)
+    reserve = verb("reserve", reserve_microserver, "keep memory and CPUs of it free for the system")
+    reserve.add_argument("name")
+    reserve.add_argument("--memory", metavar="SIZE", help="e.g. 1GiB; default: as the farm's settings say")
+    reserve.add_argument("--cpu", metavar="CORES", help="e.g. 0.5; default: as the farm's settings say")
+    for name, what in (
+        ("cordon", "let it take nothing new; what runs there runs on"),
+        ("uncordon", "let it take servers again"),
+    ):
+        turn = verb(name, turn_microserver, what)
+        turn.add_argument("name")
+        turn.add_argument("--reason", default="", help="on record with your name")
+
+
+def list_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    rows = farm.microservers()
+    out.rows(rows if out.as_json else [row_of(one) for one in rows], COLUMNS)
+
+
+def row_of(one: dict[str, Any]) -> dict[str, Any]:
+    """Return a microserver as a line of the table."""
+    return {
+        **one, "memory": shown_size(one.get("memory") or 0), "free": shown_size(one.get("memory_free") or 0),
+        "promised": shown_size(one.get("promised_memory") or 0), "load": f"{one.get('load') or 0:.1f}",
+        "labels": " ".join(f"{name}={value}" for name, value in sorted((one.get("labels") or {}).items())),
+        "taints": " ".join(sorted(one.get("taints") or {})),
+    }  # fmt: skip
+
+
+def _path(name: str) -> str:
+    return f"/microservers/{quote(name, safe='')}"
+
+
+def show_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    out.record(farm.request("GET", _path(asked.name)))
+
+
+def label_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    _mark(farm, asked, out, {"labels": changes(asked.change, "label")})
+
+
+def taint_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    _mark(farm, asked, out, {"taints": changes(asked.change, "taint")})
+
+
+def reserve_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    change: dict[str, Any] = {}
+    if asked.memory is not None:
+        change["reserve_memory"] = None if asked.memory == "default" else size(asked.memory)
+    if asked.cpu is not None:
+        try:
+            change["reserve_cpu"] = None if asked.cpu == "default" else float(asked.cpu)
+        except ValueError:
+            raise Invalid(f"{asked.cpu!r} is no number of CPUs", hint="--cpu 0.5, or --cpu default") from None
+    if not change:
+        raise Invalid("nothing to keep", hint="--memory SIZE, --cpu CORES, or default")
+    _mark(farm, asked, out, change)
+
+
+def _mark(farm: Farm, asked: argparse.Namespace, out: Out, change: dict[str, Any]) -> None:
+    now = farm.request("PATCH", _path(asked.name), change)
+    row = row_of(now)
+    said = ", ".join(f"{what} {row[what]}" for what in ("labels", "taints") if row[what])
+    kept = f"{shown_size(now['reserve_memory'])} and {now['reserve_cpu']:g} CPUs are kept for the system"
+    out.line(f"{now['name']}: {said or 'no label, no taint'}; {kept}", now)
+
+
+def turn_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    now = farm.request("POST", f"{_path(asked.name)}/{asked.verb}", {"reason": asked.reason})
+    out.line(f"{now['name']} is {now['state']}; {now['servers']} servers run there", now)
