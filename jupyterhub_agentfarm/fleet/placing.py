@@ -85,12 +85,15 @@ class Placing:
     def demand(self, unit: str, asked: Mapping[str, Any] | None = None, user: str = "") -> Demand:
         """Return what the unit's server gets: the farm's settings, those of the Hub (`asked`), its own. Raises Invalid."""
         known, own = self.state.units.get(unit, {}), self.state.demands.get(unit, {})
-        user = user or str(known.get("user") or own.get("user") or "")
+        user = user or self._user(unit)
         settings = self.settings
         people = [] if user.startswith(AGENT) or not user else [as_layer(settings.people)]
         hub = dict(known.get("asked") or {}) if asked is None else dict(asked)
         whole = merged([as_layer(settings.servers), *people, hub, own.get("resources", {})])
         return demand_of(unit, whole, own.get("group", ""), str(known.get("home") or ""))
+
+    def _user(self, unit: str) -> str:
+        return str(self.state.units.get(unit, {}).get("user") or self.state.demands.get(unit, {}).get("user") or "")
 
     # -- the farm ------------------------------------------------------------------------------------------------
 
@@ -231,7 +234,7 @@ class Placing:
         ]
         moves = rebalance(standing, self.farm(facts), settings.rank, used)
         shown = [
-            {"unit": one.server, "user": self.state.units[one.server].get("user", ""), "microserver": one.microserver, "to": one.to, "gain": round(one.gain, 3), "why": one.why}
+            {"unit": one.server, "user": self._user(one.server), "microserver": one.microserver, "to": one.to, "gain": round(one.gain, 3), "why": one.why}
             for one in moves
         ]  # fmt: skip
         return {"moves": shown, "servers": len(standing), "rank": settings.rank, "gain": used}

@@ -14,6 +14,8 @@ from ...records import Demand, Microserver
 from .choice import why_not
 from .rooms import Rank, Room, filtered, refusal
 
+TOLD_APART = 4  # the last parts of a kind: they decide which microserver is best, not which are open
+
 
 class Planned:
     """Where each server goes (None: nowhere now); `why` tells it of one that goes nowhere."""
@@ -39,6 +41,8 @@ class Planned:
 def place_all(demands: Sequence[Demand], farm: Sequence[Microserver], rank: Rank = "spread") -> Planned:
     """Place servers in this order, each as if those before it were there already."""
     rooms = [Room(micro) for micro in farm]
+    changed: list[Room] = []  # each time one is promised to somebody
+    open_to: dict[Any, list[Room]] = {}
     lines: dict[Any, _Line] = {}
     kinds = []
     for demand in demands:
@@ -46,25 +50,26 @@ def place_all(demands: Sequence[Demand], farm: Sequence[Microserver], rank: Rank
         if kind in lines:
             lines[kind].expect(demand)
         else:
-            lines[kind] = _Line(demand, rooms, demand.rank or rank)
-    packed = [line for line in lines.values() if line.rank == "binpack"]
+            who = kind[:-TOLD_APART]
+            if who not in open_to:
+                open_to[who] = [room for room in rooms if filtered(demand, room.micro) is None]
+            lines[kind] = _Line(demand, open_to[who], demand.rank or rank, changed)
     where: dict[str, str | None] = {}
     for demand, kind in zip(demands, kinds, strict=True):
         room = lines[kind].place(demand)
         where[demand.server] = None if room is None else room.micro.name
         if room is not None:
             room.take(demand)
-            for line in packed:
-                line.improved(room)
+            changed.append(room)
     return Planned(where, {demand.server: demand for demand in demands}, rooms, rank)
 
 
 class _Line:
     """Servers that differ only in size. Keys in the heap are never too high: a microserver that got better is put in again."""
 
-    def __init__(self, first: Demand, rooms: Sequence[Room], rank: str) -> None:
-        self.rank, self.first = rank, first
-        self.rooms = {room.micro.name: room for room in rooms if filtered(first, room.micro) is None}
+    def __init__(self, first: Demand, rooms: Sequence[Room], rank: str, changed: Sequence[Room]) -> None:
+        self.rank, self.first, self.changed, self.seen = rank, first, changed, 0
+        self.rooms = {room.micro.name: room for room in rooms}
         self.heap = [(room.key(first, rank), name) for name, room in self.rooms.items()]
         heapq.heapify(self.heap)
         self.memory, self.cpu, self.gpus = (
@@ -78,13 +83,18 @@ class _Line:
         self.memory, self.cpu = min(self.memory, demand.memory), min(self.cpu, demand.cpu)
         self.gpus = min(self.gpus, demand.gpus)
 
-    def improved(self, room: Room) -> None:
-        if room.micro.name in self.rooms and not self._full(room):
-            heapq.heappush(self.heap, (room.key(self.first, self.rank), room.micro.name))
+    def _look(self) -> None:
+        """Put in again what was promised to others since: by binpack it got better."""
+        if self.rank == "binpack":
+            for room in dict.fromkeys(self.changed[self.seen :]):
+                if room.micro.name in self.rooms and not self._full(room):
+                    heapq.heappush(self.heap, (room.key(self.first, self.rank), room.micro.name))
+        self.seen = len(self.changed)
 
     def place(self, demand: Demand) -> Room | None:
         if any(_at_least(demand, one) for one in self.failed):
             return None
+        self._look()
         found, aside = None, set()
         while self.heap:
             key, name = self.heap[0]
@@ -119,7 +129,8 @@ def _kind(demand: Demand, rank: str) -> tuple[Any, ...]:
     """Return what two servers of one line have in common: all but their size."""
     return (
         tuple(sorted(demand.labels.items())), tuple(sorted(demand.without.items())), demand.flags, demand.tolerates, demand.ticks,
-        demand.ticks_only, demand.group, demand.apart, demand.rank or rank, demand.pin, demand.home, bool(demand.gpus),
+        demand.ticks_only, demand.pin, demand.home,
+        demand.group, demand.apart, demand.rank or rank, bool(demand.gpus),
     )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ class Room:
     __slots__ = (
         "cpus",
         "free",
+        "fullness",
         "gpus",
         "groups",
         "load",
@@ -75,6 +76,7 @@ class Room:
         memory = 1 - self.left / self.whole if self.whole > 0 else 1.0
         cpu = self.promised_cpu / self.cpus if self.cpus > 0 else 0.0
         self.share = max(memory, cpu)
+        self.fullness = self.share + SERVER * self.servers
 
     def take(self, demand: Demand) -> tuple[int, ...]:
         """Promise the server what it asks for; return its GPUs: the smallest that do."""
@@ -109,7 +111,7 @@ class Room:
 
     def key(self, demand: Demand, rank: str, load: bool = True) -> float:
         """Return how ill it would suit, the lowest is the best; in parts of a whole microserver. `load`: count the measured one."""
-        value = -self.share if rank == "binpack" else self.share + SERVER * self.servers + (self.load if load else 0.0)
+        value = -self.share if rank == "binpack" else self.fullness + self.load if load else self.fullness
         if demand.apart == "soft" and demand.group:
             value += TOGETHER * self.groups.get(demand.group, 0)
         if demand.ticks and not near(demand, self.micro):
