@@ -78,6 +78,9 @@ class _Line:
             first.gpus,
         )  # the least that any of the line asks for
         self.failed: list[Demand] = []
+        self.parked: list[
+            tuple[int, float, str]
+        ] = []  # out of the heap until somebody asks for no more than is left there
 
     def expect(self, demand: Demand) -> None:
         self.memory, self.cpu = min(self.memory, demand.memory), min(self.cpu, demand.cpu)
@@ -95,6 +98,8 @@ class _Line:
         if any(_at_least(demand, one) for one in self.failed):
             return None
         self._look()
+        while self.parked and -self.parked[0][0] >= demand.memory:
+            heapq.heappush(self.heap, heapq.heappop(self.parked)[1:])
         found, aside = None, set()
         while self.heap:
             key, name = self.heap[0]
@@ -110,6 +115,8 @@ class _Line:
             elif room.fits(demand):
                 found = room
                 break
+            elif demand.memory > room.left:
+                heapq.heappush(self.parked, (-room.left, *heapq.heappop(self.heap)))
             else:
                 aside.add(heapq.heappop(self.heap))
         for entry in aside:
