@@ -27,13 +27,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jupyterhub.services.auth import HubOAuth
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from traitlets import Dict, Float, Integer, List, Unicode
+from traitlets import Bool, Dict, Float, Integer, List, Unicode
 from traitlets.config import Application
 
 from agentfarm_sdk.protocol import LEASE_SECONDS
 
 from .dotenv import with_dotenv
-from .errors import AgentFarmError, StartError, StoreError
+from .errors import AgentFarmError, Deposed, StartError, StoreError
 from .fleet.client import FleetClient
 from .gateway.live import LiveRuns
 from .gateway.models import Models
@@ -56,6 +56,7 @@ from .scheduling.reaper import Reaper
 from .scheduling.resources import Resourcing
 from .scheduling.retention import Retention, checked
 from .scheduling.scheduler import Scheduler
+from .standby import Front, end_former, leave, shared_address, waiting
 from .store import secrets as secret_rows
 from .store.db import Database
 
@@ -78,6 +79,11 @@ class AgentFarm(Application):
     db_url = Unicode("", help="Ledger; empty: DB_CONNECTION_STRING, else farm.sqlite in the state directory.").tag(
         config=True
     )
+    standby = Bool(
+        False,
+        help="Take turns with other services of the same PostgreSQL database: wait until none leads, then lead. Set it "
+        "for all of them; also AGENTFARM_STANDBY=1.",
+    ).tag(config=True)
     lease_seconds = Float(
         LEASE_SECONDS, help="Seconds of a lease. Shorter ones let runs of dead machines go on sooner, and cost writes."
     ).tag(config=True)
@@ -128,29 +134,33 @@ class AgentFarm(Application):
         directory = Path(self.state or self.env.get("AGENTFARM_STATE", "") or ".farm").absolute()
         key, rules = service_key(directory), checked(self.retention)
         port = self.port or _port(self.env.get("AGENTFARM_SERVICE_PORT", ""))
-        sockets = listen(port)
-        db = Database.open(
-            self.db_url or self.env.get("DB_CONNECTION_STRING", "") or f"sqlite:///{directory}/farm.sqlite"
-        )
-        closing: list[Any] = [db]
+        sockets, shared = listen(port), shared_address(self.env)
+        problem = [""]  # of one that stands by
+        front = Front(waiting(lambda: problem[0]))
+        server = HTTPServer(front, max_body_size=2**40, xheaders=True, idle_connection_timeout=120)
+        upstreams = await self.build_upstreams(directory)
+        hub = Hub(_needed(self.env, "JUPYTERHUB_API_URL"), _needed(self.env, "JUPYTERHUB_API_TOKEN"))
+        closing: list[Any] = [upstreams, hub]
         try:
-            upstreams = await self.build_upstreams(directory)
-            hub = Hub(_needed(self.env, "JUPYTERHUB_API_URL"), _needed(self.env, "JUPYTERHUB_API_TOKEN"))
-            closing = [upstreams, hub, db]
+            if self.stands_by:
+                server.add_sockets(sockets)
+            db = await self.open(directory, stopped, problem)
+            if db is None:
+                return
+            closing.append(db)
             parts, scheduler, reaper = self.build(db, key, upstreams, hub, directory)
             anchoring = Anchoring(db, derived(key, b"anchors"), directory / "anchors.jsonl")
             keeping = Retention(db, rules)
-            server = HTTPServer(
-                application(parts, derived(key, b"cookies")),
-                max_body_size=2**40,
-                xheaders=True,
-                idle_connection_timeout=120,
-            )
-            server.add_sockets(sockets)
-            log.info("serving on 127.0.0.1:%d, epoch %s, %s", port, db.epoch, "SQLite" if db.sqlite else "PostgreSQL")
+            front.application = application(parts, derived(key, b"cookies"))
+            server.add_sockets(shared if self.stands_by else sockets)
+            log.info(
+                "serving on 127.0.0.1:%d, epoch %s, generation %d, %s",
+                port, db.epoch, db.generation, "SQLite" if db.sqlite else "PostgreSQL",
+            )  # fmt: skip
             await parts.models.budgets.ready()  # what a former life reserved is settled before anything is asked
             await run_until(
                 stopped,
+                *([db.lead()] if self.stands_by else ()),
                 scheduler.run(),
                 reaper.run(),
                 parts.models.budgets.run(),
@@ -161,12 +171,35 @@ class AgentFarm(Application):
             server.stop()
             parts.workers.close()
             await asyncio.wait_for(server.close_all_connections(), 5)
+        except Deposed as error:
+            leave(error)
         finally:
-            for sock in sockets:
+            for sock in (*sockets, *shared):
                 sock.close()
             for one in closing:
                 await one.close()
             log.info("stopped")
+
+    @property
+    def stands_by(self) -> bool:
+        return self.standby or self.env.get("AGENTFARM_STANDBY", "") not in ("", "0")
+
+    async def open(self, directory: Path, stopped: asyncio.Event, problem: list[str]) -> Database | None:
+        """Open the ledger; one that stands by waits until it leads (None: it was stopped before). Raises StoreError."""
+        url = self.db_url or self.env.get("DB_CONNECTION_STRING", "") or f"sqlite:///{directory}/farm.sqlite"
+        if not self.stands_by:
+            return Database.open(url)
+
+        def note(said: str) -> None:
+            if said and said != problem[0]:
+                log.warning("standing by: %s", said)
+            problem[0] = said
+
+        log.info("standing by")
+        db = await Database.stand_by(url, self.lease_seconds, stopped, note)
+        if db is not None:
+            end_former(directory)
+        return db
 
     def build(
         self, db: Database, key: bytes, upstreams: Upstreams, hub: Hub, directory: Path
@@ -186,7 +219,7 @@ class AgentFarm(Application):
         feed = Feed(db)
 
         def metrics() -> Awaitable[bytes]:
-            return scrape(db, lambda: Vitals(db.commits, db.writes, reaper.reaped, feed.readers))
+            return scrape(db, lambda: Vitals(db.commits, db.writes, reaper.reaped, feed.readers, db.generation))
 
         models = Models(live, upstreams)
         parts = Parts(

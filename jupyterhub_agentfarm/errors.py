@@ -1,6 +1,7 @@
 """The farm's error tree: agentfarm_sdk.errors (drawn there), and what only the farm's own processes raise.
 
 StoreError       the operator: the database cannot be used as it is; `hint` is the way out
+Deposed          StoreError: another service leads now; the one that hears it ends at once and writes nothing more
 StartError       the operator: a process cannot start; one sentence and the way out
 FleetError       Transient: the fleet daemon or a microserver cannot be reached
 NoMicroserverFits  UserError: with the reason for each microserver
@@ -33,6 +34,7 @@ __all__ = [
     "BudgetReached",
     "Cancelled",
     "Conflict",
+    "Deposed",
     "Fenced",
     "FleetError",
     "Forbidden",
@@ -55,6 +57,10 @@ __all__ = [
 
 class StoreError(AgentFarmError):
     type, title = "store", "The database cannot be used as it is"
+
+
+class Deposed(StoreError):
+    type, title = "deposed", "Another service leads"
 
 
 class StartError(AgentFarmError):

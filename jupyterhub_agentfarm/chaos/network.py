@@ -11,12 +11,12 @@ CHUNK = 65536
 
 
 class Wire:
-    """Listens on a loopback port and carries bytes to `target()`. Modes: open, cut (refused), silent.
+    """Listens on a loopback port and carries bytes to `target()`, a port or a unix socket's path. Modes: open, cut (refused), silent.
 
     Directions: `up`, what servers and workers send; `down`, what the service sends.
     """
 
-    def __init__(self, target: Callable[[], int]) -> None:
+    def __init__(self, target: Callable[[], int | str]) -> None:
         self.target, self.mode = target, "open"
         self._carrying: set[socket.socket] = set()
         self._gates = {"up": threading.Event(), "down": threading.Event()}
@@ -74,13 +74,14 @@ class Wire:
     def _connect(self, near: socket.socket) -> None:
         self._gates["up"].wait()
         try:
-            far = socket.create_connection(("127.0.0.1", self.target()), 5)
+            far = _dial(self.target())
         except OSError:
             near.close()
             return
         far.settimeout(None)
         for one in (near, far):
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if one.family != socket.AF_UNIX:
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._carrying |= {near, far}
         for source, sink, direction in ((near, far, "up"), (far, near, "down")):
@@ -99,3 +100,11 @@ class Wire:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+
+
+def _dial(target: int | str) -> socket.socket:
+    if isinstance(target, int):
+        return socket.create_connection(("127.0.0.1", target), 5)
+    far = socket.socket(socket.AF_UNIX)
+    far.connect(target)
+    return far

@@ -21,6 +21,7 @@ def add(nouns: Any) -> None:
     start.add_argument("--port", type=int, help="the public port; 0 takes any free one (8000, or the last one)")
     start.add_argument("--port-base", type=int, metavar="PORT", help="all ports, counted from this one")
     start.add_argument("--no-demo", action="store_true", help="without demo agents and their first task")
+    start.add_argument("--standby", action="store_true", help="with a second service that takes over (PostgreSQL)")
     command(nouns, "doctor", examine, "what this machine lacks, and the way out", alone=True)
     verb = noun(nouns, "db", "the ledger's database (DB_CONNECTION_STRING)")
     verb("upgrade", upgrade, "bring it to this release; make a backup first", alone=True)
@@ -37,7 +38,8 @@ def state_directory(asked: argparse.Namespace) -> Path:
 
 
 def bring_up(asked: argparse.Namespace, out: Out) -> int:
-    return up(Wish(state_directory(asked), asked.port, asked.port_base, not asked.no_demo))
+    standby = asked.standby or os.environ.get("AGENTFARM_STANDBY", "") not in ("", "0")
+    return up(Wish(state_directory(asked), asked.port, asked.port_base, not asked.no_demo, standby))
 
 
 def examine(asked: argparse.Namespace, out: Out) -> int:

@@ -138,7 +138,7 @@ class ApiHandler(HubOAuthenticated, RequestHandler):  # type: ignore[misc]
         except (StreamClosedError, asyncio.CancelledError):
             raise
         except Exception as error:
-            self._fail(error)
+            self._fail(await self.parts.db.certain(error))
 
     get = post = put = patch = delete = head = options = _answer
 

@@ -17,7 +17,10 @@ from .routes import Call, Empty, Route
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`status`: ok, or degraded with `problems`. `page`: the farm's page, for browsers ("": not known)."""
+    """`status`: ok, degraded with `problems`, or standby: another service leads. `page`: the farm's page, for browsers ("": not known).
+
+    `generation`: how many services have led this ledger, with the one that answers; 0: it stands by.
+    """
 
     status: str
     version: str
@@ -26,6 +29,7 @@ class Health(msgspec.Struct, frozen=True):
     model: dict[str, Any] | None
     problems: list[str]
     page: str = ""
+    generation: int = 0
 
 
 async def health(call: Call) -> Health:
@@ -44,7 +48,8 @@ async def health(call: Call) -> Health:
         call.status = 503
     kind = "sqlite" if parts.db.sqlite else "postgresql"
     status = "degraded" if problems else "ok"
-    return Health(status, jupyterhub_agentfarm.__version__, parts.db.epoch, kind, model, problems, parts.public_page)
+    version, db = jupyterhub_agentfarm.__version__, parts.db
+    return Health(status, version, db.epoch, kind, model, problems, parts.public_page, db.generation)
 
 
 def default_model(upstreams: Any) -> dict[str, Any] | None:

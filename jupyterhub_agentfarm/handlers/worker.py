@@ -181,7 +181,7 @@ class WorkerSocket(RequestHandler):
                     own_run(self.asker, message.run, request.fence)
                     await self.parts.live.get(message.run, request.fence)
             except Exception as error:
-                self._refuse(message, error)
+                self._refuse(message, await self.parts.db.certain(error))
             else:
                 self._begin(message)
             if len(self.waiting) == MAX_WAITING:
@@ -237,7 +237,7 @@ class WorkerSocket(RequestHandler):
         try:
             answer = await work
         except Exception as error:
-            self._refuse(message, error)
+            self._refuse(message, await self.parts.db.certain(error))
             return
         finally:
             if message.op == "append":

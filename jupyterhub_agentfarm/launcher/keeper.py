@@ -34,6 +34,7 @@ class Part:
     cwd: Path
     answers: Callable[[], Awaitable[bool]]
     start_seconds: float = 60.0
+    sockets: Sequence[int] = ()  # numbers of files that it inherits
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Keeper:
             with open(kept.log, "ab") as log:
                 kept.process = subprocess.Popen(
                     list(part.argv), cwd=part.cwd, env=dict(part.env), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    start_new_session=True, preexec_fn=_die_with_parent(os.getpid()),
+                    start_new_session=True, preexec_fn=_die_with_parent(os.getpid()), pass_fds=part.sockets,
                 )  # fmt: skip
         except OSError as error:
             raise StartError(f"{part.name} cannot be started: {error}", hint="run: agentfarm doctor") from error

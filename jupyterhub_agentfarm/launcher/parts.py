@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -18,17 +18,25 @@ from .state import State
 
 CHECKOUT = Path(__file__).parents[2]
 NODE_AT_LEAST = 20
+HEALTH = "/api/v1/health"
+TURNS = ("service", "standby")  # the two services that take turns
 
 Ask = Callable[[], Awaitable[bool]]
 
 
-def parts(state: State, inherited: Mapping[str, str], *, model: bool) -> dict[str, Part]:
-    """Return the farm's processes by name. `inherited` is the launcher's own environment."""
+def parts(state: State, inherited: Mapping[str, str], *, model: bool, address: int | None = None) -> dict[str, Part]:
+    """Return the farm's processes by name. `inherited` is the launcher's own environment.
+
+    address: the number of the socket that two services share, which then take turns; None: there is one.
+    """
     base = {name: value for name, value in inherited.items() if not name.startswith(("JUPYTERHUB_", "CONFIGPROXY_"))}
     base |= {"AGENTFARM_STATE": str(state.directory), "PYTHONUNBUFFERED": "1"}
     base.pop("AGENTFARM_TOKEN", None)  # the asker's, not the farm's
     others = {name: value for name, value in base.items() if name not in dotenv.NAMES}  # keys are the service's alone
-    made = [_proxy(state, others), _daemon(state, others), _service(state, base, model=model), _hub(state, others)]
+    service = _service(state, base, model=model)
+    made = [_proxy(state, others), _daemon(state, others), service, _hub(state, others)]
+    if address is not None:
+        made[2:3] = [_in_turns(state, service, name, address) for name in TURNS]
     if model:
         made.append(_model(state, others))
     return {part.name: part for part in made}
@@ -70,7 +78,21 @@ def _service(state: State, env: dict[str, str], *, model: bool) -> Part:
     if model:
         env["AGENTFARM_MODEL_SERVER"] = state.url("model")
     argv = [sys.executable, "-m", "jupyterhub_agentfarm.app"]  # it reads .env from its working directory
-    return Part("service", argv, env, CHECKOUT, _get(state.url("service", "/api/v1/health")))
+    return Part("service", argv, env, CHECKOUT, _get(state.url("service", HEALTH)))
+
+
+def _in_turns(state: State, service: Part, name: str, address: int) -> Part:
+    """Return one of two services, of which one leads and the other stands by; which is which changes."""
+    port = f"{name}_own"
+    env = {**service.env, "AGENTFARM_STANDBY": "1", "AGENTFARM_SERVICE_FD": str(address)}
+    env["AGENTFARM_SERVICE_PORT"] = str(state.ports[port])
+    answers = _get(state.url(port, HEALTH), says='"status"', well=(200, 503))
+    return Part(name, service.argv, env, service.cwd, answers, sockets=(address,))
+
+
+def leads(state: State) -> Ask:
+    """Return what asks whether a service leads: one that answers at the farm's address."""
+    return _get(state.url("service", HEALTH))
 
 
 def _daemon(state: State, env: dict[str, str]) -> Part:
@@ -95,7 +117,9 @@ def _model(state: State, env: dict[str, str]) -> Part:
     return Part("model", argv, env, state.directory, _get(state.url("model", "/v1/models"), key))
 
 
-def _get(url: str, headers: Mapping[str, str] | None = None, *, says: str = "", socket: str | None = None) -> Ask:
+def _get(
+    url: str, headers: Mapping[str, str] | None = None, *, says: str = "", socket: str | None = None, well: Sequence[int] = (200,)
+) -> Ask:  # fmt: skip
     """Return what asks a process on its own address; not through the proxy, and not through the machine's HTTP proxy."""
 
     async def ask() -> bool:
@@ -105,7 +129,7 @@ def _get(url: str, headers: Mapping[str, str] | None = None, *, says: str = "", 
                 answer = await client.get(url, headers=dict(headers or {}))
         except httpx.HTTPError:
             return False
-        return answer.status_code == 200 and says in answer.text
+        return answer.status_code in well and says in answer.text
 
     return ask
 

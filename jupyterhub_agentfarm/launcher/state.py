@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import StartError
 
-NAMES = ("public", "proxy_api", "hub", "service", "model")  # of ports.json
+# Of ports.json. `service`: the farm's address for programs; where two services share it, each has one of its own besides.
+NAMES = ("public", "proxy_api", "hub", "service", "model", "service_own", "standby_own")
 FREE_BYTES = 500 * 1024 * 1024  # below this a farm does not start: its ledger could soon not be written
 TOKENS = ("proxy.token", "hub-service.token", "hub-fleet.token", "hub-launcher.token", "cookie_secret", "model.key")
 

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,14 +24,15 @@ from ..dotenv import with_dotenv
 from ..errors import StartError
 from ..gateway.embedded import why_not
 from . import bootstrap, servers, story
-from .keeper import Keeper, Part, kill_group
-from .parts import CHECKOUT, model_directory, parts
+from .keeper import Keeper, Part, kill_group, reason, tail
+from .parts import CHECKOUT, TURNS, leads, model_directory, parts
 from .state import State, any_free_port, choose_ports, held, is_free, prepare, write_atomically
 
 LEFTOVER_SECONDS = 15.0
 OPEN_FILES = (
     65_536  # of each process: a page, a worker and a kernel hold one or two each; many machines begin with 1,024
 )
+LEAD_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Wish:
     port: int | None = None
     port_base: int | None = None
     demo: bool = True
+    standby: bool = False  # a second service that takes over
 
 
 def up(wish: Wish) -> int:
@@ -72,6 +75,7 @@ class Launcher:
         self.keeper = Keeper(state.directory / "logs", say, self._remember)
         self.is_ready = False
         self.model = choose_model(state, with_dotenv(os.environ, CHECKOUT / ".env"))
+        self.address = share(state.ports["service"]) if wish.standby else None
 
     async def run(self) -> int:
         stop = asyncio.Event()
@@ -99,12 +103,16 @@ class Launcher:
 
     async def _start(self) -> None:
         began = time.monotonic()
-        made = parts(self.state, os.environ, model=self.model.embedded)
+        made = parts(
+            self.state, os.environ, model=self.model.embedded, address=self.address.fileno() if self.address else None
+        )
         say(f"starting {', '.join(made)}")
         await gather_or_first_error(
-            self.keeper.start(*(made[name] for name in ("service", "model") if name in made)),
+            self.keeper.start(*(made[name] for name in (*TURNS, "model") if name in made)),
             self._start_hub(made),
         )
+        if self.address:
+            await self._until_one_leads()
         self.keeper.on_restart["proxy"] = self._fill_proxy
         await asyncio.to_thread(bootstrap.client_file, self.state)
         with bootstrap.farm(self.state) as farm:
@@ -120,6 +128,18 @@ class Launcher:
         """After proxy and daemon: at its start it fills the one and asks the other for the servers that it knows."""
         await self.keeper.start(made["proxy"], made["daemon"])
         await self.keeper.start(made["hub"])
+
+    async def _until_one_leads(self) -> None:
+        """Wait for one that leads: where a farm was killed just now, PostgreSQL takes it for alive for a while."""
+        until, answers = time.monotonic() + LEAD_SECONDS, leads(self.state)
+        while not await answers():
+            if time.monotonic() > until:
+                why = reason(tail(self.state.directory / "logs" / "service.log"))
+                raise StartError(
+                    f"no service leads after {LEAD_SECONDS:.0f} s: {why}",
+                    hint="another farm may use this database, or it is away: agentfarm doctor",
+                )
+            await asyncio.sleep(0.05)
 
     def _show_demo(self, stop: asyncio.Event) -> None:
         """Have the first demo task done, and its steps shown as they come."""
@@ -153,7 +173,7 @@ class Launcher:
         await self.keeper.stop("hub")
         if "daemon" in self.keeper.pids:
             await servers.stop_all(self.state, say)
-        await asyncio.gather(*(self.keeper.stop(name) for name in ("service", "daemon")))
+        await asyncio.gather(*(self.keeper.stop(name) for name in (*TURNS, "daemon")))
         await asyncio.gather(*(self.keeper.stop(name) for name in ("model", "proxy")))
         (self.state.directory / "processes.json").unlink(missing_ok=True)
         if self.is_ready:
@@ -171,6 +191,14 @@ class Launcher:
                 "pid": os.getpid(), "pids": pids,
             }  # fmt: skip
             write_atomically(self.state.directory / "ready.json", json.dumps(ready) + "\n")
+
+
+def share(port: int) -> socket.socket:
+    """Listen at the farm's address for two services. Raises StartError: it is taken."""
+    try:
+        return socket.create_server(("127.0.0.1", port), backlog=1024)
+    except OSError as error:
+        raise StartError(f"port {port} is taken by another program", hint="stop it, or start again") from error
 
 
 async def gather_or_first_error(*doing: Coroutine[None, None, None]) -> None:

@@ -31,6 +31,7 @@ class Vitals:
     writes: int
     reaped: int
     readers: int  # open streams
+    generation: int  # how many services have led
 
 
 async def scrape(db: Database, vitals: Callable[[], Vitals]) -> bytes:
@@ -41,6 +42,13 @@ async def scrape(db: Database, vitals: Callable[[], Vitals]) -> bytes:
         counts = {}
     registry = CollectorRegistry()
     registry.register(_Once([*_of_process(vitals(), up=bool(counts)), *(_of_store(counts) if counts else ())]))
+    return generate_latest(registry)
+
+
+def standing_by() -> bytes:
+    """Return the text of a service that stands by: it knows of the ledger nothing but that another one leads."""
+    registry = CollectorRegistry()
+    registry.register(_Once([_build_info(), _leader(0)]))
     return generate_latest(registry)
 
 
@@ -66,9 +74,19 @@ def _gauge(name: str, text: str, labels: tuple[str, ...], rows: Iterable[tuple[A
     return family
 
 
-def _of_process(vitals: Vitals, up: bool) -> Iterator[Metric]:
+def _build_info() -> Metric:
     version = jupyterhub_agentfarm.__version__
-    yield _gauge("agentfarm_build_info", "The version that runs", ("version",), [(version, 1)])
+    return _gauge("agentfarm_build_info", "The version that runs", ("version",), [(version, 1)])
+
+
+def _leader(leads: int) -> Metric:
+    return _gauge("agentfarm_leader", "Whether this service leads, or stands by", (), [(leads,)])
+
+
+def _of_process(vitals: Vitals, up: bool) -> Iterator[Metric]:
+    yield _build_info()
+    yield _leader(1)
+    yield _counter("agentfarm_generations", "Services that have led this ledger", (), [(vitals.generation,)])
     yield _gauge("agentfarm_ledger_up", "Whether the ledger can be read", (), [(int(up),)])
     yield _counter("agentfarm_ledger_commits", "Transactions of the writer", (), [(vitals.commits,)])
     yield _counter("agentfarm_ledger_writes", "Writes in them: the ratio is the batch size", (), [(vitals.writes,)])

@@ -20,9 +20,20 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from ..errors import AgentFarmError, Conflict, StoreError, Transient
+from ..errors import (
+    AgentFarmError,
+    BudgetReached,
+    Conflict,
+    Deposed,
+    Fenced,
+    Hole,
+    LimitReached,
+    Parked,
+    StoreError,
+    Transient,
+)
 from ..records import Committed, Run
-from . import appending, engines, schema
+from . import appending, engines, leading, schema
 from .clock import Clock
 from .tables import meta
 
@@ -30,6 +41,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_BATCH = 256
 MAX_HEADS = 20_000
+SURE_SECONDS = 2.0  # between looks whether this service still leads, at most
+FROM_MEMORY = (Conflict, Fenced, Hole, Parked, LimitReached, BudgetReached)  # refusals that rows were not asked about
 MEASURE_SECONDS = 30.0  # between looks at PostgreSQL's clock
 TURNS = 2  # of the event loop, before the writer is woken: an append, the request behind it and an instant reply
 
@@ -149,10 +162,14 @@ class _Spoiled(Exception):
 class Database:
     """An open ledger. Make it with `Database.open`; one active one for each database."""
 
-    def __init__(self, writer: Engine, reader: Engine, lock: engines.Lock, connection: Connection) -> None:
+    def __init__(
+        self, writer: Engine, reader: Engine, lock: leading.Lock, connection: Connection, lease: float = 0.0
+    ) -> None:
         self.sqlite = writer.dialect.name == "sqlite"
         self._driver_error: type[Exception] = writer.dialect.loaded_dbapi.Error
         self._writer, self._reader, self._lock = writer, reader, lock
+        self._lease = lease  # seconds of silence after which another service may lead; 0: none stands by
+        self._deposed: Deposed | None = None
         self._connection: Connection | None = connection
         self._closing = False
         self._waiting: collections.deque[_Write] = collections.deque()
@@ -182,19 +199,82 @@ class Database:
                 service, or its schema is older or newer than this code. `hint` is the way out.
         """
         writer, reader = engines.make(url)
-        lock = engines.Lock(writer)
-        try:
-            connection = lock.connect()
-            engines.check(connection)
-            schema.prepare(connection)
-            return cls(writer, reader, lock, connection)
-        except BaseException as error:
-            lock.release()
-            writer.dispose()
-            reader.dispose()
-            if isinstance(error, sa.exc.SQLAlchemyError):
-                raise engines.as_store_error(error) from error
-            raise
+        lock = leading.Lock(writer)
+        with _closed_on_error(writer, reader, lock):
+            return cls._begun(writer, reader, lock, lock.connect())
+
+    @classmethod
+    async def stand_by(
+        cls, url: str, lease: float, stopped: asyncio.Event, note: Callable[[str], None]
+    ) -> Database | None:
+        """Wait until this service leads, and open; None: `stopped` was set before. PostgreSQL alone.
+
+        lease: seconds without a word of the one that leads. note: told what is in the way, "" where nothing is.
+        Raises StoreError.
+        """
+        writer, reader = engines.make(url)
+        if writer.dialect.name == "sqlite":
+            raise StoreError(
+                "SQLite cannot have a standby: one process alone writes it",
+                hint="set DB_CONNECTION_STRING to a PostgreSQL database, or start without a standby",
+            )
+        lock = leading.Lock(writer, lease)
+        with _closed_on_error(writer, reader, lock):
+            connection = await leading.wait_for_lead(lock, lease, stopped, note)
+            if connection is not None:
+                return cls._begun(writer, reader, lock, connection, lease)
+        lock.release()
+        writer.dispose()
+        reader.dispose()
+        return None
+
+    @classmethod
+    def _begun(
+        cls, writer: Engine, reader: Engine, lock: leading.Lock, connection: Connection, lease: float = 0.0
+    ) -> Database:
+        engines.check(connection)
+        schema.prepare(connection)
+        lock.lead(connection)
+        return cls(writer, reader, lock, connection, lease)
+
+    # -- leading -------------------------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """How many services have led this database, this one included."""
+        return self._lock.generation
+
+    async def sure(self) -> None:
+        """Return when a transaction has shown that this service still leads. Raises Transient: it may not."""
+        await self.write(lambda tx: tx.look("SELECT 1", {}))
+
+    async def certain(self, error: Exception) -> Exception:
+        """Return a refusal as it is, or why it cannot be said: a service that leads no more has an old picture of its runs.
+
+        What is done needs no such look: its transaction has shown it.
+        """
+        if self._lease and isinstance(error, FROM_MEMORY):
+            try:
+                await self.sure()
+            except Transient as unsure:
+                return unsure
+        return error
+
+    async def lead(self) -> None:
+        """Make sure for ever that this service leads. Raises Deposed: another one does, or the database is silent for a lease."""
+        sure_at = time.monotonic()
+        while True:
+            begun = time.monotonic()
+            try:
+                await asyncio.wait_for(self.sure(), self._lease)
+                sure_at = begun
+            except (Transient, asyncio.TimeoutError):
+                if self._deposed is None and time.monotonic() - sure_at >= self._lease:
+                    why = f"nothing was heard of the database for {self._lease:g} s"
+                    self._deposed = Deposed(f"{why}: another service may lead", hint="this one begins anew")
+            if self._deposed is not None:
+                raise self._deposed
+            await asyncio.sleep(min(SURE_SECONDS, self._lease / 4))
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -335,9 +415,14 @@ class Database:
             raise sa.exc.DBAPIError.instance(None, None, error, self._driver_error) from error
 
     def _connected(self) -> Connection:
+        if self._deposed is not None:
+            raise Transient(self._deposed.detail, hint=self._deposed.hint, retry_after=1.0)
         if self._connection is None or self._connection.closed:
             try:
                 self._connection = self._lock.connect()
+            except Deposed as error:
+                self._deposed = error
+                raise Transient(error.detail, hint=error.hint, retry_after=1.0) from error
             except StoreError as error:  # while the database was away another service began to use it
                 raise Transient(error.detail, hint=error.hint, retry_after=2.0) from error
         return self._connection
@@ -388,6 +473,20 @@ class Database:
                 write.future.set_exception(write.error)
             else:
                 write.future.set_result(write.result)
+
+
+@contextmanager
+def _closed_on_error(writer: Engine, reader: Engine, lock: leading.Lock) -> Iterator[None]:
+    """Give everything back where opening fails; errors of the database become ours."""
+    try:
+        yield
+    except BaseException as error:
+        lock.release()
+        writer.dispose()
+        reader.dispose()
+        if isinstance(error, sa.exc.SQLAlchemyError):
+            raise engines.as_store_error(error) from error
+        raise
 
 
 def _member(tx: Tx, write: _Write) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import sqlite3
@@ -15,8 +14,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from ..errors import StoreError
 
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.glusterfs", "ceph", "lustre"}
-LEADER_KEY = 0x6166726D  # "afrm": the advisory lock of the active service
-LEADER_WAIT = 2  # seconds to wait for a service before us that is about to be gone
+AWAY = "the database cannot be reached"
 
 
 def make(url: str) -> tuple[Engine, Engine]:
@@ -153,69 +151,6 @@ def check(connection: Connection) -> None:
             raise StoreError(f"this PostgreSQL is of version {version // 10000}", hint="use 15 or newer")
 
 
-class Lock:
-    """One active service for each database: a file lock beside SQLite; in PostgreSQL an advisory lock of the very
-    session that writes, so that who loses the lock has lost the connection too, and every transaction is the leader's.
-
-    Raises StoreError when another service holds it.
-    """
-
-    def __init__(self, writer: Engine) -> None:
-        self._writer = writer
-        self._file: int | None = None
-        self._session: Connection | None = None
-        if writer.dialect.name == "sqlite":
-            name = f"{writer.url.database}.lock"
-            try:
-                self._file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise StoreError(
-                    f"{name} cannot be written: {error.strerror}", hint="check the disk and the folder's rights"
-                ) from error
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self.release()
-                raise _taken() from error
-
-    def connect(self) -> Connection:
-        """Return a connection of the writer that holds the lock. Raises StoreError, SQLAlchemy's errors."""
-        connection = self._writer.connect()
-        if self._writer.dialect.name == "sqlite":
-            return connection
-        try:
-            with connection.begin():  # a service that was killed just now may hold it for a moment still
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LEADER_WAIT}s'")
-                connection.exec_driver_sql(f"SELECT pg_advisory_lock({LEADER_KEY})")
-        except sa.exc.DBAPIError as error:
-            connection.invalidate()
-            connection.close()
-            if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_not_available
-                raise _taken() from error
-            raise
-        self._session = connection
-        return connection
-
-    def release(self) -> None:
-        """Let another service have the database. Twice is harmless."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        if self._session is not None and not self._session.closed:
-            try:
-                with self._session.begin():
-                    self._session.exec_driver_sql(f"SELECT pg_advisory_unlock({LEADER_KEY})")
-            except sa.exc.SQLAlchemyError:
-                pass  # the session is gone, and the lock with it
-        self._session = None
-
-
-def _taken() -> StoreError:
-    return StoreError(
-        "another service of AgentFarm uses this database", hint="stop it first: one active service for each database"
-    )
-
-
 def is_full_or_read_only(error: sa.exc.DBAPIError) -> bool:
     text = str(error.orig).lower()
     return (
@@ -271,9 +206,9 @@ _SAYINGS = [
     (r'database "[^"]*" does not exist', "PostgreSQL has no such database", "create it: createdb NAME"),
     (
         r"connection refused|could not connect|connection failed|no such file|server closed|terminat|shutting down|starting up|consuming input|is closed|connection is bad|timeout expired",
-        "the database cannot be reached",
+        AWAY,
         "start it; the farm goes on by itself when it is back",
     ),
 ]
 
-__all__ = ["Lock", "as_store_error", "check", "is_damaged", "is_full_or_read_only", "make"]
+__all__ = ["AWAY", "as_store_error", "check", "is_damaged", "is_full_or_read_only", "make"]

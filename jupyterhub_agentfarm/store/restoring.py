@@ -21,7 +21,7 @@ from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.protocol import ENDED, header_hash, new_event
 
 from ..errors import StoreError
-from . import engines, leases, ledger, schema
+from . import engines, leading, leases, ledger, schema
 from .db import Tx
 from .tables import FARM_RUN, events, meta, runs
 
@@ -127,7 +127,7 @@ def _begun(url: str, anchored: list[Leaf]) -> Restored:
     schema.upgrade(url)
     writer, reader = engines.make(url)
     reader.dispose()
-    lock = engines.Lock(writer)
+    lock = leading.Lock(writer)
     try:
         with lock.connect() as connection, connection.begin():
             return begin_epoch(connection, anchored, f"user:{_person()}")
@@ -170,7 +170,7 @@ def _restore_sqlite(database: Path, file: Path, anchored: list[Leaf]) -> Restore
     _check_sqlite(file)
     database.parent.mkdir(parents=True, exist_ok=True)
     writer = sa.create_engine(URL.create("sqlite", database=str(database)))
-    lock = engines.Lock(writer)  # no service uses it until we are done
+    lock = leading.Lock(writer)  # no service uses it until we are done
     made = database.with_name(f"{database.name}.restoring")
     try:
         for leftover in (made, *_beside(made)):
@@ -236,7 +236,7 @@ def _sync_folder(folder: Path) -> None:
 def _restore_postgres(url: str, parsed: URL, file: Path, anchored: list[Leaf]) -> Restored:
     writer, reader = engines.make(url)
     reader.dispose()
-    lock = engines.Lock(writer)
+    lock = leading.Lock(writer)
     try:
         lock.connect().close()  # refused where a service uses it
     except sa.exc.SQLAlchemyError as error:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from agentfarm_sdk.protocol import GENESIS
 
 from ..errors import StoreError
-from . import engines
+from . import engines, leading
 from .tables import FARM_RUN, meta, runs
 
 
@@ -76,7 +76,7 @@ def upgrade(url: str) -> tuple[str, str]:
     """
     writer, reader = engines.make(url)
     reader.dispose()
-    lock = engines.Lock(writer)
+    lock = leading.Lock(writer)
     try:
         with lock.connect() as connection:
             engines.check(connection)

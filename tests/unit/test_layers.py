@@ -27,6 +27,7 @@ LEAVES = [
 LADDERS: dict[str, list[str]] = {
     "service": [
         "app",
+        "standby",
         "handlers scheduling monitoring",
         "gateway ticks demo",
         "store hub fleet.client sdk.tools",
