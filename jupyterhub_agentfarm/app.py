@@ -56,7 +56,7 @@ from .scheduling.reaper import Reaper
 from .scheduling.resources import Resourcing
 from .scheduling.retention import Retention, checked
 from .scheduling.scheduler import Scheduler
-from .standby import Front, end_former, leave, shared_address, waiting
+from .standby import Front, end_former, leave, shared_address, step_down, waiting
 from .store import secrets as secret_rows
 from .store.db import Database
 
@@ -168,12 +168,15 @@ class AgentFarm(Application):
                 keeping.run(),
                 parts.judging.run(),
             )
+            if self.stands_by:
+                step_down(directory)
             server.stop()
             parts.workers.close()
             await asyncio.wait_for(server.close_all_connections(), 5)
         except Deposed as error:
             leave(error)
         finally:
+            server.stop()  # before its sockets are closed: the event loop still looks at them
             for sock in (*sockets, *shared):
                 sock.close()
             for one in closing:

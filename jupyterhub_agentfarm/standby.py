@@ -8,6 +8,7 @@ leads waits there for the next.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from .handlers.operations import Health
 from .monitoring.metrics import standing_by
 
 log = logging.getLogger("agentfarm")
+LEADING = "leading.json"  # in the state directory: the process that leads
 AGAIN_SECONDS = 2.0  # after which whoever was sent away may ask again
 
 
@@ -100,18 +102,30 @@ def end_former(directory: Path) -> None:
 
     it holds connections of workers and people, who come to this one when those are gone.
     """
-    file, mine = directory / "leading.json", psutil.Process()
-    try:
-        told: dict[str, Any] = json.loads(file.read_text())
-        former = psutil.Process(int(told["pid"]))
-        if former.pid != mine.pid and former.create_time() == told["started"]:
+    file, mine = directory / LEADING, psutil.Process()
+    former = _named(file)
+    if former is not None and former.pid != mine.pid:
+        with contextlib.suppress(psutil.Error):
             former.send_signal(signal.SIGKILL)
             log.warning("the service that led before (process %d) was still there: ended", former.pid)
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        pass  # none led here, or it is gone
     new = file.with_name(f".{file.name}.{mine.pid}")
     new.write_text(json.dumps({"pid": mine.pid, "started": mine.create_time()}) + "\n")
     new.replace(file)
+
+
+def step_down(directory: Path) -> None:
+    """Say that this service leads no more: it ends in order, and whoever follows lets it."""
+    (directory / LEADING).unlink(missing_ok=True)
+
+
+def _named(file: Path) -> psutil.Process | None:
+    """Return the process that the file names, where it is still there and no other one by now has its number."""
+    try:
+        told: dict[str, Any] = json.loads(file.read_text())
+        found = psutil.Process(int(told["pid"]))
+        return found if found.create_time() == told["started"] else None
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
 
 
 def leave(why: Deposed) -> NoReturn:

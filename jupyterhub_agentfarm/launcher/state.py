@@ -17,7 +17,8 @@ from typing import Any
 from ..errors import StartError
 
 # Of ports.json. `service`: the farm's address for programs; where two services share it, each has one of its own besides.
-NAMES = ("public", "proxy_api", "hub", "service", "model", "service_own", "standby_own")
+COUNTED = ("public", "proxy_api", "hub", "service", "model")  # from --port-base
+NAMES = (*COUNTED, "service_own", "standby_own")
 FREE_BYTES = 500 * 1024 * 1024  # below this a farm does not start: its ledger could soon not be written
 TOKENS = ("proxy.token", "hub-service.token", "hub-fleet.token", "hub-launcher.token", "cookie_secret", "model.key")
 
@@ -95,7 +96,7 @@ def choose_ports(
     Raises:
         StartError: the public port, or one counted from `base`, is another program's.
     """
-    wanted = {name: base + number for number, name in enumerate(NAMES)} if base else dict(kept)
+    wanted = {**kept, **({name: base + number for number, name in enumerate(COUNTED)} if base else {})}
     if public:
         wanted["public"] = public
     elif public is None:
@@ -105,7 +106,7 @@ def choose_ports(
         port = wanted.get(name)
         if port is not None and port not in ports.values() and free(port):
             ports[name] = port
-        elif port is not None and (base or name == "public"):
+        elif port is not None and ((base and name in COUNTED) or name == "public"):
             raise StartError(
                 f"port {port} is taken by another program",
                 hint="stop that program, or choose another port: agentfarm up --port 8001 (make farm PORT=8001)",

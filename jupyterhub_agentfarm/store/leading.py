@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -95,7 +96,8 @@ class Lock:
                 if self.generation and generation(session) != self.generation:
                     raise Deposed("another service has led since", hint="it leads; this one begins anew")
                 if held:
-                    self._backend = session.exec_driver_sql(OURS).one()._tuple()
+                    number, begun = session.exec_driver_sql(OURS).one()
+                    self._backend = (number, begun)
                 else:
                     self._end_dead(session)
         except BaseException:
@@ -184,8 +186,9 @@ async def wait_for_lead(
     loop, stopping = asyncio.get_running_loop(), asyncio.ensure_future(stopped.wait())
     while not stopping.done():
         asking = loop.run_in_executor(None, lock.ask)
+        both: list[asyncio.Future[Any]] = [asking, stopping]
         try:
-            await asyncio.wait({asking, stopping}, timeout=lease, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, timeout=lease, return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
                 lock.cut()
             if (session := await asking) is not None:

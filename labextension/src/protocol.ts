@@ -442,7 +442,7 @@ export interface Gain {
   gain?: number | null;
 }
 
-/** `status`: ok, or degraded with `problems`. `page`: the farm's page, for browsers ("": not known). */
+/** `status`: ok, degraded with `problems`, or standby: another service leads. `page`: the farm's page, for browsers ("": not known). */
 export interface Health {
   status: string;
   version: string;
@@ -451,6 +451,7 @@ export interface Health {
   model: { [name: string]: unknown } | null;
   problems: string[];
   page?: string;
+  generation?: number;
 }
 
 export interface HeartbeatAnswer {

@@ -21,6 +21,7 @@ import httpx
 import psutil
 import pytest
 
+from jupyterhub_agentfarm.chaos.postgres import Postgres
 from jupyterhub_agentfarm.cli.main import main
 from jupyterhub_agentfarm.errors import StartError
 from jupyterhub_agentfarm.launcher.parts import node, proxy_script
@@ -63,13 +64,13 @@ def environment(**more: str) -> dict[str, str]:
 class Up:
     """A farm under its launcher."""
 
-    def __init__(self, state: Path) -> None:
-        self.state, self.log = state, state.parent / "up.log"
+    def __init__(self, state: Path, **env: str) -> None:
+        self.state, self.log, self.env = state, state.parent / "up.log", environment(**env)
 
     def start(self, *argv: str) -> None:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                command(self.state, *argv), cwd=ROOT, env=environment(), stdout=out, stderr=out, start_new_session=True
+                command(self.state, *argv), cwd=ROOT, env=self.env, stdout=out, stderr=out, start_new_session=True
             )
         mine = self.process.pid  # ready.json may be one that a killed launcher left
         until(lambda: self.ready.get("pid") == mine or self.process.poll() is not None, 120, "the farm is up")
@@ -265,3 +266,43 @@ def test_a_database_that_cannot_be_used_is_a_sentence_with_the_reason(tmp_path: 
     finally:
         shutil.rmtree(short)
     assert "service does not start" in said and "folder" in said
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="afup-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_standby_beside_sqlite_is_a_sentence_with_the_way_out(short: Path) -> None:
+    said = refused(short / "farm", "--port", "0", "--standby")
+    assert "SQLite cannot have a standby" in said and "PostgreSQL" in said
+
+
+def test_with_a_standby_the_farm_s_address_answers_again_when_the_leader_is_killed(
+    short: Path, postgres: Postgres
+) -> None:
+    farm = Up(short / "farm", DB_CONNECTION_STRING=postgres.create())
+    farm.start("--port", "0", "--standby")
+    try:
+        processes, before = farm.processes, farm.ready["pids"]
+        address = f"{farm.ready['service_url']}/api/v1/health"
+        assert farm.get(address).json()["generation"] == 1
+        leader = json.loads((farm.state / "leading.json").read_text())["pid"]
+        (name,) = [name for name, pid in before.items() if pid == leader]
+        assert name in ("service", "standby")
+        os.kill(leader, signal.SIGKILL)
+        until(lambda: farm.get(address).json()["generation"] == 2, 60, "the other one leads")
+        until(lambda: farm.ready["pids"][name] != leader, 60, f"{name} is started again")
+        own = json.loads((farm.state / "ports.json").read_text())[f"{name}_own"]
+        until(lambda: f"{name} is up again" in farm.log.read_text(), 60, "it stands by")
+        assert farm.get(f"http://127.0.0.1:{own}/api/v1/health").json()["status"] == "standby"
+        public = farm.ready["public_url"].rpartition(":")[2]
+        assert farm.answers(f"http://127.0.0.1:{public}/services/agentfarm/api/v1/health")
+        processes += [psutil.Process(farm.ready["pids"][name])]
+        assert farm.stop() == 0
+        assert psutil.wait_procs(processes, 10)[1] == []
+    finally:
+        if farm.process.poll() is None:
+            farm.process.kill()

@@ -36,7 +36,9 @@ def test_a_later_start_keeps_all_ports_since_servers_remember_them() -> None:
 
 
 def test_ports_can_be_counted_from_one_that_is_named() -> None:
-    assert choose({"hub": 51_111}, base=9000) == dict(zip(states.NAMES, range(9000, 9005), strict=True))
+    chosen = choose({"hub": 51_111}, base=9000)
+    assert {name: chosen[name] for name in states.COUNTED} == dict(zip(states.COUNTED, range(9000, 9005), strict=True))
+    assert set(chosen) == set(states.NAMES)
 
 
 def test_a_taken_public_port_is_refused_with_the_way_out() -> None:
