@@ -160,7 +160,7 @@ class AgentFarm(Application):
             await parts.models.budgets.ready()  # what a former life reserved is settled before anything is asked
             await run_until(
                 stopped,
-                *([db.lead()] if self.stands_by else ()),
+                db.lead(),
                 scheduler.run(),
                 reaper.run(),
                 parts.models.budgets.run(),

@@ -261,9 +261,15 @@ class Database:
         return error
 
     async def lead(self) -> None:
-        """Make sure for ever that this service leads. Raises Deposed: another one does, or the database is silent for a lease."""
+        """Watch for ever over this service's lead; with a lease show again and again that it works.
+
+        Raises Deposed: another service has led, or may lead, for the database was silent for a lease.
+        """
         sure_at = time.monotonic()
-        while True:
+        while self._deposed is None:
+            await asyncio.sleep(min(SURE_SECONDS, self._lease / 4 or SURE_SECONDS))
+            if not self._lease:
+                continue
             begun = time.monotonic()
             try:
                 await asyncio.wait_for(self.sure(), self._lease)
@@ -272,9 +278,7 @@ class Database:
                 if self._deposed is None and time.monotonic() - sure_at >= self._lease:
                     why = f"nothing was heard of the database for {self._lease:g} s"
                     self._deposed = Deposed(f"{why}: another service may lead", hint="this one begins anew")
-            if self._deposed is not None:
-                raise self._deposed
-            await asyncio.sleep(min(SURE_SECONDS, self._lease / 4))
+        raise self._deposed
 
     # -- reading -------------------------------------------------------------------------------------------------
 

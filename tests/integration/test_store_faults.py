@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from test_store import VALUE, append, claimed, kinds, running, submitted
 
-from jupyterhub_agentfarm.errors import Conflict, Fenced, StoreError, TooLarge, Transient
+from jupyterhub_agentfarm.errors import Conflict, Deposed, Fenced, StoreError, TooLarge, Transient
 from jupyterhub_agentfarm.store import blobs, engines, ledger, schema
 from jupyterhub_agentfarm.store.db import Database, Tx
 from jupyterhub_agentfarm.store.tables import meta, runs, threads
@@ -145,7 +145,10 @@ async def test_a_second_service_takes_over_only_when_the_first_has_lost_its_sess
             await append(first, run, 1, VALUE)
     assert (await append(second, run, 1, VALUE)).n == 1
     await second.close()
-    assert (await append(first, run, 1, VALUE)).repeated
+    with pytest.raises(Transient, match="another service has led"):  # what it knows of its runs is old
+        await append(first, run, 1, VALUE)
+    with pytest.raises(Deposed):
+        await first.lead()
     await first.close()
 
 
