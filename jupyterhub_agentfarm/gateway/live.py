@@ -37,7 +37,7 @@ from agentfarm_sdk.protocol import (
 from .. import runtokens
 from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid
 from ..records import Committed, Run
-from ..store import definitions, inbox, leases, ledger, threads
+from ..store import definitions, inbox, latest, leases, ledger, threads
 from ..store.db import Database, Tx
 from . import admission, simulation
 from .asking import AskedCall
@@ -385,8 +385,7 @@ class LiveRuns:
             raise Invalid("an outcome is tool.succeeded or tool.failed")
 
         def late(tx: Tx) -> ledger.Appended:
-            fold = load(tx.connection, run_id).fold
-            known = fold.calls.get(call)
+            known = latest.of(tx.connection, ledger.held(tx, run_id)).calls.get(call)
             if known is None or known.state not in ("started", "doubted"):
                 raise Conflict(f"call {call} is not under way", hint="it has its outcome, or was never made")
             if known.fence != fence:
@@ -418,9 +417,10 @@ class LiveRuns:
             item = inbox.show(tx.connection, inbox_id)
             if item["decided_at"] is not None:
                 raise Conflict(f"this was decided by {item['decided_by']}: {item['decision']}", hint="reload the inbox")
-            live = load(tx.connection, item["run_id"])
+            run = ledger.held(tx, item["run_id"])
+            validators = admission.validators(definitions.get(tx.connection, run.definition_hash))
             word = Word(decision, f"user:{by}", reason, arguments, result, force)
-            events = events_of(word, item, live.run, live.fold, live.validators)
+            events = events_of(word, item, run, latest.of(tx.connection, run), validators)
             leases.go_on(tx, item["run_id"], f"user:{by}", events, "decided")
 
         await self.db.write(decided)

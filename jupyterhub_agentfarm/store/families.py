@@ -11,9 +11,8 @@ from agentfarm_sdk.protocol import Limits
 
 from . import definitions, ledger
 from .children import MAX_DEPTH
+from .latest import REPLIES
 from .tables import runs, tasks
-
-REPLIES = frozenset({"model.replied", "model.reported"})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event, timestamp
 
 from ..errors import Conflict, Fenced
 from ..records import Run
-from . import definitions, effects, inbox, ledger, threads, turns
+from . import definitions, effects, inbox, latest, ledger, threads, turns
 from .db import Tx
 from .tables import runs, tasks
 
@@ -95,8 +95,8 @@ def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> 
     run = ledger.held(tx, run_id)
     if run.fence != fence or run.lease_until is None:
         raise Fenced(f"run {run_id}: fence {fence} holds nothing any more")
-    recorded = ledger.read_events(tx.connection, run_id)
-    fold = Fold(history=lambda _run, _seq: []).apply_all(recorded)
+    recorded = latest.step(tx.connection, run)
+    fold = latest.fold(run, recorded)
     started = [call for call in fold.open_calls if call.state == "started"]
     once = [call for call in started if call.effect == "once"]
     probed = _with_probe(tx, run) if once and not run.bound else frozenset()
@@ -131,7 +131,9 @@ def died(tx: Tx, run_id: str, fence: int, proof: str) -> bool:
         requeue(tx, run_id, fence, "the worker died", proof)
         return True
     if run.status not in ENDED:
-        unproven = [c for c in _fold(tx, run).open_calls if c.state in ("started", "doubted") and not c.proof]
+        unproven = [
+            c for c in latest.of(tx.connection, run).open_calls if c.state in ("started", "doubted") and not c.proof
+        ]
         if names := [call.call for call in unproven if call.fence == fence]:
             body = {"fence": fence, "proof": proof, "calls": names}
             ledger.record(tx, run_id, "service", [new_event("worker.died", body)])
@@ -163,7 +165,7 @@ def go_on(tx: Tx, run_id: str, by: str, events: Sequence[NewEvent], reason: str)
     asked to; a paused one stays paused. Raises Conflict: it has ended.
     """
     run = ledger.held(tx, run_id)
-    fold = _fold(tx, run)
+    fold = latest.of(tx.connection, run)
     for number, event in enumerate(events, run.seq + 1):
         fold.apply(Event(run=run_id, seq=number, kind=event.kind, at="", by=by, call=event.call, body=event.body))
     return ledger.record(tx, run_id, by, [*events, *_follows(fold, reason)])
@@ -259,7 +261,7 @@ def _with_probe(tx: Tx, run: Run) -> frozenset[str]:
 
 def not_probed(tx: Tx, run_id: str, why: str) -> list[NewEvent]:
     """Return the doubts about the calls of a run that wait for a probe which nobody can ask."""
-    calls = _fold(tx, ledger.held(tx, run_id)).open_calls
+    calls = latest.of(tx.connection, ledger.held(tx, run_id)).open_calls
     lost = [call for call in calls if call.state == "started" and call.effect == "once"]
     return [doubt(call, f"nobody can ask the tool's probe: {why}", call.proof) for call in lost]
 
@@ -290,10 +292,6 @@ def _ending(fold: Fold, wish: str, reason: str, proof: str | None) -> list[NewEv
             undone.append(new_event("tool.failed", {"error": error}, call.call))
     ended = [] if doubts or open_still else [new_event("run.cancelled", {"reason": wish})]
     return [*undone, *doubts, *ended]
-
-
-def _fold(tx: Tx, run: Run) -> Fold:
-    return Fold(history=lambda _run, _seq: []).apply_all(ledger.read_events(tx.connection, run.run_id))
 
 
 def _timeout_at(call: Call) -> float:

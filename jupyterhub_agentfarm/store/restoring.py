@@ -17,11 +17,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, make_url
 
 from agentfarm_sdk.audit import Leaf
-from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.protocol import ENDED, header_hash, new_event
 
 from ..errors import StoreError
-from . import engines, leading, leases, ledger, schema
+from . import engines, latest, leading, leases, ledger, schema
 from .db import Tx
 from .tables import FARM_RUN, events, meta, runs
 
@@ -87,7 +86,7 @@ def begin_epoch(connection: Connection, anchored: list[Leaf], by: str) -> Restor
     connection.execute(meta.update().where(meta.c.key == "epoch").values(value=epoch))
     body = {"epoch": epoch, "before": before}
     for run in open_runs:
-        fold = Fold(history=lambda _run, _seq: []).apply_all(ledger.read_events(connection, run.run_id))
+        fold = latest.of(connection, run)
         doubts = [
             leases.doubt(call, "the ledger was restored from a backup", None)
             for call in fold.open_calls

@@ -11,7 +11,7 @@ from test_store import REPLIED, VALUE, append, claimed, kinds, running, started,
 from agentfarm_sdk.protocol import Definition, NewEvent, new_event
 from jupyterhub_agentfarm.errors import Conflict, Fenced, Invalid
 from jupyterhub_agentfarm.records import Run
-from jupyterhub_agentfarm.store import inbox, leases, ledger, tasks, threads
+from jupyterhub_agentfarm.store import inbox, latest, leases, ledger, tasks, threads
 from jupyterhub_agentfarm.store.db import Database
 from jupyterhub_agentfarm.store.lists import Wanted, tasks_where
 
@@ -241,3 +241,23 @@ async def test_the_inbox_shows_each_owner_their_own_and_keeps_who_decided(db: Da
     assert await db.read(lambda c: inbox.listed(c, owners=["alice"])) == []
     shown = await db.read(lambda c: inbox.show(c, item["inbox_id"]))
     assert (shown["decision"], shown["decided_by"], shown["reason"]) == ("happened", "user:alice", "seen")
+
+
+async def test_a_decision_about_a_long_run_reads_its_latest_step_and_back_to_where_it_was_interrupted(
+    db: Database,
+) -> None:
+    run = await running(db)
+    steps = [REPLIED, *(new_event("value.recorded", {"name": "now", "value": n}) for n in range(30))] * 40
+    await db.write(lambda tx: ledger.record(tx, run.run_id, "gateway", steps))
+    await started(db, run, "once")
+
+    async def looked() -> tuple[int, str | None]:
+        whole = await row(db, run)
+        step = await db.read(lambda c: latest.step(c, whole))
+        return len(step), latest.fold(whole, step).interrupted
+
+    assert await looked() == (2, None), "its reply and what came of it"
+    await db.write(lambda tx: leases.interrupt(tx, run.run_id, "task-next"))
+    assert await looked() == (3, "interrupted by task-next")
+    await db.write(lambda tx: ledger.record(tx, run.run_id, "gateway", steps[:31]))
+    assert await looked() == (32, "interrupted by task-next"), "it is still known when another step was made"

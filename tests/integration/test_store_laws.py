@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -38,7 +38,7 @@ from agentfarm_sdk.protocol import (
 )
 from jupyterhub_agentfarm.errors import AgentFarmError, Conflict, Fenced, Forbidden, NotFound
 from jupyterhub_agentfarm.gateway.live import LiveRuns
-from jupyterhub_agentfarm.store import inbox, leases, ledger, tasks
+from jupyterhub_agentfarm.store import inbox, latest, leases, ledger, tasks
 from jupyterhub_agentfarm.store.db import Database
 from jupyterhub_agentfarm.store.tables import inbox as inboxes
 
@@ -337,6 +337,12 @@ class Life(RuleBasedStateMachine):
         for event in told:
             fold.apply(event)
         assert (run.status, run.waiting, run.fence, run.seq) == (fold.status, fold.waiting, fold.fence, len(told))
+        step = self.db.read_now(lambda c: latest.of(c, run))
+        mine, whole = step.open_calls, fold.open_calls
+        assert [replace(one, step=0) for one in mine] == [replace(one, step=0) for one in whole], (
+            "its latest step tells all"
+        )
+        assert (step.status, step.held, step.cancel, step.seq) == (fold.status, fold.held, fold.cancel, fold.seq)
         goes_on = run.lease_until is not None or run.status == "queued"
         doubted = any(call.state == "doubted" for call in fold.open_calls)
         assert run.status in ENDED or goes_on or run.waiting or doubted, "it goes on, or waits for a reason"
