@@ -402,7 +402,8 @@ class Farm:
     ) -> Json:  # fmt: skip
         """Decide what waits: approve, refuse; happened, not_happened, give_up; answer, for a question.
 
-        `force`, with a reason: not_happened also where the worker is only silent.
+        `force`, with a reason: not_happened also where the worker is only silent. `arguments`: others for the call that is
+        approved; of a budget {"amount": …}, so much beyond it.
         """
         given = _given({"arguments": arguments, "result": result, "force": force or None})
         body = {"decision": decision, "reason": reason, **given}

@@ -45,6 +45,15 @@ class Call:
         return self.state not in CLOSED
 
 
+@dataclass(frozen=True)
+class Waiver:
+    """How far a run may go beyond a budget: so much (None: without end) from where it stood then."""
+
+    amount: float | None
+    tokens: int
+    cost: float
+
+
 @dataclass
 class Fold:
     """The state of a run after the events applied so far.
@@ -72,7 +81,7 @@ class Fold:
     error: dict[str, Any] | None = None
     cancel: str | None = None  # the reason, once asked for
     interrupted: str | None = None  # the reason: it ends at its next step boundary
-    allowed: set[str] = field(default_factory=set)  # budgets that a person waived for this run
+    allowed: dict[str, Waiver] = field(default_factory=dict)  # budgets that a person waived for this run
     replies: dict[str, int] = field(default_factory=dict)  # request id -> seq of its model.replied
     _parked_at: str = ""
     inherited: int = 0  # so many of the first messages are not this run's: of its thread before, or a summary of them
@@ -348,7 +357,9 @@ class Fold:
             self._outcome(event, "failed", "Error: nobody knows whether this call took effect; it was given up")
 
     def _budget_allowed(self, event: Event, body: dict[str, Any]) -> None:
-        self.allowed.add(str(body.get("budget")))
+        amount = body.get("amount")
+        more = float(amount) if isinstance(amount, (int, float)) else None
+        self.allowed[str(body.get("budget"))] = Waiver(more, self.tokens_in + self.tokens_out, self.cost)
 
     def _approval_requested(self, event: Event, body: dict[str, Any]) -> None:
         if (call := self.calls.get(event.call or "")) and call.state == "asked":

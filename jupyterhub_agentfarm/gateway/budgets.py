@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+
+from agentfarm_sdk.fold import Fold
 
 from ..errors import Invalid
 from ..records import new_id
@@ -96,17 +98,29 @@ class Reached:
         return f"{self.budget.words} and has used {used}"
 
 
-def decide(balances: Sequence[Balance], reserved: Callable[[Budget], float], wish: Wish) -> int | Reached | None:
+def beyond(fold: Fold, budget: Budget) -> float:
+    """Return what a run may still use by a person's word, however much of the budget is used up; -inf: nobody said so. Pure."""
+    waiver = fold.allowed.get(budget.id)
+    if waiver is None or waiver.amount is None:
+        return float("-inf" if waiver is None else "inf")
+    since = fold.cost - waiver.cost if budget.unit == "usd" else fold.tokens_in + fold.tokens_out - waiver.tokens
+    return waiver.amount - since
+
+
+def decide(
+    balances: Sequence[Balance], reserved: Callable[[Budget], float], wish: Wish, fold: Fold | None = None
+) -> int | Reached | None:
     """Return the tokens of output that may be asked for; the budget that is reached; None: wait for those under way. Pure."""
     wanted, reached, most = wish.tokens_out, list[Reached](), float(wish.tokens_out)
     shortest, wait = min(wanted, SHORTEST_OUTPUT), False
     for one in balances:
-        unit, held = one.budget.unit, reserved(one.budget)
-        alone = wish.outputs(unit, one.budget.amount - one.spent)
+        unit, held, left = one.budget.unit, reserved(one.budget), one.budget.amount - one.spent
+        more = beyond(fold, one.budget) if fold else float("-inf")
+        alone = wish.outputs(unit, max(left, more))
         if alone < shortest:
             reached.append(Reached(one.budget, one.spent, wish.amount(unit, shortest)))
-        fits = wish.outputs(unit, one.budget.amount - one.spent - held)
-        wait = wait or (held > 0 and fits < wanted)
+        fits = wish.outputs(unit, max(left - held, more))
+        wait = wait or (held > 0 and fits < min(wanted, alone))
         most = min(most, fits)
     if reached:
         return min(reached, key=lambda one: one.budget.action != "stop")
@@ -194,18 +208,19 @@ class Budgets:
 
     # -- a request -----------------------------------------------------------------------------------------------
 
-    async def reserve(self, wish: Wish, allowed: Collection[str], still: Callable[[], None]) -> Taken | Reached | None:
+    async def reserve(self, wish: Wish, fold: Fold, still: Callable[[], None]) -> Taken | Reached | None:
         """Reserve what a request may use, or say which budget is reached; None where no budget applies.
 
         Where only the requests under way stand in the way, wait for them; `still` is asked meanwhile whether the run may
-        go on. `allowed`: budgets that a person waived for this run. Raises Invalid: a budget in USD, and no price.
+        go on. `fold`: of the run, for which a person may have waived budgets. Raises Invalid: a budget in USD, and no price.
         """
         while True:
-            balances = [one for one in self.applying(wish.agent, wish.owner) if one.budget.id not in allowed]
+            every = self.applying(wish.agent, wish.owner)
+            balances = [one for one in every if beyond(fold, one.budget) < float("inf")]
             if not balances:
                 return None
             self._priced(balances, wish)
-            output = decide(balances, self.reserved, wish)
+            output = decide(balances, self.reserved, wish, fold)
             if isinstance(output, Reached):
                 return output
             if output is not None:

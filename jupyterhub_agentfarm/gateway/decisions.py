@@ -121,10 +121,23 @@ def _told(word: Word, item: Mapping[str, Any]) -> list[NewEvent]:
 
 
 def _waived(word: Word, item: Mapping[str, Any], run: Run) -> list[NewEvent]:
-    """Approved, a budget no longer holds for this run."""
+    """Approved, a budget holds no longer for this run, or only once it has gone beyond it by the amount that was said."""
     body = {"budget": item["detail"]["budget"], "reason": word.reason}
     if word.decision == "approve":
+        if word.arguments is not None:
+            body["amount"] = _amount(word.arguments, item["detail"])
         queued = [new_event("run.requeued", {"reason": "the budget was waived for this run", "proof": None})]
         return [new_event("budget.allowed", body), *(queued if run.waiting == "budget" else [])]
     why = f"a budget is used up, and a person refused more: {word.reason or 'no reason given'}"
     return [new_event("budget.refused", body), new_event("run.failed", {"error": {"type": "budget", "message": why}})]
+
+
+def _amount(arguments: Any, detail: Mapping[str, Any]) -> float:
+    """Return by how much, in the budget's unit, the run may go beyond it. Raises Invalid."""
+    unit = "USD" if detail["unit"] == "usd" else detail["unit"]
+    match arguments:
+        case {"amount": int() | float() as amount} if len(arguments) == 1 and not isinstance(amount, bool):
+            if amount >= detail["needed"]:
+                return float(amount)
+    least = f"at least {detail['needed']:g} {unit}, which its next request may use"
+    raise Invalid("a budget is waived without end, or by an amount", hint=f'arguments: {{"amount": {least}}}')

@@ -145,13 +145,20 @@ class Models:
             model=model, messages=messages, tools=definition.tools, tool_choice=choice if definition.tools else "none",
             parameters=definition.model.parameters, answer=definition.answer, provider=definition.model.provider,
         )  # fmt: skip
-        reply, asked = await self._attempts(live, request, route, ask, digest, self._teller(live, on_token))
-        live = self.lives.current(live)
+        wish = await self._wish(live, request, route, ask) if live.parent or live.delegated else None
+        async with self.families.turn(live, wish, lambda: self._may_ask(self.lives.current(live))):
+            reply, asked = await self._attempts(live, request, route, ask, digest, self._teller(live, on_token))
+            return await self._replied(self.lives.current(live), request, route, reply, asked, model)
+
+    async def _replied(
+        self, live: LiveRun, request: ModelRequest, route: Route, reply: Reply, asked: _Asked, model: str
+    ) -> ModelAnswer:
+        """Record a reply with the admissions of its calls, in one transaction."""
         said = admission.message(live.fold.steps, reply.content, reply.calls)
         body = _recorded(request, route, reply, said)
         cost = body["cost"]
         verdicts = self.lives.admit(live, said)
-        more = [] if request.messages is not None else repair(definition, live.fits, live.fold, said)
+        more = [] if request.messages is not None else repair(live.definition, live.fits, live.fold, said)
         events = [new_event("model.replied", body), *(verdict.event for verdict in verdicts), *more]
         done = await self._settle(live, request, events, asked, model, reply, cost)
         self._settled(live, asked, reply, cost, done.seq)
@@ -251,19 +258,22 @@ class Models:
     async def _reserved(self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask) -> Taken | None:
         """Reserve what an attempt may use; None where no budget applies. Raises BudgetReached, Parked, Invalid, Transient."""
         await self.budgets.ready()
-        run = live.run
-        if not self.budgets.applying(run.agent, run.owner):
+        if not self.budgets.applying(live.run.agent, live.run.owner):
             return None
-        own = request.messages is None
-        tools = len(msgspec.json.encode(ask.tools)) if ask.tools and not (own and live.fold.counted[0]) else 0
-        wish = Wish(
-            agent=run.agent, owner=run.owner, run=run.run_id, model=ask.model, tokens_out=_most_output(ask, route),
-            tokens_in=live.sized(ask.messages, own) + tools // BYTES_A_TOKEN, price=await route.upstream.price(ask.model, ask.provider),
-        )  # fmt: skip
-        found = await self.budgets.reserve(wish, live.fold.allowed, lambda: self._may_ask(self.lives.current(live)))
+        wish = await self._wish(live, request, route, ask)
+        found = await self.budgets.reserve(wish, live.fold, lambda: self._may_ask(self.lives.current(live)))
         if isinstance(found, Reached):
             await self._reached(live, request, found)
         return found  # type: ignore[return-value]
+
+    async def _wish(self, live: LiveRun, request: ModelRequest, route: Route, ask: Ask) -> Wish:
+        """Return what an attempt may use at most."""
+        run, own = live.run, request.messages is None
+        tools = len(msgspec.json.encode(ask.tools)) if ask.tools and not (own and live.fold.counted[0]) else 0
+        return Wish(
+            agent=run.agent, owner=run.owner, run=run.run_id, model=ask.model, tokens_out=_most_output(ask, route),
+            tokens_in=live.sized(ask.messages, own) + tools // BYTES_A_TOKEN, price=await route.upstream.price(ask.model, ask.provider),
+        )  # fmt: skip
 
     async def _reached(self, live: LiveRun, request: ModelRequest, reached: Reached) -> None:
         """End the step at a budget: the run fails, or is parked for a person. Raises BudgetReached, Parked, Transient."""

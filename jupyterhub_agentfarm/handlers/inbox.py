@@ -28,6 +28,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For an approval: approve (with other `arguments`, if need be) or refuse. For a call in doubt: happened (with its
 
     `result`), not_happened (call again; with `force` and a reason also where the worker is only silent), give_up.
+    For a budget: approve (with `arguments` {"amount"}: so much beyond it, in its unit) or refuse.
     For a question or a call of a simulated run: answer (with its `result`), or refuse. Where several people must approve, those are counted who approve the same arguments; one refusal refuses.
     """
 

@@ -72,7 +72,7 @@ const SAY: { [kind: string]: (body: Body) => Said } = {
   'simulation.requested': body => said(`${text(body.tool)} waits for an answer`, body.why, 'wait'),
   'simulation.answered': body => said('Answered', body.result ?? message(body)),
   'budget.reached': body => said('Budget reached', body.why, 'wait'),
-  'budget.allowed': body => said('Budget waived', body.reason, 'good'),
+  'budget.allowed': body => said(body.amount === undefined ? 'Budget waived' : `Budget waived by ${text(body.amount)}`, body.reason, 'good'),
   'budget.refused': body => said('Budget refused', body.reason, 'bad'),
   'budget.freed': () => said('The budget has room again', '', 'good'),
   'value.recorded': body => said(`Value ${text(body.name)}`, body.value),

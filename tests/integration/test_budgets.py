@@ -178,6 +178,30 @@ async def test_a_person_waives_a_budget_for_one_run_and_not_for_others(make: Mak
     assert "a good reason" in task.error["message"] and len(farm.upstream.asked) == 2
 
 
+async def test_a_person_lets_a_run_go_so_much_beyond_a_budget_and_is_asked_again_behind_it(make: Make) -> None:
+    farm = make(*[says("more")] * 9)
+    await farm.models.budgets.change(budget(10, action="ask"))
+    await farm.begin(SAYS)
+    with pytest.raises(Parked):
+        await farm.model()
+    (item,) = await farm.db.read(lambda c: inbox.listed(c))
+    amount = item["detail"]["needed"] + 10
+    for wrong in ({"amount": 1}, {"amount": "90"}, {"amount": True}, {"amount": amount, "more": 1}, {}):
+        with pytest.raises(Invalid, match="waived"):
+            await farm.lives.decide(item["inbox_id"], "approve", "alice", arguments=wrong)
+    await farm.lives.decide(item["inbox_id"], "approve", "alice", arguments={"amount": amount})
+    await farm.claim("c2")
+    with pytest.raises(Parked):
+        for number in range(9):
+            await farm.model(f"q{number}")
+            farm.lives.drop(farm.run.run_id)  # it is on record, not in memory
+    assert 0 < (await used(farm))[0] <= amount and 0 < len(farm.upstream.asked) < 9
+    (item,) = await farm.db.read(lambda c: inbox.listed(c))
+    await farm.lives.decide(item["inbox_id"], "approve", "alice")
+    await farm.claim("c3")
+    await farm.model("r1")
+
+
 async def again(farm: Farm) -> Run:
     asked = tasks.Submission(owner="alice", submitted_by="alice", target="a", input="more", mode="live")
     await farm.db.write(lambda tx: tasks.submit(tx, farm.db.epoch, asked, tasks.Choice("a", SAYS, 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from workerkit import Kernel
 
 from agentfarm_sdk import Agent
 from agentfarm_sdk.testing import FakeFarm, ScriptedModel, calls, says
+from jupyterhub_agentfarm.gateway.asking import Ask, AskedCall, OnToken, Reply
 from jupyterhub_agentfarm.gateway.families import Families
 
 
@@ -238,3 +240,44 @@ async def test_a_child_draws_on_the_limits_of_those_that_it_works_for(farm: Serv
     assert again and again["run"] == boss["run"]
     assert "this run may use 20 tokens with all that it delegates" in await say(farm, again, "r1", 0)
     assert (await shown(farm, task))["status"] == "running"
+
+
+@pytest.mark.parametrize(("limit", "together"), [(20, 1), (100_000, 2)])
+async def test_children_ask_side_by_side_only_while_what_they_may_use_fits_their_parents_limit(
+    farm: Service, monkeypatch: pytest.MonkeyPatch, limit: int, together: int
+) -> None:
+    draft = {"draft": {"prompt": "p", "tools": [{"name": "delegate"}], "limits": {"tokens": limit}}}
+    await farm.ok("ann", "PATCH", "/agents/boss", draft)
+    await farm.ok("ann", "POST", "/agents/boss/publish", {})
+    part = {"target": "analyst", "input": "What is 2+2?"}
+    asking, go = list[int](), asyncio.Event()
+
+    async def complete(ask: Ask, _on_token: OnToken | None) -> Reply:
+        if not asking:
+            asking.append(0)
+            return Reply("", [AskedCall("delegate", json.dumps(part))] * 2, tokens_in=3, tokens_out=2, model="scripted")
+        asking[0] += 1
+        asking.append(asking[0])
+        await go.wait()
+        asking[0] -= 1
+        return Reply("4", tokens_in=3, tokens_out=2, model="scripted")
+
+    monkeypatch.setattr(farm.model, "complete", complete)
+    await farm.ok("ann", "POST", "/tasks", {"target": "boss", "input": "Do it."})
+    boss = await claimed(farm, "boss")
+    assert boss
+    asked = {"agentfarm": {"run": boss["run"], "fence": boss["fence"], "request": "r", "n": 0}}
+    await farm.ok(boss["token"], "POST", "/model/v1/chat/completions", asked)
+    events = [*({"kind": "child.submitted", "call": f"c0-{i}", "body": part} for i in range(2)), {"kind": "run.parked", "body": {"reason": "child"}}]  # fmt: skip
+    await farm.ok(
+        boss["token"], "POST", f"/runs/{boss['run']}/events", {"fence": boss["fence"], "n": 1, "events": events}
+    )
+    both = [await claimed(farm, "analyst"), await claimed(farm, "analyst")]
+    replies = [asyncio.create_task(say(farm, child, "q", 0)) for child in both if child]
+    while len(farm.parts.models._under_way) < 2 or len(asking) < 1 + together:  # noqa: ASYNC110 (others move it)
+        await asyncio.sleep(0.01)
+    for _ in range(500):  # whoever may ask has asked by then
+        await asyncio.sleep(0)
+    go.set()
+    assert await asyncio.gather(*replies) == ["", ""], "who waits asks when the other has its reply"
+    assert max(asking[1:]) == together
