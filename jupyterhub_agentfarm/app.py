@@ -38,6 +38,7 @@ from .fleet.client import FleetClient
 from .gateway.live import LiveRuns
 from .gateway.models import Models
 from .gateway.proxy import Route, Upstreams
+from .gateway.refusals import Memory
 from .gateway.upstreams.openai_compatible import OpenAICompatible, Settings
 from .handlers.asking import HUB_CACHE_SECONDS, Door
 from .handlers.feed import Feed
@@ -147,7 +148,9 @@ class AgentFarm(Application):
             db = await self.open(directory, stopped, problem)
             if db is None:
                 return
-            closing.append(db)
+            memory = Memory(db)
+            closing += [memory, db]
+            await memory.remind(upstreams)
             parts, scheduler, reaper = self.build(db, key, upstreams, hub, directory)
             anchoring = Anchoring(db, derived(key, b"anchors"), directory / "anchors.jsonl")
             keeping = Retention(db, rules)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -15,7 +16,9 @@ from agentfarm_sdk.testing import ScriptedServer
 from jupyterhub_agentfarm.gateway import admission
 from jupyterhub_agentfarm.gateway.asking import Ask, Reply, UpstreamError
 from jupyterhub_agentfarm.gateway.proxy import Route, Upstreams
+from jupyterhub_agentfarm.gateway.refusals import Memory
 from jupyterhub_agentfarm.gateway.upstreams.openai_compatible import OpenAICompatible, Settings
+from jupyterhub_agentfarm.store.db import Database
 
 LOOK = ToolSpec(name="look", schema={"type": "object", "properties": {"n": {"type": "integer"}}})
 ASK = Ask(model="m", messages=[{"role": "user", "content": "x" * 40}], tools=[LOOK])
@@ -104,6 +107,32 @@ async def test_what_a_server_refuses_by_name_is_left_out_from_the_next_attempt_o
     assert isinstance(came[1], Reply) and isinstance(came[2], Reply)
     assert not gone or [gone in request for request in requests] == [True, False, False]
     assert instead.items() <= requests[2].items()
+
+
+async def test_what_a_server_refuses_is_known_after_a_restart_and_asked_for_again_a_week_later(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Ask(model="m", messages=[{"role": "user", "content": "x"}], parameters={"seed": 7})
+    said = iter([no("Unknown parameter: 'seed'."), YES, YES, YES])
+    with ScriptedServer(lambda _messages: next(said)) as server:
+
+        async def life(days: int, attempts: int) -> None:
+            """A service starts so many days after the first one and asks."""
+            db = Database.open(database_url)
+            started = db.now() + days * 86_400
+            monkeypatch.setattr(db, "now", lambda: started)
+            upstream, memory = OpenAICompatible(Settings("quirky", server.url)), Memory(db)
+            await memory.remind(Upstreams([Route(upstream, ("m",))]))
+            for _ in range(attempts):
+                with contextlib.suppress(UpstreamError):
+                    await upstream.complete(ask, None)
+            for one in (upstream, memory, db):
+                await one.close()
+
+        await life(0, 2)
+        await life(1, 1)
+        await life(8, 1)
+        assert ["seed" in request for request in server.requests] == [True, False, False, True]
 
 
 async def test_a_structured_answer_goes_without_strict_then_without_a_form_where_the_server_takes_none() -> None:

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
@@ -69,6 +69,7 @@ class OpenAICompatible:
         self.name, self.max_in_flight = settings.name, settings.max_in_flight
         self.native_tools = settings.native_tools
         self.lacks: dict[str, set[str]] = {}  # model -> parameters that the server has refused
+        self.refused: Callable[[str, str], None] = lambda model, parameter: None  # told of each new one
         self._catalog: dict[str, Entry] = {}
         self._catalog_at = 0.0  # monotonic seconds
         self._reading: asyncio.Task[None] | None = None
@@ -92,6 +93,7 @@ class OpenAICompatible:
             if missing is None or missing in lacks or (missing == "tools" and self.native_tools):
                 raise
             lacks.add(missing)
+            self.refused(ask.model, missing)
             message = f"{self.name} does not take {missing} for {ask.model}: {error.message}"
             raise UpstreamError("unsupported", message, status=error.status, retry=True, retry_after=0.0) from error
         if reading is not None:  # it went beside the attempt: the reply's price is in it
