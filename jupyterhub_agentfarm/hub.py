@@ -14,6 +14,10 @@ import aiohttp
 from .errors import Conflict, Transient, UserError
 
 SECONDS = 20.0  # starting a server answers after up to 10 s
+ENDING_TRIES, ENDING_PAUSE = (
+    20,
+    0.5,
+)  # how often, and after how many seconds, a start is asked for again while a server ends
 PAGE, MOST_USERS = 200, 20_000  # users asked for at once, and at most
 SHARED = {  # each scope by itself: tokens do not expand the subscopes of shares
     "view": ("custom:agentfarm:view",),
@@ -71,7 +75,9 @@ class Hub:
                     return None
                 if response.status >= 500:
                     said = await _message(response)
-                    raise Transient(f"the Hub failed: {said}", hint="see the Hub's log", retry_after=5.0)
+                    failed = Transient(f"the Hub failed: {said}", hint="see the Hub's log", retry_after=5.0)
+                    failed.extra["hub_status"] = response.status
+                    raise failed
                 if response.status >= 400:
                     error = UserError(f"the Hub refuses: {await _message(response)}")
                     error.extra["hub_status"] = response.status
@@ -86,13 +92,28 @@ class Hub:
         return found
 
     async def start_server(self, user: str) -> None:
-        """Ask for the user's default server; one that runs or starts already is fine. Raises Transient, UserError."""
-        try:
-            await self._ask("POST", f"/users/{quote(user)}/server", {"user_options": {}})
-        except UserError as error:
-            server = await self.server(user)
-            if server is None:
-                raise error
+        """Ask for the user's default server; one that runs or starts already is fine, one that is just ending is waited for.
+
+        The Hub refuses a start while a server ends, and fails where it has seen only now that it is dead.
+        Raises Transient, UserError.
+        """
+        failed = False
+        for _ in range(ENDING_TRIES):
+            try:
+                await self._ask("POST", f"/users/{quote(user)}/server", {"user_options": {}})
+                return
+            except (UserError, Transient) as error:
+                if (status := error.extra.get("hub_status")) is None:
+                    raise
+                server = await self.server(user)
+                ending = server is not None and server["pending"] == "stop"
+                if server is not None and not ending:
+                    return
+                if not ending and (status < 500 or failed):
+                    raise
+                failed = failed or not ending
+            await asyncio.sleep(ENDING_PAUSE)
+        raise Transient(f"the server of {user} does not end", hint="see the Hub's log", retry_after=5.0)
 
     async def stop_server(self, user: str) -> None:
         """Stop the user's default server; one that does not run is fine. Raises Transient, UserError."""
