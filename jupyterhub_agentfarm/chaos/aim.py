@@ -38,9 +38,12 @@ class Tail:
 
 
 class Aim:
-    """Waits in a thread of its own for an event of that kind and does `strike(agent)` at once. `done` is set behind it."""
+    """Waits in a thread of its own for an event of that kind and does `strike(agent, event)` at once. `done` is set behind it.
 
-    def __init__(self, url: str, kind: str, strike: Callable[[str], Callable[[], None]]) -> None:
+    `strike` returns what heals it, or None: not this one, the next.
+    """
+
+    def __init__(self, url: str, kind: str, strike: Callable[[str, Event], Callable[[], None] | None]) -> None:
         self.kind, self._strike, self._tail = kind, strike, Tail(url)
         self.done, self._given_up = threading.Event(), False
         self.event: Event | None = None
@@ -53,8 +56,8 @@ class Aim:
         try:
             while not self._given_up:
                 for agent, event in self._tail.new():
-                    if event.kind == self.kind:
-                        self.event, self.heal = event, self._strike(agent)
+                    if event.kind == self.kind and (heal := self._strike(agent, event)) is not None:
+                        self.event, self.heal = event, heal
                         return
                 time.sleep(LOOK_SECONDS)
         except Exception as error:  # told to who waits

@@ -190,7 +190,7 @@ def _each(processes: Iterable[psutil.Process], do: Callable[[psutil.Process], No
 
 FAULTS = [
     Fault("service", part("service"), process=True),
-    Fault("kernel", one_of(Scratch.kernels), process=True),
+    Fault("kernel", one_of(Scratch.drivers), process=True),
     Fault("disk-full", disk_full, seconds=2.0),
     Fault("zombie", zombie(Scratch.servers, below=True), seconds=2.0, leases=2.5),
     Fault("database", database, seconds=1.0, only="postgresql", process=True),
@@ -209,7 +209,7 @@ FAULTS = [
     Fault("zombie-service", zombie(service), leases=1.5),
     Fault("keeper", one_of(keepers), process=True),
     Fault("network-deaf", silence("up"), leases=1.5),
-    Fault("zombie-kernel", zombie(Scratch.kernels), seconds=2.0, leases=1.5),
+    Fault("zombie-kernel", zombie(Scratch.drivers), seconds=2.0, leases=1.5),
     Fault("network-mute", silence("down"), leases=1.5),
     Fault("everything", everything, seconds=0.5),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ import psutil
 from agentfarm_sdk.tools.registry import pinned
 
 from ..errors import Invalid, StartError
+from ..fleet import helper
 from . import hands, room
 from .network import Wire
 from .postgres import Postgres, programs
@@ -31,6 +33,7 @@ MARKER = "scratch.json"  # in the directory of every farm that a trial made
 AGENTS = ("chaos-a", "chaos-b")
 BUILT_IN = ("delegate", "wait_until", "ask_person", "remember")
 ROOM_MEGABYTES = 160
+RESTART_SECONDS = 0.5  # a farm's own pauses grow where processes die all the time, as they do here
 TOOLS = (hands.look, hands.store, hands.charge, hands.pay)
 LIBC = ctypes.CDLL(None)
 # Python of every process of the farm begins with this: the machine's clock, as far as a trial has moved it.
@@ -88,7 +91,8 @@ class Scratch:
         self.offset = directory / "clock" / "offset"
         self.postgres: Postgres | None = None
         self.launcher: subprocess.Popen[bytes] | None = None
-        self.aimed = ""  # the agent whose processes are struck; none: whichever
+        self.aimed, self.aimed_run = "", ""  # the agent whose processes are struck, and its run; none: whichever
+        self._told, self._requests = 0, list[dict[str, Any]]()  # so far the world's file was read
         self.notebook: subprocess.Popen[bytes] | None = None
         self.room: Path | None = None  # a small disk with the database on it, where one could be made
         self._token = ""
@@ -128,7 +132,7 @@ class Scratch:
         drop = ("AGENTFARM_", "JUPYTERHUB_", "HF_", "HUGGING_FACE", "DB_CONNECTION", "QUESTDB", "CONFIGPROXY")
         env = {name: value for name, value in os.environ.items() if not name.startswith(drop)} | {
             "DB_CONNECTION_STRING": self.database, "HF_API_URL": f"http://127.0.0.1:{self.model_port}/v1", "HUGGING_FACE_AUTH_TOKEN": "none-needed",
-            "AGENTFARM_CONFIG": str(self.directory / "config.py"), "AGENTFARM_SERVICE_URL": f"http://127.0.0.1:{self.wire.port}",
+            "AGENTFARM_RESTART_SECONDS": str(RESTART_SECONDS), "AGENTFARM_CONFIG": str(self.directory / "config.py"), "AGENTFARM_SERVICE_URL": f"http://127.0.0.1:{self.wire.port}",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(self.offset.parent), os.environ.get("PYTHONPATH", "")))),
         }  # fmt: skip
         command = [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(self.directory), "--no-demo", "--port", "0"]  # fmt: skip
@@ -194,26 +198,43 @@ class Scratch:
             raise psutil.NoSuchProcess(0)
         return psutil.Process(int(pid))
 
+    def aim(self, agent: str = "", run: str = "") -> None:
+        """Strike at what belongs to that agent, and at the kernel that drives that run; nothing named: whichever."""
+        self.aimed, self.aimed_run = agent if agent in AGENTS else "", run
+
     def servers(self) -> list[psutil.Process]:
         """Return the agents' servers that run: of the one that is aimed at, where it has one."""
-        found = []
+        running = []
         for unit in (self.directory / "units").glob("*/unit.json"):
             try:
                 told = json.loads(unit.read_text())
-                found.append((told.get("about", {}).get("agent"), psutil.Process(int(told["pid"]))))
+                if helper.alive(told["pid"], told["start"]):
+                    running.append((told.get("about", {}).get("agent"), psutil.Process(int(told["pid"]))))
             except (psutil.Error, OSError, ValueError, KeyError):
                 continue
-        running = [(agent, one) for agent, one in found if alive(one)]
         return [one for agent, one in running if agent == self.aimed] or [one for _, one in running]
 
     def kernels(self) -> list[psutil.Process]:
         """Return the agents' kernels that run."""
-        below = [child for server in self.servers() for child in server.children(recursive=True)]
+        below = [child for server in self.servers() for child in children(server)]
         return [one for one in below if alive(one) and "ipykernel_launcher" in " ".join(cmdline(one))]
+
+    def drivers(self) -> list[psutil.Process]:
+        """Return the kernel that the run which is aimed at was given to last; where none drives it, all."""
+        found, handed = self.kernels(), re.compile(rf"run {self.aimed_run}, fence (\d+) .*\(pid (\d+)\)")
+        logs = [unit.read_text(errors="replace") for unit in (self.directory / "units").glob("*/log")]
+        told = sorted((int(fence), int(pid)) for log in logs for fence, pid in handed.findall(log) if self.aimed_run)
+        return [one for one in found if told and one.pid == told[-1][1]] or found
 
     def requests(self) -> list[dict[str, Any]]:
         """Return everything that reached the world: {name, key, new}."""
-        return [json.loads(line) for line in self.effects.read_text().splitlines()]
+        with self.effects.open("rb") as file:
+            file.seek(self._told)
+            whole = file.read().rpartition(b"\n")[0]
+        if whole:
+            self._told += len(whole) + 1
+            self._requests += [json.loads(line) for line in whole.splitlines()]
+        return self._requests
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -303,6 +324,13 @@ def alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.Error:
+        return []
 
 
 def cmdline(process: psutil.Process) -> list[str]:

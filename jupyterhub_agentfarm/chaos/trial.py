@@ -5,6 +5,7 @@ Everything random comes from the seed; what the machine's own timing adds is the
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,18 +15,19 @@ from typing import Any
 
 import httpx
 
-from agentfarm_sdk.protocol import CANCEL_GRACE_SECONDS, ENDED
+from agentfarm_sdk.protocol import CANCEL_GRACE_SECONDS, ENDED, Event
 
 from . import checks, work
 from .aim import Aim
 from .faults import BY_NAME, Fault, kill
+from .judge import Judge
 from .scratch import AGENTS, Scratch, until
 
 IN_FLIGHT = 4  # tasks
 HEAL_SECONDS = 90.0
 REST_SECONDS = 120.0  # at the end, for everything to come to rest
 LOOK_SECONDS = 0.2
-AIM_SECONDS = 60.0  # for a kind of event to come
+AIM_SECONDS = 150.0  # for a kind of event to come: where servers die, one must start before
 OURS = frozenset({"given-up"})  # what a run of ours may fail of: we have said so
 OF_SORT = {"doomed": frozenset({"bad-request"}), "notebook": frozenset({"kernel-gone"})}
 OF_FAULT = {"model": frozenset({"model-failed", "unavailable"})}
@@ -33,13 +35,19 @@ OF_FAULT = {"model": frozenset({"model-failed", "unavailable"})}
 
 @dataclass
 class Struck:
-    """A fault that struck: behind which kind of event ("" = anywhen), and the tasks that were in flight."""
+    """A fault that struck: behind which kind of event ("" = anywhen), and the tasks that were in flight.
+
+    run: whose event it was. seconds: since the one before. broken: what was not held, once `judged`.
+    """
 
     fault: str
     kind: str
     tasks: list[str]
+    run: str = ""
+    seconds: float = 0.0
     runs: list[str] = field(default_factory=list)
-    broken: int = 0
+    broken: list[str] = field(default_factory=list)
+    judged: bool = False
 
 
 @dataclass
@@ -68,10 +76,15 @@ class Silence:
 
 
 class Trial:
-    """Gives tasks, decides as a person would, strikes, heals, judges. `say` tells what happens."""
+    """Gives tasks, decides as a person would, strikes, heals, judges. `say` tells what happens, `judged` what came of a strike."""
 
-    def __init__(self, farm: Scratch, seed: int, faults: Sequence[Fault], say: Callable[[str], None]) -> None:
-        self.farm, self.random, self.faults, self.say = farm, Random(seed), list(faults), say
+    def __init__(
+        self, farm: Scratch, seed: int, faults: Sequence[Fault], say: Callable[[str], None],
+        judged: Callable[[Struck], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self.farm, self.random, self.faults, self.say, self.judged = farm, Random(seed), list(faults), say, judged
+        self.judge = Judge(farm)
+        self.struck_at = 0.0
         self.tasks: dict[str, dict[str, Any]] = {}  # by id, as last seen
         self.sorts: dict[str, str] = {}  # by id: what a person does to it
         self.verdict = Verdict(seed, "postgresql" if farm.postgres else "sqlite")
@@ -92,9 +105,10 @@ class Trial:
 
     def _during(self, plan: Iterator[tuple[Fault, str]], duration: float) -> Verdict:
         until(lambda: self._pump() and self.farm.requests(), HEAL_SECONDS, "the first call has reached the world")
-        began = time.monotonic()
+        began = self.struck_at = time.monotonic()
         for fault, kind in plan:
             self._strike(fault, kind)
+            self._settle()
             if time.monotonic() - began >= duration:
                 break
         self._rest()
@@ -121,13 +135,21 @@ class Trial:
         heal = self._aimed(fault, kind) if kind else self._anywhen(fault)
         self._pump_for(fault.seconds + fault.leases * self.farm.lease)
         heal()
-        self.farm.aimed = ""
-        until(lambda: self.farm.answers() and self._pump(), HEAL_SECONDS, f"the farm answers again after {fault.name}")
+        self.farm.aim()
+        until(self._healed, HEAL_SECONDS, f"the farm answers again after {fault.name}")
         self._forget_times()
 
+    def _healed(self) -> bool:
+        if not self.farm.answers():
+            self._forget_times()
+            return False
+        return self._pump()
+
     def _aimed(self, fault: Fault, kind: str) -> Callable[[], None]:
-        def strike(agent: str) -> Callable[[], None]:
-            self.farm.aimed = agent if agent in AGENTS else ""
+        def strike(agent: str, event: Event) -> Callable[[], None] | None:
+            if agent not in AGENTS and fault.name != "notebook":
+                return None  # a notebook drives it: nothing of the farm's but the service has a part in it
+            self.farm.aim(agent, event.run)
             return fault.strike(self.farm, self.random)
 
         def struck() -> bool:
@@ -141,12 +163,17 @@ class Trial:
                 HEAL_SECONDS,
                 f"work for {kind} is given",
             )
-            until(struck, AIM_SECONDS, f"an event {kind} comes", every=0.02)
+            with contextlib.suppress(TimeoutError):
+                until(struck, AIM_SECONDS, f"an event {kind} comes", every=0.02)
         finally:
             aim.stop()
         if aim.error:
             raise aim.error
-        self._note(fault, kind)
+        self._note(fault, kind, aim.event.run if aim.event else "")
+        if aim.event is None:
+            missed = f"{fault.name} behind {kind}: within {AIM_SECONDS:.0f} s no such event came to strike at"
+            self.verdict.strikes[-1].broken.append(missed)
+            self.verdict.violations.append(missed)
         return aim.heal
 
     def _anywhen(self, fault: Fault) -> Callable[[], None]:
@@ -157,10 +184,11 @@ class Trial:
         self._note(fault, "")
         return heal
 
-    def _note(self, fault: Fault, kind: str) -> None:
+    def _note(self, fault: Fault, kind: str, run: str = "") -> None:
         flying = [task_id for task_id, one in self.tasks.items() if one["status"] not in ENDED]
+        since, self.struck_at = self.struck_at, time.monotonic()
         self.say(f"{fault.name}{' behind ' + kind if kind else ''}: {len(flying)} tasks in flight")
-        self.verdict.strikes.append(Struck(fault.name, kind, flying))
+        self.verdict.strikes.append(Struck(fault.name, kind, flying, run, round(self.struck_at - since, 1)))
 
     def _pump_for(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -274,7 +302,7 @@ class Trial:
         """No run stays with a dead worker for longer than two lease periods of uninterrupted service; none asked to stop goes on."""
         run_id, task_id, now = task["run_id"], task["task_id"], time.monotonic()
         longest = CANCEL_GRACE_SECONDS + 2 * self.farm.lease + 5.0
-        if task["waiting"] == "in_doubt":
+        if task_id in self.stopping and task["waiting"] == "in_doubt":
             self.stopping[task_id] = now  # a person's word is waited for
         elif task_id in self.stopping and now - self.stopping[task_id] > longest:
             self.stopping.pop(task_id)
@@ -302,46 +330,48 @@ class Trial:
         def resting() -> bool:
             return self._pump(give=False) and not self._flying()
 
-        try:
+        with contextlib.suppress(TimeoutError):  # what waits for nobody is said by its judge
             until(resting, REST_SECONDS, "every task has ended", every=0.3)
-        except TimeoutError:
-            for task in self.tasks.values():
-                self.verdict.violations += checks.unfinished(task)
+
+    def _settle(self, last: bool = False) -> None:
+        """Judge each strike whose tasks have all ended; the `last` time each that is left."""
+        by_run = {one["run_id"]: one for one in self.tasks.values() if one["run_id"]}
+        for struck in self.verdict.strikes:
+            mine = [self.tasks[one] for one in struck.tasks]
+            if struck.run in by_run and by_run[struck.run]["task_id"] not in struck.tasks:
+                mine.append(by_run[struck.run])
+            if struck.judged or not (last or all(one["status"] in ENDED for one in mine)):
+                continue
+            struck.judged, struck.runs = True, [one["run_id"] for one in mine if one["run_id"]]
+            seen = [said for said in self.verdict.violations if any(run in said for run in struck.runs)]
+            said = [*seen, *self._of_tasks(mine), *self.judge.of_world(mine)]
+            struck.broken = list(dict.fromkeys([*struck.broken, *said]))
+            self.judged(struck)
+
+    def _of_tasks(self, tasks: Iterable[dict[str, Any]]) -> list[str]:
+        found = []
+        for task in tasks:
+            found += checks.unfinished(task) if task["status"] not in ENDED else []
+            found += self.judge.of_run(task["run_id"], self._may_fail_of(task)) if task["run_id"] else []
+        return found
 
     def _judge(self) -> None:
-        events, verdict = dict[str, list[dict[str, Any]]](), self.verdict
-        for task in self.tasks.values():
-            if (run := task["run_id"]) is None:
-                continue
-            events[run] = self._events(run)
-            verdict.violations += checks.of_record(run, events[run]) + checks.of_end(run, events[run])
-            verdict.violations += checks.of_failure(run, events[run], self._may_fail_of(task))
-            if not (verified := self.farm.asked_until("GET", f"/runs/{run}/verify"))["ok"]:
-                verdict.violations.append(f"{run}: event {verified['bad_seq']}: {verified['why']}")
-        mine = [one for one in self.farm.requests() if self.begun in one["name"]]
-        calls = {name: task["run_id"] for task in self.tasks.values() for name in work.names(task["input"])}
-        verdict.violations += checks.of_world(mine, events, calls)
-        kinds = Counter(event["kind"] for told in events.values() for event in told)
+        verdict = self.verdict
+        said = [*self._of_tasks(self.tasks.values()), *self.judge.of_world(self.tasks.values(), self.begun)]
+        verdict.violations = list(dict.fromkeys([*verdict.violations, *said]))
+        self._settle(last=True)
+        kinds = self.judge.kinds()
         verdict.kinds = dict(sorted(kinds.items()))
-        verdict.requeued, verdict.doubts, verdict.effects = kinds["run.requeued"], kinds["tool.doubted"], len(mine)
+        verdict.requeued, verdict.doubts = kinds["run.requeued"], kinds["tool.doubted"]
+        verdict.effects = sum(self.begun in one["name"] for one in self.farm.requests())
         verdict.runs = dict(Counter(one["status"] for one in self.tasks.values()))
-        for struck in verdict.strikes:
-            struck.runs = [run for one in struck.tasks if (run := self.tasks[one]["run_id"])]
-            struck.broken = sum(any(run in said for run in struck.runs) for said in verdict.violations)
 
     def _may_fail_of(self, task: dict[str, Any]) -> frozenset[str]:
         sort = self.sorts.get(task["task_id"], "" if task["parent_run"] else "notebook")
-        struck = {one.fault for one in self.verdict.strikes if task["task_id"] in one.tasks}
+        struck = {
+            one.fault for one in self.verdict.strikes if task["task_id"] in one.tasks or task["run_id"] == one.run
+        }
         return OURS.union(OF_SORT.get(sort, ()), *(OF_FAULT.get(one, ()) for one in struck))
-
-    def _events(self, run: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while True:
-            after = found[-1]["seq"] if found else 0
-            page = self.farm.asked_until("GET", f"/runs/{run}/events?limit=500&after={after}")
-            found += page["items"]
-            if page["next"] is None:
-                return found
 
 
 def chosen(names: str, database: str, processes: bool = False) -> list[Fault]:

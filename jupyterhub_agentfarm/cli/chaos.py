@@ -13,11 +13,12 @@ from typing import Any
 
 from agentfarm_sdk.errors import AgentFarmError, Invalid
 
-from ..chaos.faults import BY_NAME
+from ..chaos.faults import BY_NAME, Fault
 from ..chaos.scratch import Scratch, prepared
-from ..chaos.trial import Trial, Verdict, chosen, matrix
+from ..chaos.trial import Struck, Trial, Verdict, chosen, matrix
+from ..chaos.walk import Walked, grid
 from ..chaos.work import BRINGS
-from .show import Out, command
+from .show import Out, command, table
 
 
 def add(nouns: Any) -> None:
@@ -38,12 +39,59 @@ def add(nouns: Any) -> None:
     verb.add_argument(
         "--all", action="store_true", help="each process behind each kind of event, in order; --duration ends it not"
     )
+    verb.add_argument(
+        "--points",
+        type=Path,
+        metavar="FILE",
+        help="where each point of a matrix is told: what has held there is not walked again",
+    )
     verb.add_argument("--lease", type=float, default=4.0, metavar="SECONDS", help="of the scratch farm's leases (4)")
     verb.add_argument("--force", action="store_true", help="take a --state that is not a scratch farm's")
 
 
 def maltreat(asked: argparse.Namespace, out: Out) -> int:
     """Run one trial; 1 where a promise was broken (the farm's directory then stays)."""
+    faults, kinds = _wanted(asked)
+    seed = asked.seed if asked.seed is not None else SystemRandom().randrange(1_000_000)
+    walked = Walked(asked.points, asked.database)
+    pairs = matrix(faults, kinds) if asked.all or kinds else []
+    left = walked.left(pairs)
+    if pairs and not left:
+        out.line(
+            f"each point of this matrix has held before: {asked.points}",
+            dataclasses.asdict(Verdict(seed, asked.database)),
+        )
+        return 0
+    directory = prepared(Path(asked.state) if asked.state else None, asked.force)
+    say(f"a scratch farm in {directory}, seed {seed}")
+    if len(left) < len(pairs):
+        say(f"{len(pairs) - len(left)} points of {len(pairs)} have held before: {asked.points}")
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # then, too, the farm is stopped: agents' servers outlive us
+    farm = Scratch(directory, asked.database, asked.lease)
+    try:
+        farm.start()
+        if farm.postgres and not farm.room and not (asked.strike or asked.faults):
+            faults = [fault for fault in faults if fault.name != "disk-full"]
+            left = [(fault, kind) for fault, kind in left if fault.name != "disk-full"]
+            say("disk-full is left away: PostgreSQL got no disk of its own, which takes root")
+        trial = Trial(farm, seed, faults, say, lambda struck: _judged(struck, walked))
+        verdict = trial.walk(left) if left else trial.run(asked.duration)
+    except TimeoutError as error:
+        raise AgentFarmError(f"the farm did not come back: {error}", hint=f"its logs are in {directory}") from error
+    finally:
+        farm.stop()
+    _tell(verdict, walked if pairs else None, directory, out)
+    if verdict.violations:
+        return 1
+    if not asked.state:
+        shutil.rmtree(directory.parent, ignore_errors=True)
+    return 0
+
+
+def _wanted(asked: argparse.Namespace) -> tuple[list[Fault], list[str]]:
+    """Return the faults and kinds of events that were asked for. Raises Invalid."""
     try:
         faults = chosen(asked.strike or asked.faults, asked.database, asked.all)
     except KeyError as error:
@@ -53,48 +101,36 @@ def maltreat(asked: argparse.Namespace, out: Out) -> int:
     kinds = [kind.strip() for kind in asked.at.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in BRINGS]:
         raise Invalid(f"no work of a trial brings {unknown[0]}", hint="there are: " + ", ".join(BRINGS))
+    if asked.points and not (asked.all or kinds):
+        raise Invalid("--points is for a matrix", hint="add --all, or --at with kinds of events")
     if not 2.0 <= asked.lease <= 60.0:
         raise Invalid("a lease is 2 to 60 seconds here", hint="leave --lease away")
-    seed = asked.seed if asked.seed is not None else SystemRandom().randrange(1_000_000)
-    directory = prepared(Path(asked.state) if asked.state else None, asked.force)
-    say(f"a scratch farm in {directory}, seed {seed}")
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # then, too, the farm is stopped: agents' servers outlive us
-    farm = Scratch(directory, asked.database, asked.lease)
-    try:
-        farm.start()
-        if farm.postgres and not farm.room and not (asked.strike or asked.faults):
-            faults = [fault for fault in faults if fault.name != "disk-full"]
-            say("disk-full is left away: PostgreSQL got no disk of its own, which takes root")
-        trial = Trial(farm, seed, faults, say)
-        pairs = matrix(faults, kinds) if asked.all or kinds else []
-        verdict = trial.walk(pairs) if pairs else trial.run(asked.duration)
-    except TimeoutError as error:
-        raise AgentFarmError(f"the farm did not come back: {error}", hint=f"its logs are in {directory}") from error
-    finally:
-        farm.stop()
+    return faults, kinds
+
+
+def _judged(struck: Struck, walked: Walked) -> None:
+    """Tell what came of a strike, as soon as the tasks have ended that were in flight."""
+    walked.add(struck)
+    for one in struck.broken:
+        say(f"BROKEN by {struck.fault}{' behind ' + struck.kind if struck.kind else ''}: {one}")
+
+
+def _tell(verdict: Verdict, walked: Walked | None, directory: Path, out: Out) -> None:
+    """Print what was struck behind which kind of event, how many tasks were in flight, and whether their promises held."""
     if out.as_json:
         out.value(dataclasses.asdict(verdict))
-    else:
-        table(verdict)
-        ended = ", ".join(f"{count} {status}" for status, count in sorted(verdict.runs.items()))
-        print(f"runs: {ended}; {verdict.requeued} taken up again, {verdict.doubts} doubts, {verdict.effects} effects")
-        for one in verdict.violations:
-            print(f"BROKEN  {one}")
-        print("every promise held" if not verdict.violations else f"look into {directory}, seed {seed}")
-    if verdict.violations:
-        return 1
-    if not asked.state:
-        shutil.rmtree(directory.parent, ignore_errors=True)
-    return 0
-
-
-def table(verdict: Verdict) -> None:
-    """Print what was struck behind which kind of event, how many tasks were in flight, and whether their promises held."""
-    for one in verdict.strikes:
-        held = "held" if not one.broken else f"BROKEN ({one.broken})"
+        return
+    if walked:
+        print(table(*grid(walked.points)))
+    for one in verdict.strikes if not walked else ():
+        held = "held" if not one.broken else f"BROKEN ({len(one.broken)})"
         print(f"{one.fault:<16}  {one.kind or 'anywhen':<22}  {len(one.tasks):>2} in flight  {held}")
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(verdict.runs.items()))
+    print(f"runs: {ended}; {verdict.requeued} taken up again, {verdict.doubts} doubts, {verdict.effects} effects")
+    print(f"{len(verdict.strikes)} strikes in {verdict.seconds:.0f} s")
+    for said in verdict.violations:
+        print(f"BROKEN  {said}")
+    print("every promise held" if not verdict.violations else f"look into {directory}, seed {verdict.seed}")
 
 
 def say(text: str) -> None:

@@ -107,6 +107,10 @@ class WorkerKernels:
     def alive(self, name: str) -> bool:
         return name in self._running
 
+    def pid(self, name: str) -> int | None:
+        """Return the kernel's process; None: it has ended."""
+        return self._running[name].process.pid if name in self._running else None
+
     def tell(self, name: str, message: Mapping[str, Any]) -> None:
         """Send one line to the worker; to one that just died nothing (its death is under way to the supervisor)."""
         if running := self._running.get(name):

@@ -131,7 +131,10 @@ class Supervisor:
                 case ShowKernel(name, run):
                     self._spawn(self.kernels.show(name, run))
                 case Hand(name, claim):
-                    self._log.info("run %s, fence %d goes to worker kernel %s", claim.run, claim.fence, name)
+                    pid = self.kernels.pid(name)
+                    self._log.info(
+                        "run %s, fence %d goes to worker kernel %s (pid %s)", claim.run, claim.fence, name, pid
+                    )
                     handed = {"run": claim.run, "fence": claim.fence, "token": claim.token, "lease": claim.lease}
                     self.kernels.tell(name, {"url": self.url, **handed})
                 case Tell(name, message):

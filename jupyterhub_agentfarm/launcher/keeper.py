@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import StartError
 
+LONGEST_PAUSE = 30.0  # seconds
 STEADY_SECONDS = 60.0  # one that lived so long starts again at once when it dies
 LOG_BYTES = 10 * 1024 * 1024
 LOG_LOOK_SECONDS = 10.0
@@ -47,9 +48,9 @@ class Kept:
     watcher: asyncio.Task[None] | None = None
 
 
-def pause(deaths: int) -> float:
-    """Return the seconds before the next start after so many deaths in a row: 0.2, 0.4 … 30."""
-    return min(30.0, 0.1 * 2.0 ** min(deaths, 10))
+def pause(deaths: int, longest: float = LONGEST_PAUSE) -> float:
+    """Return the seconds before the next start after so many deaths in a row: 0.2, 0.4 … the longest."""
+    return min(longest, 0.1 * 2.0 ** min(deaths, 10))
 
 
 _TELLING = re.compile(r"error|refus|cannot|denied|in use|no space|not found|\[[CE] |fatal", re.IGNORECASE)
@@ -65,10 +66,15 @@ def reason(log: str) -> str:
 
 
 class Keeper:
-    """The owner of the farm's processes. `say` tells the person at the terminal what happens."""
+    """The owner of the farm's processes. `say` tells the person at the terminal what happens.
 
-    def __init__(self, logs: Path, say: Callable[[str], None], changed: Callable[[], None] = lambda: None) -> None:
-        self.logs, self.say, self.changed = logs, say, changed
+    longest: seconds before one that dies again and again is started again.
+    """
+
+    def __init__(
+        self, logs: Path, say: Callable[[str], None], changed: Callable[[], None] = lambda: None, longest: float = LONGEST_PAUSE
+    ) -> None:  # fmt: skip
+        self.logs, self.say, self.changed, self.longest = logs, say, changed, longest
         self.kept: dict[str, Kept] = {}
         self.on_restart: dict[str, Callable[[], Awaitable[None]]] = {}
 
@@ -151,8 +157,9 @@ class Keeper:
             kill_group(kept.process.pid)  # what it may have left behind
             kept.deaths = 1 if time.monotonic() - kept.started > STEADY_SECONDS else kept.deaths + 1
             how = f"killed by signal {-code}" if code < 0 else f"ended with {code}"
-            self.say(f"{kept.part.name} {how}; starting it again in {pause(kept.deaths):.1f} s ({kept.log})")
-            await asyncio.sleep(pause(kept.deaths))
+            wait = pause(kept.deaths, self.longest)
+            self.say(f"{kept.part.name} {how}; starting it again in {wait:.1f} s ({kept.log})")
+            await asyncio.sleep(wait)
             await self._again(kept)
 
     async def _again(self, kept: Kept) -> None:

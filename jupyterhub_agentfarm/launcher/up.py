@@ -24,7 +24,7 @@ from ..dotenv import with_dotenv
 from ..errors import StartError
 from ..gateway.embedded import why_not
 from . import bootstrap, servers, story
-from .keeper import Keeper, Part, kill_group, reason, tail
+from .keeper import LONGEST_PAUSE, Keeper, Part, kill_group, reason, tail
 from .parts import CHECKOUT, TURNS, leads, model_directory, parts
 from .state import State, any_free_port, choose_ports, held, is_free, prepare, write_atomically
 
@@ -69,10 +69,19 @@ def open_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def longest_pause(env: Mapping[str, str]) -> float:
+    """Return the longest pause in seconds before a process that dies again and again is started again. Raises StartError."""
+    given = env.get("AGENTFARM_RESTART_SECONDS", str(LONGEST_PAUSE))
+    try:
+        return max(0.1, float(given))
+    except ValueError:
+        raise StartError(f"AGENTFARM_RESTART_SECONDS is {given!r}", hint="give it seconds, or leave it away") from None
+
+
 class Launcher:
     def __init__(self, state: State, wish: Wish) -> None:
         self.state, self.wish = state, wish
-        self.keeper = Keeper(state.directory / "logs", say, self._remember)
+        self.keeper = Keeper(state.directory / "logs", say, self._remember, longest_pause(os.environ))
         self.is_ready = False
         self.model = choose_model(state, with_dotenv(os.environ, CHECKOUT / ".env"))
         self.address = share(state.ports["service"]) if wish.standby else None

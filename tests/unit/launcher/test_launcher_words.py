@@ -8,7 +8,8 @@ import pytest
 
 from agentfarm_sdk.protocol import Event
 from jupyterhub_agentfarm import dotenv
-from jupyterhub_agentfarm.launcher import keeper, story
+from jupyterhub_agentfarm.errors import StartError
+from jupyterhub_agentfarm.launcher import keeper, story, up
 from jupyterhub_agentfarm.launcher.state import State
 
 
@@ -51,6 +52,10 @@ def test_the_reason_is_the_line_that_tells_most(log: str, best: str) -> None:
 def test_the_pause_between_starts_grows_to_half_a_minute() -> None:
     pauses = [keeper.pause(deaths) for deaths in range(1, 20)]
     assert pauses == sorted(pauses) and pauses[0] <= 0.2 and pauses[-1] == 30.0
+    assert max(keeper.pause(deaths, 0.5) for deaths in range(1, 20)) == 0.5
+    assert (up.longest_pause({}), up.longest_pause({"AGENTFARM_RESTART_SECONDS": "2"})) == (30.0, 2.0)
+    with pytest.raises(StartError):
+        up.longest_pause({"AGENTFARM_RESTART_SECONDS": "soon"})
 
 
 def event(kind: str, body: bytes, call: str | None = None) -> Event:
