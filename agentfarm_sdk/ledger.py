@@ -32,10 +32,12 @@ from .protocol import (
     HeartbeatAnswer,
     NewEvent,
     Opened,
+    OpenRequest,
     beat_seconds,
     effect_seconds,
 )
 from .settings import api_url
+from .sockets import Sockets
 
 SIGN_IN_SECONDS = 60.0  # how long a refused token is tried again: a renewed one may be on its way
 FRAME_BYTES = 65_536  # messages that together stay below this go in one frame
@@ -44,6 +46,7 @@ PREVIEW = 8000  # characters of a large result that the model is shown
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts to connect
 
 log = logging.getLogger("agentfarm")
+_NUMBERS = itertools.count(1)  # of requests: an answer to an earlier run's that comes late is taken for no other
 Inbox = Callable[[list[Event]], None]
 
 
@@ -99,18 +102,20 @@ class FarmLedger:
     """A run's appends over one WebSocket. Started by `open()`; belongs to the event loop that opened it.
 
     `renews`: this kernel keeps the lease itself (a notebook's run); else the supervisor does and calls `renewed_at`.
+    `sockets`: where the connection comes from, and goes back to; without it, it is this run's alone.
     """
 
     delegates = True
 
     def __init__(
-        self, url: str, run: str, fence: int, token: str, *, socket: str = "", renews: bool = False, lease: float = LEASE_SECONDS
+        self, url: str, run: str, fence: int, token: str, *, socket: str = "", renews: bool = False, lease: float = LEASE_SECONDS,
+        sockets: Sockets | None = None,
     ) -> None:  # fmt: skip
         self.run, self.fence, self.n = run, fence, 0
         self._beat, self._effect = beat_seconds(lease), effect_seconds(lease)
         self.on_inbox: Inbox | None = None
         self._url, self._socket, self._token, self._renews = api_url(url), socket, token, renews
-        self._ids = itertools.count(1)
+        self._sockets = sockets or Sockets(self._url, socket)
         self._pending: dict[int, _Pending] = {}
         self._wake, self._renewal = asyncio.Event(), asyncio.Event()
         self._renewed = 0.0
@@ -128,7 +133,8 @@ class FarmLedger:
         if not self._tasks:
             self._tasks.append(asyncio.create_task(self._keep_connected()))
         asked = time.monotonic()
-        opened = msgspec.json.decode(await self.request("open", {}), type=Opened)
+        asking = OpenRequest(fence=self.fence, token=self._token)
+        opened = msgspec.json.decode(await self.request("open", asking), type=Opened)
         self.n = max(self.n, opened.n)
         self.renewed_at(asked)
         if self._renews and self._beats is None:
@@ -208,7 +214,7 @@ class FarmLedger:
         if self._ended is not None:
             future.set_exception(self._ended)
             return future
-        number = next(self._ids)
+        number = next(_NUMBERS)
         frame = msgspec.json.encode({"id": number, "op": op, "run": self.run, "body": body})
         self._pending[number] = _Pending(op, frame, future)
         self._wake.set()
@@ -232,39 +238,26 @@ class FarmLedger:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
     async def _connected(self) -> None:
-        """Hold one connection until it is cut."""
-        from websockets.asyncio.client import connect, unix_connect
-        from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+        """Hold one connection until it is cut, or the run is over."""
+        from websockets.exceptions import WebSocketException
 
-        headers = {"Authorization": f"token {self._token}", "Agentfarm-Protocol": str(PROTOCOL)}
-        address = "ws" + self._url.removeprefix("http") + "/worker"
-        options: dict[str, Any] = {"additional_headers": headers, "max_size": None, "compression": None}
+        ws = await self._sockets.take(self._token)
+        self._refused_since = None
+        for one in self._pending.values():
+            one.sent = False
+        sender = asyncio.create_task(self._send(ws))
         try:
-            opening = (
-                unix_connect(self._socket, address, **options)
-                if self._socket
-                else connect(address, proxy=None, **options)
-            )
-            async with opening as ws:
-                self._refused_since = None
-                for one in self._pending.values():
-                    one.sent = False
-                sender = asyncio.create_task(self._send(ws))
-                try:
-                    async for message in ws:
-                        found = _FRAMES.decode(message)
-                        for frame in [found] if isinstance(found, _Frame) else found:
-                            self._receive(frame)
-                finally:
-                    sender.cancel()
-                    await asyncio.gather(sender, return_exceptions=True)
-        except InvalidStatus as error:
-            status = error.response.status_code
-            if status in (401, 403):
-                raise Unauthenticated("the farm refused the run's token") from error
-            raise Transient(f"the farm answered {status}") from error
-        except (WebSocketException, InvalidHandshake, msgspec.DecodeError) as error:
+            async for message in ws:
+                found = _FRAMES.decode(message)
+                for frame in [found] if isinstance(found, _Frame) else found:
+                    self._receive(frame)
+        except (WebSocketException, msgspec.DecodeError) as error:
+            await ws.close()
             raise Transient(f"the connection to the farm was cut: {error}") from error
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+            await self._sockets.give(ws)
 
     async def _send(self, ws: Any) -> None:
         while True:
@@ -287,7 +280,8 @@ class FarmLedger:
 
     def _receive(self, frame: _Frame) -> None:
         if frame.push == "inbox":
-            self._deliver(frame.events)
+            if frame.run == self.run:  # not of the one before, whose connection this was
+                self._deliver(frame.events)
             return
         one = self._pending.get(frame.id)
         if one is None:

@@ -394,6 +394,16 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     fresh_kernel: bool = False
 
 
+class OpenRequest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Op "open" on a WebSocket that a former run of the kernel has opened: this run's fence and token sign it in.
+
+    Where the connection was opened with this run's token they may be left out.
+    """
+
+    fence: int = 0
+    token: str = ""
+
+
 class Opened(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a worker is told when it takes a run up: GET /runs/{id}/open with a run token, op "open" on the WebSocket."""
 

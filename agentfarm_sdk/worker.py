@@ -21,6 +21,7 @@ from .ledger import FarmLedger
 from .loop import Loop
 from .model import GatewayModel
 from .protocol import LEASE_SECONDS, new_event
+from .sockets import Sockets
 
 FD = "AGENTFARM_FD"
 _worker: Worker | None = None
@@ -72,6 +73,7 @@ class Worker:
         self._connection = connection
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ledger: FarmLedger | None = None
+        self._sockets: Sockets | None = None
         self.driving: Loop | None = None
         self._renewed = 0.0
 
@@ -95,6 +97,8 @@ class Worker:
         asyncio.run_coroutine_threadsafe(run.record(event), loop).add_done_callback(_told)
 
     async def _serve(self) -> None:
+        import websockets.asyncio.client  # noqa: F401 - now, while the kernel is idle: the first run need not wait for it
+
         self._loop = asyncio.get_running_loop()
         reader, writer = await asyncio.open_connection(sock=self._connection)
         self._writer = writer
@@ -119,8 +123,10 @@ class Worker:
         run = str(message["run"])
         self.current = run
         lease = float(message.get("lease", LEASE_SECONDS))
+        url = str(message["url"])
+        self._sockets = sockets = self._sockets or Sockets(settings.api_url(url), keeps=True)
         self._ledger = ledger = FarmLedger(
-            str(message["url"]), run, int(message["fence"]), str(message["token"]), lease=lease
+            url, run, int(message["fence"]), str(message["token"]), lease=lease, sockets=sockets
         )
         ledger.renewed_at(self._renewed)
         model = GatewayModel(run, ledger.fence, ledger.request)

@@ -213,7 +213,7 @@ class AgentFarm(Application):
         """Make the parts and introduce them."""
         vault = Vault(key)
         live = LiveRuns(db, key, lambda owner, names: vault.open(db, owner, names), lease=self.lease_seconds)
-        workers, claims = Workers(), Claims(db, key, self.lease_seconds)
+        workers, claims = Workers(), Claims(db, key, self.lease_seconds, live.expect)
         live.push = workers.push
         fleet = FleetClient(directory / "fleet.sock")
         resources = Resourcing(db, fleet)

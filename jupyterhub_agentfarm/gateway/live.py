@@ -172,11 +172,7 @@ class LiveRuns:
 
     async def get(self, run_id: str, fence: int) -> LiveRun:
         """Return the run for the worker that holds it. Raises Fenced, NotFound, Transient."""
-        live = self._runs.get(run_id)
-        if live is None:
-            if run_id not in self._loading:
-                self._loading[run_id] = asyncio.create_task(self._load(run_id))
-            live = await asyncio.shield(self._loading[run_id])
+        live = self._runs.get(run_id) or await asyncio.shield(self._loading.get(run_id) or self._begin_to_load(run_id))
         if live.fence != fence:
             raise Fenced(
                 f"run {run_id}: fence {fence} was replaced by {live.fence}", hint="stop: another worker has the run"
@@ -186,6 +182,15 @@ class LiveRuns:
     def knows(self, run_id: str) -> bool:
         """Say whether the run is in memory: then `get` does not wait."""
         return run_id in self._runs
+
+    def expect(self, run_id: str) -> None:
+        """Read a run whose worker is about to open it, while it is on its way there."""
+        if run_id not in self._runs and run_id not in self._loading:
+            self._begin_to_load(run_id).add_done_callback(lambda done: done.exception())  # who opens it reads it again
+
+    def _begin_to_load(self, run_id: str) -> asyncio.Task[LiveRun]:
+        self._loading[run_id] = asyncio.create_task(self._load(run_id))
+        return self._loading[run_id]
 
     async def _load(self, run_id: str) -> LiveRun:
         """Read a run and keep it. What is committed while it is read is taken in too: a wish to stop must not be lost."""
@@ -258,7 +263,8 @@ class LiveRuns:
         Where a `once` call of a former worker has a probe, that is asked first: nothing else is admitted before the
         run is opened again. Raises Fenced, NotFound, Transient.
         """
-        self.drop(run_id)
+        if (known := self._runs.get(run_id)) and not known.loaded:  # else it was read for this, and stands still
+            self.drop(run_id)
         live = await self.get(run_id, fence)
         events, live.loaded = live.loaded, []  # what the fold was made of need not be read twice
         _held(live)
@@ -273,8 +279,9 @@ class LiveRuns:
         ]  # fmt: skip
         if verdicts:
             await self._record(live, [verdict.event for verdict in verdicts])
-        last = events[-1].seq if events else 0
-        events = [*events, *await self.db.read(lambda c: ledger.read_events(c, run_id, last))]
+        if verdicts or not events:
+            last = events[-1].seq if events else 0
+            events = [*events, *await self.db.read(lambda c: ledger.read_events(c, run_id, last))]
         calls = [
             AdmittedCall(
                 call=call.call,

@@ -78,8 +78,7 @@ class Door:
     async def by_token(self, token: str) -> Asker:
         """Return whose token it is. Raises Unauthenticated, Forbidden, Transient (the Hub is away)."""
         if token.startswith(PREFIX):
-            claims = check(self.key, token, epoch=self.epoch, now=self.now())
-            return Asker("run", claims.r, via="token", claims=claims)
+            return self.by_run_token(token)
         try:
             model = await asyncio.wait_for(self.auth.user_for_token(token, sync=False), 15)
         except (HTTPError, asyncio.TimeoutError) as error:
@@ -87,6 +86,11 @@ class Door:
         if model is None:
             raise Unauthenticated("the Hub does not know this token", hint="make a new one at the Hub's token page")
         return asker_of(model, "token")
+
+    def by_run_token(self, token: str) -> Asker:
+        """Return the worker of the token's run. Raises Unauthenticated."""
+        claims = check(self.key, token, epoch=self.epoch, now=self.now())
+        return Asker("run", claims.r, via="token", claims=claims)
 
     async def by_cookie(self, handler: Any) -> Asker:
         """Return whose farm page it is; nobody where there is no session, or its request lacks the XSRF header."""

@@ -114,8 +114,11 @@ async def submit(call: Call) -> TaskView | Submitted:
         call.status = 201 if new else 200
         return task_view(task)
 
+    submitted = body.tasks or [body]
+    call.parts.claims.expect({one.target for one in submitted})
     done = await call.commit(write)
-    call.parts.wake()  # a pool's task has no event that the scheduler would hear
+    if any(one.target.startswith(POOL) or one.deadline is not None for one in submitted):
+        call.parts.wake()  # a pool's task has no event that the scheduler would hear; a deadline may be near
     return done  # type: ignore[no-any-return]
 
 

@@ -1,6 +1,7 @@
 """The worker's WebSocket: the messages of runs.py over one ordered connection, and what others record pushed at once.
 
-A supervisor connects with its agent's Hub token (claim, heartbeat), a worker with its run token (open, append, model).
+A supervisor connects with its agent's Hub token (claim, heartbeat), a worker with its run token (open, append, model). A
+kernel keeps its connection for the next run, which signs in with its own token as it opens.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from agentfarm_sdk.protocol import (
     Event,
     HeartbeatRequest,
     ModelRequest,
+    OpenRequest,
 )
 
 from ..errors import AgentFarmError, Forbidden, Invalid, Transient, Unauthenticated
@@ -216,6 +218,7 @@ class WorkerSocket(RequestHandler):
         if op == "heartbeat":
             return beat(self.parts, self.asker, run, msgspec.json.decode(message.body, type=HeartbeatRequest))
         if op == "open":
+            self._sign_in(run, msgspec.json.decode(message.body, type=OpenRequest))
             return live.open(run, own_run(self.asker, run), tool_files)
         if op == "append":
             request = msgspec.json.decode(message.body, type=AppendRequest)
@@ -226,6 +229,16 @@ class WorkerSocket(RequestHandler):
             own_run(self.asker, asked.run, asked.fence)
             return self.parts.models.model(asked)
         raise Invalid(f"there is no op {op!r}", hint="claim, heartbeat, open, append, model")
+
+    def _sign_in(self, run: str, asked: OpenRequest) -> None:
+        """Let a kernel's connection go on with its next run. Raises Unauthenticated; Forbidden: it is no worker's."""
+        before = self.asker.claims
+        if before is None:
+            raise Forbidden("a run is opened with its own token", hint="connect with the run token")
+        if asked.token and (before.r, before.f) != (run, asked.fence):
+            self.asker = self.parts.door.by_run_token(asked.token)
+            self.parts.workers.leave(self)
+            self.parts.workers.listen(self.asker.name, self)
 
     async def _claim(self, request: ClaimRequest) -> Any:
         claim = await self.parts.claims.take(self.asker.name, request)

@@ -131,12 +131,12 @@ class Supervisor:
                 case ShowKernel(name, run):
                     self._spawn(self.kernels.show(name, run))
                 case Hand(name, claim):
+                    handed = {"run": claim.run, "fence": claim.fence, "token": claim.token, "lease": claim.lease}
+                    self.kernels.tell(name, {"url": self.url, **handed})
                     pid = self.kernels.pid(name)
                     self._log.info(
                         "run %s, fence %d goes to worker kernel %s (pid %s)", claim.run, claim.fence, name, pid
                     )
-                    handed = {"run": claim.run, "fence": claim.fence, "token": claim.token, "lease": claim.lease}
-                    self.kernels.tell(name, {"url": self.url, **handed})
                 case Tell(name, message):
                     self.kernels.tell(name, message)
                 case AskForRun():
@@ -160,8 +160,6 @@ class Supervisor:
             self._log.warning("no run could be claimed: %s %s", error.detail, error.hint)
             self._do(self.plan.claim_refused(getattr(error, "retry_after", 10.0), _now()))
             return
-        if claim:
-            self._log.info("run %s claimed, fence %d", claim.run, claim.fence)
         self._do(self.plan.claimed(claim, _now()))
 
     async def _beat(self, run: str, fence: int) -> None:

@@ -1,6 +1,6 @@
 """One move per task, from what is towards what is wanted: a pool's task gets its agent, an agent with work its server.
 
-Runs reach a supervisor that listens without it (handlers/claims.py hands them out at their commit).
+Runs reach a supervisor that listens without it (handlers/waiting.py hands them out at their commit).
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Scheduler:
 
     def _heard(self, committed: list[Committed]) -> None:
         kinds = WAKES | FREES if self._ends or self.pools.left else WAKES
-        if any(event.kind in kinds for one in committed for event in one.events):
+        leased = {one.run_id for one in committed if any(event.kind == "run.leased" for event in one.events)}
+        if any(event.kind in kinds and not (event.kind == "run.created" and one.run_id in leased)
+               for one in committed for event in one.events):  # fmt: skip
             self.wake()
 
     def wake(self) -> None:
