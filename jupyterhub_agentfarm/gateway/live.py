@@ -172,7 +172,9 @@ class LiveRuns:
 
     async def get(self, run_id: str, fence: int) -> LiveRun:
         """Return the run for the worker that holds it. Raises Fenced, NotFound, Transient."""
-        live = self._runs.get(run_id) or await asyncio.shield(self._loading.get(run_id) or self._begin_to_load(run_id))
+        live = self._runs.get(run_id)
+        if live is None:
+            live = await asyncio.shield(self._loading.get(run_id) or self._begin_to_load(run_id))
         if live.fence != fence:
             raise Fenced(
                 f"run {run_id}: fence {fence} was replaced by {live.fence}", hint="stop: another worker has the run"

@@ -17,6 +17,7 @@ from ..records import Run
 
 Row = tuple[int, bytes, bytes, bytes, int | None, bytes | None]  # seq, header, salt, body, n, digest
 Statement = tuple[str, tuple[Any, ...]]
+Look = tuple[str, dict[str, Any]]
 _HEAD = ("seq", "head", "last_n")
 _ALL = (*_HEAD, "status", "waiting", "fence", "worker", "claim_id", "lease_until", "cancel", "ended_at")
 
@@ -90,26 +91,29 @@ class Gathered:
         for statement in later:
             driver.execute(*statement)
 
-    def send(self, driver: Any, *, commit: bool = False) -> None:
+    def send(self, driver: Any, *, commit: bool = False, look: Look | None = None) -> list[tuple[Any, ...]]:
         """Write all of them to PostgreSQL in one round trip, and forget them; with `commit` they are the transaction's last.
 
-        Raises Transient: a run was moved by another writer.
+        Returns the rows of the query `look`, behind them. Raises Transient: a run was moved by another writer.
         """
         statements, moves = self._statements(), list(self.runs.values())
         self._forget()
         if not statements:
-            return
+            return list(driver.execute(*look).fetchall()) if look else []
         # A transaction that begins here and ends here is PostgreSQL's own implicit one: no BEGIN, no COMMIT to wait for.
         alone = commit and driver.info.transaction_status == _IDLE
+        found: Any = None
         try:
             if alone:
                 driver.autocommit = True
-            if len(statements) == 1 and (alone or not commit):
+            if len(statements) == 1 and not look and (alone or not commit):
                 driver.execute(*statements[0])
             else:
                 with driver.pipeline():
                     for statement in statements:
                         driver.execute(*statement)
+                    if look:
+                        found = driver.execute(*look)
                     if commit and not alone:  # psycopg's own commit() hangs behind a megabyte in a pipeline
                         driver.execute("COMMIT")
         except Exception as error:
@@ -119,6 +123,7 @@ class Gathered:
         finally:
             if alone and not driver.closed:
                 driver.autocommit = False
+        return list(found.fetchall()) if look else []
 
     def _forget(self) -> None:
         self.whole, self.new, self.runs, self.rows, self.later, self.used = False, {}, {}, [], [], {}

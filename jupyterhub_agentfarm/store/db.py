@@ -133,8 +133,9 @@ class Tx:
 
     def look(self, query: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Return the rows of a query (the driver's, with `:name` for its values), behind all that was written so far."""
-        text = query if self.sqlite else appending.named(query)
-        return list(self.driver.execute(text, values).fetchall())
+        if self.sqlite:
+            return list(self.driver.execute(query, values).fetchall())
+        return self._gathered.send(self._driver, look=(appending.named(query), values))
 
     def flush(self, *, commit: bool = False) -> None:
         """Write what was gathered; on PostgreSQL with `commit` COMMIT goes with it: one round trip for all."""
@@ -283,13 +284,23 @@ class Database:
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
-        """Run `fn` with a reader's connection, in a thread. Raises Transient when the database is away."""
+        """Run `fn`, which only reads, with a reader's connection, in a thread; again where the connection turns out cut.
+
+        Raises Transient when the database is away.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read_now, fn)
 
     def read_now(self, fn: Callable[[Connection], T]) -> T:
         """The same in the caller's thread."""
-        with translated(), self._reader.connect() as connection:
-            return fn(connection)
+        with translated():
+            try:
+                with self._reader.connect() as connection:
+                    return fn(connection)
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            with self._reader.connect() as connection:  # those of the pool were cut: this one is a new one
+                return fn(connection)
 
     def now(self) -> float:
         """Return the time of the one clock that judges leases and limits. It goes evenly until it is moved."""

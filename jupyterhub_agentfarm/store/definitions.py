@@ -12,6 +12,9 @@ from ..errors import NotFound
 from .db import Tx
 from .tables import definitions
 
+MAX_KNOWN = 256
+_read: dict[str, Definition] = {}  # by content hash: what was read once is the same for ever; verifying reads the bytes
+_CONTENT = sa.select(definitions.c.content).where(definitions.c.hash == sa.bindparam("name"))
 _KNOWN = sa.select(definitions.c.hash).where(definitions.c.hash == sa.bindparam("name"))
 
 
@@ -27,7 +30,12 @@ def put(tx: Tx, definition: Definition, name: str = "") -> str:
 
 def get(connection: Connection, name: str) -> Definition:
     """Return the definition of that content hash. Raises NotFound."""
-    content = connection.execute(sa.select(definitions.c.content).where(definitions.c.hash == name)).scalar()
+    if (known := _read.get(name)) is not None:
+        return known
+    content = connection.execute(_CONTENT, {"name": name}).scalar()
     if content is None:
         raise NotFound(f"there is no definition {name[:12]}…")
-    return msgspec.json.decode(bytes(content), type=Definition)
+    if len(_read) >= MAX_KNOWN:
+        _read.clear()
+    _read[name] = msgspec.json.decode(bytes(content), type=Definition)
+    return _read[name]

@@ -83,6 +83,19 @@ def _postgresql_writes(connection: Any, _record: Any) -> None:
     connection.commit()
 
 
+def _postgresql_reads(connection: Any, _record: Any) -> None:
+    """Have rows come as they lie: the bodies of events not as hexadecimal text."""
+    from psycopg import Cursor
+    from psycopg.pq import Format
+
+    def cursor(*args: Any, **options: Any) -> Cursor[Any]:
+        made: Cursor[Any] = Cursor(*args, **options)
+        made.format = Format.BINARY
+        return made
+
+    connection.cursor_factory = cursor
+
+
 def _postgresql(url: URL) -> tuple[Engine, Engine]:
     args = {
         "connect_timeout": 5,
@@ -94,7 +107,9 @@ def _postgresql(url: URL) -> tuple[Engine, Engine]:
     writer = sa.create_engine(url, pool_size=1, max_overflow=0, connect_args=args)
     sa.event.listen(writer, "connect", _postgresql_writes)
     sa.event.listen(writer, "before_cursor_execute", _note_write)
-    reader = sa.create_engine(url, pool_size=4, max_overflow=6, connect_args=args, pool_pre_ping=True)
+    # A read is one round trip: statements that only look need no transaction (each has its own snapshot in one, too).
+    reader = sa.create_engine(url, pool_size=4, max_overflow=6, connect_args=args, isolation_level="AUTOCOMMIT")
+    sa.event.listen(reader, "connect", _postgresql_reads)
     return writer, reader
 
 

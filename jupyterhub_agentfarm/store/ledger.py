@@ -36,7 +36,7 @@ from . import anchors, contents, effects, taskrows
 from .appending import Row
 from .db import Tx
 from .inbox import follow as follow_inbox
-from .packing import pack
+from .packing import pack, unpack
 from .tables import events as events_table
 from .tables import runs, tombstones
 
@@ -53,6 +53,9 @@ _COLUMNS = tuple(field.name for field in fields(Run))
 RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
 # Statements that each task needs are made once: to make one costs more than to execute it.
 _ONE = RUN.where(runs.c.run_id == sa.bindparam("run_id"))
+_READ = """SELECT e.header, e.body FROM events e JOIN runs r ON r.run_no = e.run_no
+WHERE r.run_id = :run_id AND e.seq > :after ORDER BY e.seq"""
+_EVENTS, _SOME_EVENTS = sa.text(_READ), sa.text(f"{_READ} LIMIT :limit")
 _MOVE_TASK = "UPDATE tasks SET status = ?, waiting = ? WHERE task_id = ? AND run_id = ?"
 _END_TASK = (
     "UPDATE tasks SET status = ?, waiting = ?, result = ?, error = ?, ended_at = ? WHERE task_id = ? AND run_id = ?"
@@ -111,15 +114,9 @@ def select_runs(
 
 def read_events(connection: Connection, run_id: str, after: int = 0, limit: int | None = None) -> list[Event]:
     """Return the events of a run with seq > `after`, in order."""
-    e = events_table.c
-    statement = (
-        sa.select(e.header, e.body)
-        .join(runs, runs.c.run_no == e.run_no)
-        .where(runs.c.run_id == run_id, e.seq > after)
-        .order_by(e.seq)
-    )
-    rows = connection.execute(statement.limit(limit) if limit else statement)
-    return [read_event(header, body) for header, body in rows]
+    values: dict[str, Any] = {"run_id": run_id, "after": after, **({"limit": limit} if limit else {})}
+    rows = connection.execute(_SOME_EVENTS if limit else _EVENTS, values)
+    return [read_event(unpack(header), None if body is None else unpack(body)) for header, body in rows]
 
 
 def held(tx: Tx, run_id: str) -> Run:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from binascii import hexlify
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -47,7 +49,8 @@ _KINDS = (  # never reordered, only added to; a kind that is none of them is def
     b"child.submitted", b"child.finished", b"person.executed", b"context.compacted", b"memory.remembered",
 )  # fmt: skip
 _NUMBER_OF = {kind: number for number, kind in enumerate(_KINDS)}
-_FIXED = struct.Struct("<8s12s32s32sQIB")  # epoch, run, body, prev; the digits of the time; seq; kind
+_FIXED = struct.Struct("<20s32s32sQIB")  # epoch (8 bytes) and run, body, prev; the digits of the time; seq; kind
+_AUTHORS = {b"s": b"service", b"g": b"gateway", b"w": b"worker:"}
 
 
 def pack(data: bytes) -> bytes:
@@ -79,24 +82,32 @@ def _numbers(data: bytes) -> bytes | None:
         return None
     epoch, run, seq, _, *time, by, call, body, prev = found.groups()
     fixed = _FIXED.pack(
-        bytes.fromhex(epoch.decode()), bytes.fromhex(run.decode()), bytes.fromhex(body.decode()), bytes.fromhex(prev.decode()),
-        int(b"".join(time)), int(seq), kind,
+        bytes.fromhex((epoch + run).decode()), bytes.fromhex(body.decode()), bytes.fromhex(prev.decode()), int(b"".join(time)), int(seq), kind
     )  # fmt: skip
     return fixed + by[:1] + by[7:] + b" " + call.strip(b'"')
 
 
 def _header(numbers: bytes) -> bytes:
     """Return the header of its numbers."""
-    epoch, run, body, prev, time, seq, kind = _FIXED.unpack(numbers[: _FIXED.size])
-    by, call = numbers[_FIXED.size :].decode().split(" ")
-    t = f"{time:018d}"
-    author = {"s": "service", "g": "gateway"}.get(by[0]) or "worker:" + by[1:]
-    asked = call if call == "null" else f'"{call}"'
-    return (
-        f'{{"v":1,"epoch":"{epoch.hex()}","run":"run-{run.hex()}","seq":{seq},"kind":"{_KINDS[kind].decode()}",'
-        f'"at":"20{t[:2]}-{t[2:4]}-{t[4:6]}T{t[6:8]}:{t[8:10]}:{t[10:12]}.{t[12:]}Z","by":"{author}",'
-        f'"call":{asked},"body":"{body.hex()}","prev":"{prev.hex()}"}}'
-    ).encode()
+    named, body, prev, time, seq, kind = _FIXED.unpack_from(numbers)
+    by, call = numbers[_FIXED.size :].split(b" ")
+    second, micro = divmod(time, 1_000_000)
+    return b'%b%d,"kind":"%b","at":"20%b.%06dZ","by":"%b%b","call":%b,"body":"%b","prev":"%b"}' % (
+        _beginning(named), seq, _KINDS[kind], _second(second), micro, _AUTHORS[by[:1]], by[1:],
+        call if call == b"null" else b'"%b"' % call, hexlify(body), hexlify(prev),
+    )  # fmt: skip
+
+
+@lru_cache(64)
+def _beginning(named: bytes) -> bytes:
+    """Return the beginning that the headers of a run have in common."""
+    return b'{"v":1,"epoch":"%b","run":"run-%b","seq":' % (hexlify(named[:8]), hexlify(named[8:]))
+
+
+@lru_cache(64)
+def _second(digits: int) -> bytes:
+    t = b"%012d" % digits
+    return b"%b-%b-%bT%b:%b:%b" % (t[:2], t[2:4], t[4:6], t[6:8], t[8:10], t[10:])
 
 
 class Packed(sa.types.TypeDecorator[bytes]):

@@ -89,8 +89,13 @@ async def test_a_run_is_done_with_the_tools_that_its_version_pins(
     ]
     key = next(one["body"]["key"] for one in recorded if one["kind"] == "tool.started")
     assert (tmp_path / "workspace" / "marks").read_text() == f"a {key}\n"
+    (connection,) = farm.parts.workers.open
     second = await begin(farm, kernel, "Again.")
     assert (await kernel.says(lambda one: one.get("finished") == second))["outcome"] == "succeeded"
+    assert farm.parts.workers.open == {connection}, "the kernel keeps its connection"
+    connection.wire.close()
+    third = await begin(farm, kernel, "And again.")
+    assert (await kernel.says(lambda one: one.get("finished") == third))["outcome"] == "succeeded", "or opens another"
 
 
 async def test_a_visitor_sees_the_run_and_what_they_execute_is_recorded(

@@ -99,6 +99,23 @@ async def test_a_waiting_supervisor_gets_a_run_at_its_commit(farm: Service) -> N
     assert not farm.hub.running, "a server whose supervisor listens is not started"
 
 
+async def test_a_run_is_leased_in_the_transaction_that_creates_it_where_a_supervisor_listens(farm: Service) -> None:
+    await farm.agent()
+    waiting = asyncio.create_task(farm.claim(wait=20))
+    await farm.listens("analyst")
+    await farm.db.write(lambda tx: None)  # its first look is through, and found nothing
+    refused = await farm.ask("ann", "POST", "/tasks", {"target": "analyst", "input": "now", "thread_id": "none"})
+    assert refused.status_code == 404 and not waiting.done()
+    task = await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "now"})
+    claim = await waiting
+    assert claim and claim["run"] == task["run_id"]
+    events = (await farm.ok("ann", "GET", f"/runs/{claim['run']}/events"))["items"]
+    moments = {event["kind"]: event["at"] for event in events}
+    assert moments["run.leased"] == moments["run.created"], "one transaction, one moment"
+    assert (await farm.ok("ann", "GET", f"/tasks/{task['task_id']}"))["status"] == "running"
+    assert await farm.claim() is None
+
+
 async def test_an_agent_nobody_serves_gets_its_server_started(farm: Service) -> None:
     await farm.agent()
     await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "now"})
@@ -264,6 +281,44 @@ async def test_a_worker_drives_a_tool_call_over_its_websocket(farm: Service) -> 
                 pushed = json.loads(await asyncio.wait_for(socket.recv(), 5))
                 assert (pushed["push"], pushed["run"]) == ("inbox", run)
                 assert pushed["events"][0]["kind"] == "run.cancel_requested"
+
+
+async def test_a_worker_s_connection_goes_on_with_the_next_run_by_that_run_s_token_alone(farm: Service) -> None:
+    await farm.agent()
+    claims = []
+    for _ in range(2):
+        await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "a"})
+        claims.append(await farm.claim())
+    first, second = claims
+    assert first and second
+    uri = farm.url.replace("http", "ws") + "/api/v1/worker"
+
+    async def ask(socket: Any, claim: dict[str, Any], op: str, body: Any) -> Any:
+        await socket.send(json.dumps({"id": 1, "op": op, "run": claim["run"], "body": body}))
+        return json.loads(await asyncio.wait_for(socket.recv(), 10))
+
+    def end(claim: dict[str, Any]) -> Any:
+        return {"fence": claim["fence"], "n": 1, "events": [{"kind": "run.succeeded", "body": {"result": 1}}]}
+
+    async with websockets.connect(uri, additional_headers={"Authorization": f"token {first['token']}"}) as kernel:
+        sign_in = {"fence": second["fence"], "token": second["token"]}
+        assert (await ask(kernel, second, "open", {}))["error"]["type"] == "forbidden"
+        assert (await ask(kernel, second, "open", {**sign_in, "token": "afr.forged.mac"}))["error"]["status"] == 401
+        assert (await ask(kernel, second, "open", {**sign_in, "token": "agent-analyst"}))["error"]["status"] == 401
+        assert (await ask(kernel, second, "open", {**sign_in, "token": first["token"]}))["error"]["type"] == "forbidden"
+        assert (await ask(kernel, first, "append", end(first)))["ok"]["n"] == 1
+        assert (await ask(kernel, second, "open", sign_in))["ok"]["run"] == second["run"]
+        assert (await ask(kernel, first, "append", end(first)))["error"]["type"] == "forbidden"
+        await farm.ok("ann", "POST", f"/tasks/{(await task_of(farm, second))}/cancel", {"reason": "enough"})
+        pushed = json.loads(await asyncio.wait_for(kernel.recv(), 5))
+        assert (pushed["push"], pushed["run"]) == ("inbox", second["run"])
+    agent = {"Authorization": "token agent-analyst"}
+    async with websockets.connect(uri, additional_headers=agent) as supervisor:
+        assert (await ask(supervisor, second, "open", sign_in))["error"]["type"] == "forbidden"
+
+
+async def task_of(farm: Service, claim: dict[str, Any]) -> str:
+    return str((await farm.ok("ann", "GET", f"/runs/{claim['run']}"))["task_id"])
 
 
 async def test_appends_sent_at_once_over_the_websocket_are_written_in_their_order(farm: Service) -> None:
