@@ -22,6 +22,7 @@ from tornado.web import HTTPError
 
 EXTENSION = "agentfarm_sdk.worker"
 WARM_SECONDS = 60.0  # within which a started kernel answers
+SHOW_SECONDS = 0.25  # after which a run is shown to who looks at the list of kernels
 CLOSE_SECONDS = 5.0  # within which a closed one is gone; then it is killed
 MAX_LINE = 1024 * 1024
 PASSED_ON = (
@@ -46,6 +47,8 @@ class _Running:
     writer: asyncio.StreamWriter
     child_end: socket.socket  # kept open: a restart by a visitor must not hand another descriptor to the new process
     listening: asyncio.Task[None]
+    doing: str = ""  # the run, and the one that people are told of
+    shown: str = ""
     forgetting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -139,11 +142,16 @@ class WorkerKernels:
             await asyncio.wait(self._watching)
 
     async def show(self, name: str, run: str) -> None:
-        """Name the kernel for the people who look at the server's list of kernels."""
-        if (running := self._running.get(name)) and running.session_id:
-            title = self._title(name, run)
-            with contextlib.suppress(HTTPError):  # a visitor has just shut it down
-                await self._sessions.update_session(running.session_id, path=title, name=title)
+        """Name the kernel for the people who look at the server's list of kernels: a little later, and not for what is over then."""
+        if (running := self._running.get(name)) is None:
+            return
+        running.doing = run
+        await asyncio.sleep(SHOW_SECONDS)  # the run's first request is on its way meanwhile
+        if running.doing != run or running.shown == run or not running.session_id:
+            return
+        running.shown, title = run, self._title(name, run)
+        with contextlib.suppress(HTTPError):  # a visitor has just shut it down
+            await self._sessions.update_session(running.session_id, path=title, name=title)
 
     def touch(self) -> None:
         """Mark the kernels as active, for a culler of kernels that cannot see the loop's thread."""

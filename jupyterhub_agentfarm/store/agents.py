@@ -23,6 +23,9 @@ from .db import Tx
 from .tables import FARM_RUN, agents, files, grants, runs, versions
 
 _AGENT = sa.select(*(agents.c[one.name] for one in fields(Agent)))
+_ONE = _AGENT.where(
+    agents.c.name == sa.bindparam("name")
+)  # each task needs it: to make it costs more than to execute it
 
 
 def create(
@@ -43,7 +46,7 @@ def create(
 
 def show(connection: Connection, name: str) -> Agent:
     """Return the agent, a retired one too. Raises NotFound."""
-    row = connection.execute(_AGENT.where(agents.c.name == name)).one_or_none()
+    row = connection.execute(_ONE, {"name": name}).one_or_none()
     if row is None:
         raise no_agent(name)
     return _agent(row)
@@ -152,11 +155,12 @@ _VERSION = sa.select(
     versions.c.created_at,
     versions.c.created_by,
 )
+_ONE_VERSION = _VERSION.where(versions.c.agent == sa.bindparam("name"), versions.c.number == sa.bindparam("number"))
 
 
 def version(connection: Connection, name: str, number: int) -> Version:
     """Return one version. Raises NotFound."""
-    row = connection.execute(_VERSION.where(versions.c.agent == name, versions.c.number == number)).one_or_none()
+    row = connection.execute(_ONE_VERSION, {"name": name, "number": number}).one_or_none()
     if row is None:
         raise NotFound(f"agent {name} has no version {number}", hint=f"they are listed at /agents/{name}/versions")
     return _version(connection, row)
