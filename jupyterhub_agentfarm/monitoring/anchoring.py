@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agentfarm_sdk.audit import Leaf, Signed
 
@@ -36,7 +35,7 @@ class Anchoring:
     def __init__(self, db: Database, seed: bytes, file: Path, each: float = EACH) -> None:
         self.db, self.file, self.each = db, file, each
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.public = self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
+        self.public = self._key.public_key().public_bytes_raw().hex()
         self._filed = -1  # the last number in the file; -1: not looked yet
 
     async def run(self) -> None:

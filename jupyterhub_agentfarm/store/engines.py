@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from ..errors import StoreError
+
+if TYPE_CHECKING:  # a service on PostgreSQL does without its megabyte
+    import sqlite3
 
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.glusterfs", "ceph", "lustre"}
 AWAY = "the database cannot be reached"
