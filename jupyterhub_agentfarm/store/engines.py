@@ -85,17 +85,10 @@ def _postgresql_writes(connection: Any, _record: Any) -> None:
     connection.commit()
 
 
-def _postgresql_reads(connection: Any, _record: Any) -> None:
-    """Have rows come as they lie: the bodies of events not as hexadecimal text."""
-    from psycopg import Cursor
-    from psycopg.pq import Format
-
-    def cursor(*args: Any, **options: Any) -> Cursor[Any]:
-        made: Cursor[Any] = Cursor(*args, **options)
-        made.format = Format.BINARY
-        return made
-
-    connection.cursor_factory = cursor
+def _as_it_lies(_connection: Connection, cursor: Any, _statement: str, _values: Any, context: Any, _many: bool) -> None:
+    """Have the rows of a statement with the option `binary` come as they lie: bodies of events not as hexadecimal text."""
+    if context is not None and context.execution_options.get("binary"):
+        cursor.format = 1  # psycopg.pq.Format.BINARY
 
 
 def _postgresql(url: URL) -> tuple[Engine, Engine]:
@@ -111,7 +104,8 @@ def _postgresql(url: URL) -> tuple[Engine, Engine]:
     sa.event.listen(writer, "before_cursor_execute", _note_write)
     # A read is one round trip: statements that only look need no transaction (each has its own snapshot in one, too).
     reader = sa.create_engine(url, pool_size=4, max_overflow=6, connect_args=args, isolation_level="AUTOCOMMIT")
-    sa.event.listen(reader, "connect", _postgresql_reads)
+    for engine in (writer, reader):
+        sa.event.listen(engine, "before_cursor_execute", _as_it_lies)
     return writer, reader
 
 

@@ -55,7 +55,8 @@ RUN = sa.select(*(runs.c[name] for name in _COLUMNS))
 _ONE = RUN.where(runs.c.run_id == sa.bindparam("run_id"))
 _READ = """SELECT e.header, e.body FROM events e JOIN runs r ON r.run_no = e.run_no
 WHERE r.run_id = :run_id AND e.seq > :after ORDER BY e.seq"""
-_EVENTS, _SOME_EVENTS = sa.text(_READ), sa.text(f"{_READ} LIMIT :limit")
+_EVENTS = sa.text(_READ).execution_options(binary=True)
+_SOME_EVENTS = sa.text(f"{_READ} LIMIT :limit").execution_options(binary=True)
 _MOVE_TASK = "UPDATE tasks SET status = ?, waiting = ? WHERE task_id = ? AND run_id = ?"
 _END_TASK = (
     "UPDATE tasks SET status = ?, waiting = ?, result = ?, error = ?, ended_at = ? WHERE task_id = ? AND run_id = ?"
