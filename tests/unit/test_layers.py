@@ -58,7 +58,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.ledger sdk.model sdk.farm sdk.exports",
         "sdk.batches sdk.answers",
         "sdk.shown",
-        "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts sdk.heartbeats",
+        "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts sdk.heartbeats sdk.sockets",
         "sdk.settings sdk.protocol sdk.quirks",
         "sdk.errors sdk.schemas sdk.parts",
     ],
