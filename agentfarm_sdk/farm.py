@@ -20,6 +20,7 @@ import msgspec
 
 from . import batches, settings
 from .answers import read_answer, sse
+from .cases import Cases
 from .errors import AgentFarmError, Cancelled, Invalid, Transient, from_problem
 from .protocol import ENDED, PROTOCOL, Event
 from .shown.live import Following, in_notebook, progress_of, show
@@ -388,6 +389,10 @@ class Farm:
         """Let an agent forget a key."""
         answer: Json = self.request("DELETE", f"/agents/{_id(name)}/memory", params={"key": key})
         return answer
+
+    def cases(self, agent: str) -> Cases:
+        """Return the test cases of an agent: kept, tried with versions, judged."""
+        return Cases(self, agent)
 
     # -- what waits for a person, and the state of things --------------------------------------------------------
 

@@ -41,7 +41,7 @@ from .gateway.proxy import Route, Upstreams
 from .gateway.refusals import Memory
 from .gateway.upstreams.openai_compatible import OpenAICompatible, Settings
 from .handlers.asking import HUB_CACHE_SECONDS, Door
-from .handlers.feed import Feed
+from .handlers.feed import CASES, Feed
 from .handlers.routes import Parts
 from .handlers.surroundings import Surroundings
 from .handlers.table import application
@@ -229,7 +229,7 @@ class AgentFarm(Application):
 
         models = Models(live, upstreams)
         parts = Parts(
-            db=db, live=live, models=models, judging=Judging(db, live, models), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
+            db=db, live=live, models=models, judging=Judging(db, live, models, lambda: feed.wake(CASES)), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
             encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=Surroundings(hub, fleet, feed), resources=resources,
             lease=self.lease_seconds, prefix=self.env.get("JUPYTERHUB_SERVICE_PREFIX", "/services/agentfarm/"),
             public_hub=self.env.get("JUPYTERHUB_PUBLIC_HUB_URL", "/hub/"), public_page=self.env.get("JUPYTERHUB_PUBLIC_URL", ""),

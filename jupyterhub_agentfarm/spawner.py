@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyterhub.spawner import Spawner, SpawnException
-from traitlets import Dict, Unicode, default
+from traitlets import Bool, Dict, Unicode, default
 
 from .errors import AgentFarmError, FleetError, NotFound
 from .fleet.client import FleetClient
@@ -36,6 +36,12 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
     demand = Dict(
         help="What servers ask of a microserver beyond the farm's settings (agentfarm placement settings) and before those of an "
         "agent: {memory: bytes, cpu: cores, labels: {…}}, fields as in demands.Resources."
+    ).tag(config=True)
+
+    show_microserver = Bool(
+        True,
+        help="Whether the Hub's admin page names a server's microserver, in its column Profile (user option `profile`). "
+        "False where that option is yours.",
     ).tag(config=True)
 
     microserver = ""  # where it was placed
@@ -76,7 +82,8 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
 
     def clear_state(self) -> None:
         super().clear_state()
-        self.microserver = ""
+        self.microserver = self.why = ""
+        self._show_place()
         self._asked = False
 
     # -- environment and command ---------------------------------------------------------------------------------
@@ -115,6 +122,7 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
                 "microserver"
             ]  # fixed before anything runs: a start that is cancelled can be stopped
             self.why = placed.get("why", "")
+            self._show_place()
             self.ip, self.port = placed["ip"], placed["port"]
             agent = self.user.name.removeprefix(AGENT) if self.user.name.startswith(AGENT) else None
             started = await self.fleet.start(
@@ -131,6 +139,19 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
             raise SpawnException(f"{error.detail}. {error.hint}", reason=error.type) from error
         self.log.info("%s runs on %s, port %d", self.unit, self.microserver, started["port"])
         return started["ip"], started["port"]
+
+    def _show_place(self) -> None:
+        """Have the Hub's own list of servers name the microserver: its admin page prints the option `profile`."""
+        if not self.show_microserver:
+            return
+        given: dict[str, Any] = dict(self.user_options)  # type: ignore[has-type]
+        options = {name: value for name, value in given.items() if name != "profile"}
+        if self.microserver:
+            options["profile"] = self.microserver
+        if options != given:
+            self.user_options = options
+            if self.orm_spawner is not None:  # so that a Hub that is started anew knows it too
+                self.orm_spawner.user_options = options
 
     async def stop(self, now: bool = False) -> None:
         """Return when the unit is gone. Stopping twice is harmless."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from .asking import Ask, OnToken, Reply, Upstream, UpstreamError
 from .turns import Turns
 
 LONGEST_PAUSE = 8.0  # seconds between two attempts, where the server asks for none
+AGAIN_SECONDS = 10.0  # how often a server that is away is looked for, while somebody looks at the farm
+AWAY = {"down": "cannot be reached", "unauthorised": "refuses the farm's key", "no-credit": "has no credit left"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,38 @@ class Upstreams:
         self.routes = list(routes)
         self._default = default
         self._turns = {id(route.upstream): Turns(route.upstream.max_in_flight) for route in self.routes}
+        self._away: dict[str, str] = {}  # by name, which kind of error the latest attempt came to
+        self._looked_at = 0.0  # monotonic seconds
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def away(self) -> dict[str, str]:
+        """By name of the model servers that serve nobody at the moment: what is with them, in words."""
+        return {name: f"the model server {name} {AWAY[kind]}" for name, kind in self._away.items()}
+
+    def look_again(self) -> None:
+        """Have those that could not be reached looked for, without waiting: nobody may have asked a model since they are back."""
+        due = time.monotonic() - self._looked_at > AGAIN_SECONDS
+        if "down" in self._away.values() and due and (self._looking is None or self._looking.done()):
+            self._looked_at = time.monotonic()
+            self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        for route in self.routes:
+            if self._away.get(route.upstream.name) == "down":
+                try:
+                    await route.upstream.models()
+                except UpstreamError as error:
+                    self._note(route, error.kind)
+                else:
+                    self._note(route, "")
+
+    def _note(self, route: Route, kind: str) -> None:
+        """Keep how the latest attempt went: what other kinds of errors say of a request says nothing of the server."""
+        if kind in AWAY:
+            self._away[route.upstream.name] = kind
+        else:
+            self._away.pop(route.upstream.name, None)
 
     @property
     def default(self) -> str:
@@ -65,7 +100,13 @@ class Upstreams:
     async def attempt(self, route: Route, ask: Ask, owner: str, on_token: OnToken | None) -> Reply:
         """Wait for a turn and make one attempt. Raises UpstreamError."""
         async with self._turns[id(route.upstream)].turn(owner):
-            return await route.upstream.complete(ask, on_token)
+            try:
+                reply = await route.upstream.complete(ask, on_token)
+            except UpstreamError as error:
+                self._note(route, error.kind)
+                raise
+            self._note(route, "")
+            return reply
 
     async def listed(self) -> list[dict[str, Any]]:
         """Return the models that can be asked for, OpenAI's form, with who serves them; a server that is away says so.
@@ -95,6 +136,8 @@ class Upstreams:
         return models
 
     async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         for route in self.routes:
             await route.upstream.close()
 

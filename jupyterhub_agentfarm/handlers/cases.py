@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,6 +18,7 @@ from ..store import batches, cases, tasks
 from ..store.db import Tx
 from . import budgets, modes
 from .asking import in_use, reach_agent
+from .feed import CASES
 from .routes import Call, Empty, Page, Route
 from .runs import reach_run
 from .tasks import NewTask, choose, owner_of
@@ -248,6 +251,7 @@ async def run(call: Call) -> CaseRun:
     done = await call.commit(write)
     call.parts.wake()
     call.parts.judging.expect()
+    call.parts.feed.wake(CASES)
     return done  # type: ignore[no-any-return]
 
 
@@ -292,11 +296,27 @@ def _tried(connection: Connection, agent: str, batch_ids: list[str]) -> dict[str
 
 def totals(items: list[Tried]) -> list[Total]:
     """Count verdicts by version, in the order of the versions. Pure."""
-    counted: dict[int | str, list[int]] = {}
+    return counted((one.version, one.verdict, 1) for one in items)
+
+
+def counted(verdicts: Iterable[tuple[int | str, str | None, int]]) -> list[Total]:
+    """Add up (version, verdict, how many), in the order of the versions. Pure."""
+    found: dict[int | str, list[int]] = {}
     words = ("passed", "failed", "error", None)
-    for one in items:
-        counted.setdefault(one.version, [0, 0, 0, 0])[words.index(one.verdict)] += 1
-    return [Total(version, *counts) for version, counts in counted.items()]
+    for version, verdict, many in verdicts:
+        found.setdefault(version, [0, 0, 0, 0])[words.index(verdict)] += many
+    return [Total(version, *counts) for version, counts in found.items()]
+
+
+def standing(
+    connection: Connection, agents: list[str] | None, known: Iterable[str], newer: str
+) -> list[dict[str, Any]]:
+    """Return how these case runs stand, for the stream of changes: `{agent, batch_id, totals}`."""
+    rows = cases.standing(connection, agents, known, newer)
+    return [
+        {"agent": agent, "batch_id": batch, "totals": counted(("draft" if v is None else v, said, many) for _, _, v, said, many in mine)}
+        for (batch, agent), mine in groupby(rows, lambda row: row[:2])
+    ]  # fmt: skip
 
 
 async def list_runs(call: Call) -> Listed[CaseRun]:

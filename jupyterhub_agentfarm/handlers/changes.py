@@ -1,7 +1,8 @@
 """`/events`: one stream of all changes that its asker may see; lists are kept up to date by it without another request.
 
 Events of the ledger carry the farm's numbers as ids, so that none is missed. What is no event (drafts, servers, microservers,
-the inbox's count) is told as it is now: once at the beginning, then whenever it is otherwise. So nothing is missed there either.
+the inbox's count, verdicts on test cases, the farm's health) is told as it is now: once at the beginning, then whenever it is
+otherwise. So nothing is missed there either. While the database is away the stream stands, and says so.
 """
 
 from __future__ import annotations
@@ -13,20 +14,25 @@ from typing import Any
 
 import msgspec
 
+from ..errors import Transient
 from ..store import agents, changes
+from ..store import cases as store_cases
 from ..store.changes import Change
 from .asking import visible
-from .feed import AGENTS, FARM, INBOX, Sse, resume_from
+from .cases import standing
+from .feed import AGENTS, CASES, FARM, INBOX, Sse, resume_from
+from .operations import health_of
 from .routes import Call, Place, Route
 from .views import when
 
 LOAD_SECONDS = 10.0  # how often loads and free memory are told where nothing else has changed
+AWAY_SECONDS = 2.0  # until the database is asked again
 
 
 class Changes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`after`: the last number that is known; 0: from now on. `bodies` false: events come without their bodies.
 
-    `state`: also how things are that are no events: agents, servers, microservers, the inbox's count.
+    `state`: also how things are that are no events: agents, servers, microservers, the inbox's count, case runs, health.
     """
 
     after: Place = 0
@@ -44,6 +50,9 @@ class _Told:
         self.microservers: list[dict[str, Any]] | None = None
         self.loads_at = 0.0
         self.inbox: dict[str, int] | None = None
+        self.cases: dict[str, dict[str, Any]] = {}  # by batch, those that wait for verdicts
+        self.newest_cases: str | None = None
+        self.health: dict[str, Any] | None = None
 
     async def events(self, sse: Sse) -> None:
         """Send what has been committed since, up to the latest."""
@@ -112,6 +121,31 @@ class _Told:
             self.inbox = counts
             await sse.send({"count": sum(counts.values()), "kinds": counts}, "inbox")
 
+    async def of_cases(self, sse: Sse) -> None:
+        """Send how the case runs stand that wait for verdicts, and those that did when they were told last."""
+
+        def read(connection: Any) -> tuple[str, list[dict[str, Any]]]:
+            newest = store_cases.newest(connection)
+            names = visible(connection, self.call.asker)[1]
+            since = newest if self.newest_cases is None else self.newest_cases
+            return newest, standing(connection, names, list(self.cases), since)
+
+        first = self.newest_cases is None
+        self.newest_cases, now = await self.call.read(read)
+        changed = [one for one in now if self.cases.get(one["batch_id"]) != one]
+        self.cases = {one["batch_id"]: one for one in now if any(total.pending for total in one["totals"])}
+        if changed or first:
+            await sse.send({"items": changed}, "cases")
+
+    async def of_health(self, sse: Sse, problem: str = "") -> None:
+        """Send whether the farm is well. `problem`: why the database did not answer just now."""
+        self.call.parts.models.upstreams.look_again()
+        health = health_of(self.call.parts, problem)
+        now = {"status": health.status, "problems": health.problems}
+        if now != self.health:
+            self.health = now
+            await sse.send(now, "health")
+
 
 def _agent(row: Mapping[str, Any]) -> dict[str, Any]:
     timed = {name: when(row[name]) for name in ("edited_at", "created_at", "retired_at")}
@@ -130,21 +164,40 @@ async def events(call: Call) -> None:
         return
     with (
         feed.reader(None) as committed, feed.reader(AGENTS) as drafts, feed.reader(FARM) as around, feed.reader(INBOX) as inbox,
-        call.parts.surroundings.watched(),
+        feed.reader(CASES) as cases, feed.reader(FARM) as well, call.parts.surroundings.watched(),
     ):  # fmt: skip
         await sse.send({"after": told.last}, "here", told.last)  # an id to come back with, before anything happens
-        await _tell(sse, {committed: told.events, drafts: told.of_agents, around: told.of_farm, inbox: told.of_inbox})
+        tells: dict[asyncio.Event, Tell] = {
+            committed: told.events, drafts: told.of_agents, around: told.of_farm, inbox: told.of_inbox, cases: told.of_cases,
+            well: told.of_health,  # behind all that reads: so it says that the database is there
+        }  # fmt: skip
+        await _tell(sse, tells, told.of_health)
 
 
-async def _tell(sse: Sse, tells: Mapping[asyncio.Event, Callable[[Sse], Awaitable[None]]]) -> None:
-    """Tell everything once, and then whatever was woken, until the reader goes."""
+Tell = Callable[[Sse], Awaitable[None]]
+
+
+async def _tell(
+    sse: Sse, tells: Mapping[asyncio.Event, Tell], away: Callable[[Sse, str], Awaitable[None]] | None = None
+) -> None:
+    """Tell everything once, and then whatever was woken, until the reader goes. Raises Transient, where nobody hears of it by `away`."""
     for wake in tells:
         wake.set()
     while sse.open:
         for wake, tell in tells.items():
-            if wake.is_set():
-                wake.clear()  # before reading: what comes behind it wakes again
+            if not wake.is_set():
+                continue
+            wake.clear()  # before reading: what comes behind it wakes again
+            try:
                 await tell(sse)
+            except Transient as error:
+                if away is None:
+                    raise
+                for one in tells:
+                    one.set()
+                await away(sse, error.detail)
+                await sse.rest(AWAY_SECONDS)
+                break
         if not any(wake.is_set() for wake in tells):
             await sse.pause(*tells)
 

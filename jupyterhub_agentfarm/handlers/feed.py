@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from ..store.tables import FARM_RUN
 
 KEEPALIVE_SECONDS = 15.0
 ENDS = "ends"  # in the place of a run: the ends of all
-AGENTS, INBOX, FARM = "agents", "inbox", "surroundings"  # what lists of those show may have changed
+AGENTS, INBOX, FARM, CASES = "agents", "inbox", "surroundings", "cases"  # what lists of those show may have changed
 _ASKS = ("approval.", "simulation.", "budget.", "question.")
 _MOVES_INBOX = frozenset({
     "tool.doubted", "tool.resolved", "run.requeued", "run.resumed", "run.succeeded", "run.failed", "run.cancelled", "worker.died",
@@ -134,6 +134,11 @@ class Sse:
             if ended():
                 return
             await self.pause(wake)
+
+    async def rest(self, seconds: float) -> None:
+        """Wait so long, or until the reader is gone."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.handler.gone.wait(), seconds)
 
     async def pause(self, *wakes: asyncio.Event) -> None:
         """Wait until one of these is set or the reader is gone; send a byte now and then."""

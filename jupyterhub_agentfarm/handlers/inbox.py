@@ -54,7 +54,15 @@ async def listed(call: Call) -> Listed[InboxView]:
 
 
 async def show(call: Call) -> InboxView:
-    return inbox_view(await call.read(lambda c: _reach(c, call.asker, call.path["item"])))
+    def read(connection: Connection) -> InboxView:
+        item = _reach(connection, call.asker, call.path["item"])
+        try:
+            _may_decide(connection, call.asker, item)
+        except (Forbidden, NotFound):
+            return msgspec.structs.replace(inbox_view(item), may_decide=False)
+        return msgspec.structs.replace(inbox_view(item), may_decide=call.asker.kind == "person")
+
+    return await call.read(read)
 
 
 async def decide(call: Call) -> InboxView:

@@ -13,7 +13,7 @@ from agentfarm_sdk.errors import BY_TYPE
 
 from ..errors import AgentFarmError, Forbidden
 from ..store import changes
-from .routes import Call, Empty, Route
+from .routes import Call, Empty, Parts, Route
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -33,19 +33,25 @@ class Health(msgspec.Struct, frozen=True):
 
 
 async def health(call: Call) -> Health:
-    parts = call.parts
-    problems = []
+    away = ""
     try:
         await asyncio.wait_for(call.read(changes.latest), 5)
     except (AgentFarmError, asyncio.TimeoutError) as error:
-        problems.append(f"database: {getattr(error, 'detail', '') or 'it does not answer'}")
-    if parts.db.last_error:
-        problems.append(f"database: {parts.db.last_error}")
-    model = default_model(parts.models.upstreams)
+        away = getattr(error, "detail", "") or "it does not answer"
+    found = health_of(call.parts, away)
+    if any(problem.startswith("database") for problem in found.problems):
+        call.status = 503
+    return found
+
+
+def health_of(parts: Parts, away: str = "") -> Health:
+    """Return how the farm is, by what is known without asking. `away`: why the database did not answer, where it did not."""
+    problems = [f"database: {why}" for why in dict.fromkeys((away, parts.db.last_error)) if why]
+    upstreams = parts.models.upstreams
+    model = default_model(upstreams)
     if model is None:
         problems.append("model: none is set; set HF_API_URL and HUGGING_FACE_AUTH_TOKEN")
-    if any(problem.startswith("database") for problem in problems):
-        call.status = 503
+    problems += [f"model: {why}" for why in upstreams.away.values()]
     kind = "sqlite" if parts.db.sqlite else "postgresql"
     status = "degraded" if problems else "ok"
     version, db = jupyterhub_agentfarm.__version__, parts.db

@@ -355,14 +355,20 @@ async def new_thread(call: Call) -> ThreadView:
     return await call.commit(write)  # type: ignore[no-any-return]
 
 
+class ThreadsPage(Page, frozen=True, forbid_unknown_fields=True):
+    """`agent`: the conversations with this one alone."""
+
+    agent: str = ""
+
+
 async def list_threads(call: Call) -> Listed[ThreadView]:
-    query: Page = call.query
+    query: ThreadsPage = call.query
 
     def read(connection: Connection) -> list[dict[str, Any]]:
         owners, names = visible(connection, call.asker)
         return threads.listed(
-            connection, owners=owners, agents=names, before=query.cursor or None, limit=query.limit + 1
-        )
+            connection, owners=owners, agents=names, only=query.agent, before=query.cursor or None, limit=query.limit + 1
+        )  # fmt: skip
 
     found = page(await call.read(read), query.limit, lambda one: one["thread_id"])
     return Listed([thread_view(one) for one in found.items], found.next)
@@ -386,6 +392,6 @@ ROUTES = [
     Route("POST", "/tasks/{task}/resume", resume, "Let it go on", body=Empty, answer=TaskView),
     Route("POST", "/tasks/{task}/rerun", rerun, "Submit its input anew", body=Again, answer=TaskView, status=201),
     Route("POST", "/threads", new_thread, "Begin a conversation", body=NewThread, answer=ThreadView, status=201),
-    Route("GET", "/threads", list_threads, "List conversations, newest first", query=Page, answer=Listed[ThreadView]),
+    Route("GET", "/threads", list_threads, "List conversations, newest first", query=ThreadsPage, answer=Listed[ThreadView]),
     Route("GET", "/threads/{thread}", show_thread, "Show a conversation", answer=ThreadView),
 ]  # fmt: skip

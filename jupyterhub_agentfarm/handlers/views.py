@@ -147,6 +147,7 @@ class InboxView(msgspec.Struct, frozen=True, kw_only=True):
     escalated_at: str | None = None  # since when operators, and the group, are shown it
     escalate_to: str | None = None
     worker: str | None = None  # of a call in doubt: "proven dead: …" or "only silent"
+    may_decide: bool | None = None  # whether the asker may, at a farm page; told where one item is asked for
 
 
 def when(seconds: float | None) -> str | None:

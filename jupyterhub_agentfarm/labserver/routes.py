@@ -21,7 +21,8 @@ GET,DELETE agents/*/connections
 DELETE agents/*/connections/*
 GET,DELETE agents/*/memory
 GET threads/*|tasks/*|inbox/*|batches/*|batches/*/results
-POST blobs|preview|batches/*/cancel|tasks/*/cancel|tasks/*/pause|tasks/*/resume|tasks/*/rerun
+GET tools/files/*
+POST blobs|preview|tools/read|batches/*/cancel|tasks/*/cancel|tasks/*/pause|tasks/*/resume|tasks/*/rerun
 GET runs|runs/*|runs/*/events|runs/*/tokens|runs/*/verify|runs/*/bundle|runs/*/replay|runs/*/effects
 GET runs/*/steps|runs/*/requests/*|runs/*/blobs/*
 POST runs/*/fork
@@ -34,7 +35,7 @@ POST agents/*/cases/run
 _KERNEL = """
 POST runs|runs/*/open|runs/*/events|runs/*/heartbeat|runs/*/calls/*/outcome|model/v1/chat/completions
 GET,PUT runs/*/blobs/*
-GET tools/files/*|worker
+GET worker
 POST ticks/sql
 """
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -96,10 +96,10 @@ def verdict_of(checks: list[dict[str, Any]]) -> str:
 
 
 class Judging:
-    """`look` judges what is due; `run` does so for ever. Verdicts are written once."""
+    """`look` judges what is due; `run` does so for ever. Verdicts are written once; `told` is called behind each."""
 
-    def __init__(self, db: Database, live: LiveRuns, models: Models) -> None:
-        self.db, self.live, self.models = db, live, models
+    def __init__(self, db: Database, live: LiveRuns, models: Models, told: Callable[[], None] = lambda: None) -> None:
+        self.db, self.live, self.models, self.told = db, live, models, told
         self._due = asyncio.Event()
         self._expecting = True  # something waits for a verdict: else no end of a run concerns us
         db.on_commit(self._heard)
@@ -142,6 +142,7 @@ class Judging:
             checks = [await self._check(check, row) for check in row["expect"]]
         task_id, verdict = str(row["task_id"]), verdict_of(checks)
         await self.db.write(lambda tx: cases.judged(tx, task_id, verdict, checks))
+        self.told()
 
     async def _check(self, check: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         said: dict[str, Any] = {"kind": check["kind"]}

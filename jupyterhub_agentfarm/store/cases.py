@@ -121,6 +121,34 @@ def case_runs(connection: Connection, agent: str, before: str | None, limit: int
     ]
 
 
+def newest(connection: Connection) -> str:
+    """Return the id of the latest case run of all; "" where there is none."""
+    return str(connection.execute(sa.select(sa.func.max(case_results.c.batch_id))).scalar() or "")
+
+
+def standing(
+    connection: Connection, agents: Iterable[str] | None, known: Iterable[str], newer: str
+) -> list[tuple[str, str, int | None, str | None, int]]:
+    """Count verdicts by case run and version, of those that wait for one, that are `known`, or came after `newer`.
+
+    Returns (batch, agent, version, verdict, how many), versions in the order of their submission. `agents` None: of all.
+    """
+    r = case_results.c
+    open_ = sa.select(r.batch_id).where(r.verdict.is_(None))
+    statement = (
+        sa.select(r.batch_id, r.agent, r.version, r.verdict, sa.func.count())
+        .where(sa.or_(r.batch_id.in_(open_), r.batch_id.in_(list(known)), r.batch_id > newer))
+        .group_by(r.batch_id, r.agent, r.version, r.verdict)
+        .order_by(r.batch_id, sa.func.min(r.task_id))
+    )
+    if agents is not None:
+        statement = statement.where(r.agent.in_(list(agents)))
+    return [
+        (batch, agent, version, verdict, count)
+        for batch, agent, version, verdict, count in connection.execute(statement)
+    ]
+
+
 def due(connection: Connection, limit: int) -> list[dict[str, Any]]:
     """Return what has ended and is not judged, the oldest first."""
     t, r = tasks.c, case_results.c

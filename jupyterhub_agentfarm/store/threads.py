@@ -45,14 +45,17 @@ def show(connection: Connection, thread_id: str) -> dict[str, Any]:
 
 
 def listed(
-    connection: Connection, *, owners: Iterable[str] | None = None, agents: Iterable[str] | None = None, before: str | None = None, limit: int = 50
+    connection: Connection, *, owners: Iterable[str] | None = None, agents: Iterable[str] | None = None, only: str = "", before: str | None = None,
+    limit: int = 50,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return threads, newest first, of these owners or these agents (None and None = all)."""
+    """Return threads, newest first, of these owners or these agents (None and None = all); with `only` of these that agent's."""
     statement = sa.select(threads).order_by(threads.c.thread_id.desc()).limit(limit)
     if owners is not None or agents is not None:
         statement = statement.where(
             sa.or_(threads.c.owner.in_(list(owners or ())), threads.c.agent.in_(list(agents or ())))
         )
+    if only:
+        statement = statement.where(threads.c.agent == only)
     if before:
         statement = statement.where(threads.c.thread_id < before)
     return [{**row, "created_at": timestamp(row["created_at"])} for row in connection.execute(statement).mappings()]

@@ -4,15 +4,17 @@ import React from 'react';
 import { Problem, type Api } from './api';
 import type { FarmModel, Loaded, Resource, RunEvents, Touches } from './model';
 import type { Store } from './store';
+import type { Translate } from './translate';
 
-/** Words for people: `%1`, `%2` … are replaced by the arguments. In JupyterLab the translator's `__`. */
-export type Translate = (text: string, ...args: (string | number)[]) => string;
+export type { Translate } from './translate';
 
 export interface Farm {
   api: Api;
   model: FarmModel;
   /** Show a route, as `agents/analyst` or `runs/run-…`. In JupyterLab a tab of the main area, on farm pages the page. */
   navigate: (route: string) => void;
+  /** Give what is shown another address (filters, a tab): a reload, a link and Back find it so. */
+  readdress: (route: string) => void;
   /** The address of a route at the farm pages, for a link in a new tab; '' where it is not known. */
   href: (route: string) => string;
   /** Where the login has expired. */

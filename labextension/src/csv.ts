@@ -1,4 +1,5 @@
 /** From a CSV to tasks: one row a task, its columns in the input. Pure. */
+import type { Translate } from './translate';
 
 /** So many tasks does the farm take at once: all or none. */
 export const MOST_TASKS = 1000;
@@ -11,17 +12,17 @@ export interface Sheet {
 }
 
 /** Records of a CSV (RFC 4180: fields may be quoted, hold separators, quotes and line ends). The separator is what the first line has most of: `,` `;` or tab. */
-export function parseCsv(text: string): Sheet {
+export function parseCsv(text: string, t: Translate): Sheet {
   const source = text.replace(/^\uFEFF/, '');
   const { records, open } = recordsOf(source, separatorOf(source));
   const [columns = [], ...rows] = records.map(fields => fields.map(field => field.trim())).filter(fields => fields.some(Boolean));
   const odd = rows.findIndex(fields => fields.length !== columns.length);
-  const flaw = open ? 'A quoted field is never closed.'
-    : columns.length === 0 || rows.length === 0 ? 'It needs a first row with the names of the columns, and a row for each task.'
-      : columns.some(name => !name) ? 'Each column needs a name.'
-        : new Set(columns).size < columns.length ? 'Two columns have the same name.'
-          : odd >= 0 ? `Row ${odd + 1} has ${rows[odd]!.length} fields; the first row names ${columns.length} columns.`
-            : rows.length > MOST_TASKS ? `It has ${rows.length} rows; at most ${MOST_TASKS} tasks go at once.` : '';
+  const flaw = open ? t('A quoted field is never closed.')
+    : columns.length === 0 || rows.length === 0 ? t('It needs a first row with the names of the columns, and a row for each task.')
+      : columns.some(name => !name) ? t('Each column needs a name.')
+        : new Set(columns).size < columns.length ? t('Two columns have the same name.')
+          : odd >= 0 ? t('Row %1 has %2 fields; the first row names %3 columns.', odd + 1, rows[odd]!.length, columns.length)
+            : rows.length > MOST_TASKS ? t('It has %1 rows; at most %2 tasks go at once.', rows.length, MOST_TASKS) : '';
   return { columns, rows, flaw };
 }
 

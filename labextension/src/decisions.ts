@@ -1,11 +1,12 @@
 /** What a person can say of an inbox item: the words of each kind, and what goes with them. Pure; the twin of gateway/decisions.py. */
 import type { InboxView } from './protocol';
+import type { Translate } from './translate';
 
 export type Extra = 'arguments' | 'result' | 'answer';
 
 export interface Choice {
   decision: string;
-  /** Said on the button; translated where it is drawn. */
+  /** Said on the button. */
   word: string;
   look: 'primary' | 'plain' | 'danger';
   /** What is sent with it, where it was filled in. */
@@ -14,46 +15,46 @@ export interface Choice {
   forced?: boolean;
 }
 
-const REFUSE: Choice = { decision: 'refuse', word: 'Refuse', look: 'danger' };
-
-export function choices(item: InboxView): Choice[] {
+export function choices(item: InboxView, t: Translate): Choice[] {
+  const refuse: Choice = { decision: 'refuse', word: t('Refuse'), look: 'danger' };
   switch (item.kind) {
     case 'approval':
-      return [{ decision: 'approve', word: 'Approve', look: 'primary', extra: 'arguments' }, REFUSE];
+      return [{ decision: 'approve', word: t('Approve'), look: 'primary', extra: 'arguments' }, refuse];
     case 'in_doubt':
       return [
-        { decision: 'happened', word: 'It happened', look: 'primary', extra: 'result' },
-        { decision: 'not_happened', word: 'It did not: call again', look: 'plain', forced: !item.detail.proof },
-        { decision: 'give_up', word: 'Give the run up', look: 'danger' }
+        { decision: 'happened', word: t('It happened'), look: 'primary', extra: 'result' },
+        { decision: 'not_happened', word: t('It did not: call again'), look: 'plain', forced: !item.detail.proof },
+        { decision: 'give_up', word: t('Give the run up'), look: 'danger' }
       ];
     case 'simulation':
-      return [{ decision: 'answer', word: 'Answer', look: 'primary', extra: 'result' }, REFUSE];
+      return [{ decision: 'answer', word: t('Answer'), look: 'primary', extra: 'result' }, refuse];
     case 'question':
       return [
-        { decision: 'answer', word: 'Answer', look: 'primary', extra: 'answer' },
-        { decision: 'refuse', word: 'Do not answer', look: 'plain' }
+        { decision: 'answer', word: t('Answer'), look: 'primary', extra: 'answer' },
+        { decision: 'refuse', word: t('Do not answer'), look: 'plain' }
       ];
     case 'budget':
       return [
-        { decision: 'approve', word: 'Go on without this budget', look: 'primary' },
-        { decision: 'refuse', word: 'End the run', look: 'danger' }
+        { decision: 'approve', word: t('Go on without this budget'), look: 'primary' },
+        { decision: 'refuse', word: t('End the run'), look: 'danger' }
       ];
     default:
       return []; // a kind of a newer farm: shown, and decided by the command line
   }
 }
 
-const KINDS: { [kind: string]: string } = {
-  approval: 'approval', in_doubt: 'in doubt', question: 'question', simulation: 'simulated call', budget: 'budget'
-};
-
-export const kindWord = (kind: string): string => KINDS[kind] ?? kind.replace(/_/g, ' ');
+export function kindWord(kind: string, t: Translate): string {
+  const words: { [kind: string]: string } = {
+    approval: t('approval'), in_doubt: t('in doubt'), question: t('question'), simulation: t('simulated call'), budget: t('budget')
+  };
+  return words[kind] ?? kind.replace(/_/g, ' ');
+}
 
 /** What is asked, in one line. */
-export function subject(item: InboxView): string {
+export function subject(item: InboxView, t: Translate): string {
   const { detail } = item;
   const said = item.kind === 'question' ? detail.question : item.kind === 'budget' ? detail.why : detail.tool;
-  return typeof said === 'string' && said ? said : kindWord(item.kind);
+  return typeof said === 'string' && said ? said : kindWord(item.kind, t);
 }
 
 export class NotJson extends Error {}
@@ -71,25 +72,26 @@ export function resultOf(typed: string): unknown {
 }
 
 /** An answer to a question: one of its choices or a text; JSON where the question has a schema. Raises NotJson. */
-export function answerOf(item: InboxView, typed: string): unknown {
-  return item.detail.schema ? json(typed, 'The answer') : typed;
+export function answerOf(item: InboxView, typed: string, t: Translate): unknown {
+  return item.detail.schema ? json(typed, text => t('The answer must be JSON: %1', text)) : typed;
 }
 
 /** Arguments as a person edited them; undefined where they are as the model asked. Raises NotJson. */
-export function argumentsOf(item: InboxView, typed: string): unknown {
-  const given = json(typed, 'The arguments');
+export function argumentsOf(item: InboxView, typed: string, t: Translate): unknown {
+  const given = json(typed, text => t('The arguments must be JSON: %1', text));
   return JSON.stringify(given) === JSON.stringify(item.detail.arguments) ? undefined : given;
 }
 
-function json(typed: string, what: string): unknown {
+function json(typed: string, wrong: (why: string) => string): unknown {
   try {
     return JSON.parse(typed) as unknown;
   } catch (error) {
-    throw new NotJson(`${what} must be JSON: ${(error as Error).message}`);
+    throw new NotJson(wrong((error as Error).message));
   }
 }
 
 /** How a typed result is understood, to be shown beside it. */
-export function understood(value: unknown): string {
-  return value === undefined ? '' : value === null ? 'null' : Array.isArray(value) ? 'list' : typeof value === 'string' ? 'text' : typeof value;
+export function understood(value: unknown, t: Translate): string {
+  return value === undefined ? '' : value === null ? t('null') : Array.isArray(value) ? t('list') : typeof value === 'string' ? t('text')
+    : typeof value === 'number' ? t('number') : typeof value === 'boolean' ? t('true or false') : t('object');
 }

@@ -45,7 +45,9 @@ function activate(
       const route = String(args.route ?? 'agents');
       let widget = tracker.find(one => one.content.route === route);
       if (!widget) {
-        widget = new MainAreaWidget({ content: new RouteWidget(farm, route) });
+        const opened = new MainAreaWidget({ content: new RouteWidget(farm, route) });
+        opened.content.readdressed.connect(() => void tracker.save(opened));
+        widget = opened;
         widget.id = `main-${widget.content.id}`;
         widget.toolbar.hide();
         void tracker.add(widget);
@@ -87,7 +89,8 @@ function theFarm(app: JupyterFrontEnd, person: string, t: Farm['t']): Farm {
     api, model, t, page: false, person, approver: false, operator: false,
     signIn: () => location.reload(),
     href: route => (pages ? pages + route : ''),
-    navigate: route => void app.commands.execute(OPEN, { route })
+    navigate: route => void app.commands.execute(OPEN, { route }),
+    readdress: () => undefined // each tab has its own
   };
 }
 

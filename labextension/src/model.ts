@@ -13,10 +13,25 @@ export type Link = 'idle' | 'connecting' | 'live' | 'away' | 'signed-out';
 export interface Change {
   agent: string;
   event: Event;
+  /** Its task, where it has one. */
+  task?: { batch_id?: string | null } | null;
+}
+
+/** Whether the farm is well, as the stream says; `problems` in words. */
+export interface Wellness {
+  status: string;
+  problems: string[];
+}
+
+interface CasesTold {
+  items: { agent: string; batch_id: string }[];
 }
 
 /** What changes without an event, by its name in the stream, and the paths that show it. */
-const STATE: { [name: string]: string } = { agents: '/agents', servers: '/agents', microservers: '/microservers', inbox: '/inbox' };
+const STATE: { [name: string]: readonly string[] } = {
+  agents: ['/agents'], servers: ['/agents', '/placements'], microservers: ['/microservers', '/placements'], inbox: ['/inbox'], health: ['/health'], cases: []
+};
+const WELL: Wellness = { status: 'ok', problems: [] };
 
 export interface Loaded<T> {
   state: 'loading' | 'ready' | 'error';
@@ -35,6 +50,7 @@ export class FarmModel {
   readonly link = new Store<Link>('idle');
   /** How many items of the inbox wait for a person. */
   readonly waiting = new Waiting(this);
+  readonly health = new Store<Wellness>(WELL);
   private readonly resources = new Map<string, Resource<unknown>>();
   private readonly runs = new Map<string, RunState>();
   private readonly followers = new Set<Follower>();
@@ -135,6 +151,7 @@ export class FarmModel {
           break;
         }
         this.link.set(Problem.of(error).signedOut ? 'signed-out' : 'away');
+        this.unwell(Problem.of(error));
       }
       if (this.stands && this.link.get() === 'live') {
         this.link.set('away'); // it ended without an error: the farm was restarted
@@ -147,16 +164,26 @@ export class FarmModel {
     this.link.set('idle');
   }
 
+  /** The farm is there and says why it cannot serve: a stream of it cannot say so. */
+  private unwell(problem: Problem): void {
+    if (problem.status === 503 && problem.detail) {
+      this.health.set({ status: 'degraded', problems: [problem.detail] });
+    }
+  }
+
   /** `told`: which states this connection has told before; the first one is how things are, and has just been read. */
   private take(message: Message, told: Set<string>): void {
     const { event, data } = message;
-    const path = STATE[event];
+    const paths = event === 'cases' ? (data as CasesTold).items.map(one => `/agents/${one.agent}/cases/runs`) : STATE[event];
     if (event === 'inbox') {
       this.waiting.set((data as { count: number }).count);
     }
-    if (path !== undefined) {
+    if (event === 'health') {
+      this.health.set(data as Wellness);
+    }
+    if (paths !== undefined) {
       if (told.has(event)) {
-        this.refresh(path);
+        new Set(paths).forEach(one => this.refresh(one));
       }
       told.add(event);
     } else if (data !== undefined && event !== 'here') {

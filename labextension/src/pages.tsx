@@ -4,11 +4,12 @@ import { createRoot } from 'react-dom/client';
 
 import { Api, pageTransport } from './api';
 import { Badge } from './components';
-import { FarmProvider, useStore, type Farm, type Translate } from './context';
+import { FarmProvider, useStore, type Farm } from './context';
 import { farmIcon } from './icons';
 import { FarmModel } from './model';
 import { findView } from './routes';
-import { LinkState, Routed, SignedOut } from './shell';
+import { LinkState, Routed, SignedOut, Unwell } from './shell';
+import { plain } from './translate';
 import { views } from './views';
 import '../style/pages.css';
 import '../style/kit.css';
@@ -16,7 +17,7 @@ import '../style/kit.css';
 const page = document.querySelector<HTMLMetaElement>('meta[name="farm"]')!.dataset as Record<string, string>;
 const base = page.base ?? '/services/agentfarm/';
 
-const t: Translate = (text, ...args) => text.replace(/%(\d)/g, (all, at: string) => String(args[Number(at) - 1] ?? all));
+const t = plain;
 
 const HOME = 'home';
 const routeNow = (): string => decodeURI(location.pathname.slice(base.length)) + location.search;
@@ -26,15 +27,21 @@ function App(): JSX.Element {
   const main = React.useRef<HTMLElement>(null);
   const farm = React.useMemo<Farm>(() => {
     const api = new Api(pageTransport(base, page.xsrf ?? ''));
+    const go = (to: string): void => {
+      if (to !== routeNow()) {
+        history.pushState(null, '', base + to);
+      }
+      setRoute(to);
+    };
     return {
       api, model: new FarmModel(api), t, page: true, person: page.person ?? '', approver: Boolean(page.approver), operator: Boolean(page.operator),
       href: to => base + to,
       signIn: () => void window.open(base, '_blank'), // what is typed here stays; this page goes on when it is looked at again
       navigate: to => {
-        history.pushState(null, '', base + to);
-        setRoute(to);
+        go(to);
         main.current?.focus();
-      }
+      },
+      readdress: go
     };
   }, []);
   React.useEffect(() => {
@@ -60,7 +67,8 @@ function App(): JSX.Element {
     <FarmProvider farm={farm}>
       <Header farm={farm} now={shown?.route.split('/')[0] ?? ''} />
       <SignedOut />
-      {page.note && <aside className="af-note" aria-label={t('Model')}><strong>{page.model}</strong> {page.note}</aside>}
+      <Unwell />
+      {page.note && page.model !== 'none' && <aside className="af-note" aria-label={t('Model')}><strong>{page.model}</strong> {page.note}</aside>}
       <main ref={main} tabIndex={-1}>
         <Routed route={route || HOME} />
       </main>
@@ -70,7 +78,7 @@ function App(): JSX.Element {
 
 function Header({ farm, now }: { farm: Farm; now: string }): JSX.Element {
   const waiting = useStore(farm.model.waiting);
-  const links = views.filter(view => view.nav !== undefined && view.where !== 'lab').sort((a, b) => a.nav! - b.nav!);
+  const links = views.filter(view => view.nav !== undefined && view.where !== 'lab' && (view.who !== 'operator' || farm.operator)).sort((a, b) => a.nav! - b.nav!);
   return (
     <header className="af-header">
       <a

@@ -2,6 +2,7 @@
 import { ReactWidget } from '@jupyterlab/apputils';
 import { LabIcon } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
+import { Signal } from '@lumino/signaling';
 import React from 'react';
 
 import { Badge, Empty } from './components';
@@ -11,7 +12,7 @@ import { farmIcon } from './icons';
 import { movesAgents, movesTasks } from './model';
 import type { AgentView, Listed, TaskView } from './protocol';
 import { findView } from './routes';
-import { LinkState, Routed, SignedOut } from './shell';
+import { LinkState, Routed, SignedOut, Unwell } from './shell';
 import { views } from './views';
 import { oneLine, statusWord } from './words';
 
@@ -41,10 +42,20 @@ abstract class FarmWidget extends ReactWidget {
   }
 }
 
-/** A tab of the main area: one route. */
+/** A tab of the main area: one route, whose filters and tabs may change. */
 export class RouteWidget extends FarmWidget {
-  constructor(farm: Farm, readonly route: string) {
-    super(farm);
+  readonly readdressed = new Signal<this, string>(this);
+
+  constructor(farm: Farm, public route: string) {
+    super({
+      ...farm,
+      readdress: to => {
+        this.route = to;
+        this.title.caption = `AgentFarm: ${to}`;
+        this.update();
+        this.readdressed.emit(to);
+      }
+    });
     const view = findView(views, route)?.view;
     const name = decodeURIComponent(route.split('?')[0]!.split('/').slice(1).join('/'));
     this.id = `agentfarm-${route.replace(/[^A-Za-z0-9]+/g, '-')}`;
@@ -56,7 +67,7 @@ export class RouteWidget extends FarmWidget {
   }
 
   protected draw(): JSX.Element {
-    return <><SignedOut /><Routed route={this.route} /></>;
+    return <><SignedOut /><Unwell /><Routed route={this.route} /></>;
   }
 }
 
@@ -72,7 +83,7 @@ export class PanelWidget extends FarmWidget {
   }
 
   protected draw(): JSX.Element {
-    return <><SignedOut /><Panel /></>;
+    return <><SignedOut /><Unwell /><Panel /></>;
   }
 }
 
@@ -126,7 +137,7 @@ function PanelTasks(): JSX.Element {
       {value?.items.map(task => (
         <button key={task.task_id} type="button" className="af-row" onClick={() => navigate(task.run_id ? `runs/${task.run_id}` : `tasks/${task.task_id}`)}>
           <span className="af-grow">{oneLine(task.input, 80)}</span>
-          <Badge state={task.status} word={statusWord(task.status, task.waiting)} />
+          <Badge state={task.status} word={statusWord(task.status, task.waiting, t)} />
         </button>
       ))}
     </section>

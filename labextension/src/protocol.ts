@@ -438,6 +438,16 @@ export interface ForkOf {
   prompt?: boolean;
 }
 
+/** `tool`: what a draft takes (its `source` names the file); null where it cannot be used: then `problem` and `hint` say why. */
+export interface FoundTool {
+  file: string;
+  line: number;
+  name: string;
+  tool?: { [name: string]: unknown } | null;
+  problem?: string;
+  hint?: string;
+}
+
 export interface Gain {
   gain?: number | null;
 }
@@ -492,6 +502,7 @@ export interface InboxView {
   escalated_at?: string | null;
   escalate_to?: string | null;
   worker?: string | null;
+  may_decide?: boolean | null;
 }
 
 /** A place that still holds words of an erased run. `what`: run, memory, stubs, case or blob; `where`: its id, or the key. */
@@ -769,6 +780,10 @@ export interface Problem {
 
 export interface Publish {
   note?: string;
+}
+
+export interface ReadTools {
+  items: FoundTool[];
 }
 
 export interface Reason {
@@ -1094,12 +1109,24 @@ export interface ThreadView {
   created_at: string;
 }
 
+/** `agent`: the conversations with this one alone. */
+export interface ThreadsPage {
+  limit?: number;
+  cursor?: string;
+  agent?: string;
+}
+
 /** A definition as POST /agents takes it as `draft`, and what a task would give: variables and input. */
 export interface ToPreview {
   definition: { [name: string]: unknown };
   files?: { [name: string]: string };
   variables?: { [name: string]: string };
   input?: unknown;
+}
+
+/** Python files by name, as they would be sent with a draft under `files`. */
+export interface ToRead {
+  files: { [name: string]: string };
 }
 
 export interface Tokens {

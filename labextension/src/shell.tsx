@@ -57,3 +57,14 @@ export function SignedOut(): JSX.Element | null {
     </div>
   ) : null;
 }
+
+/** Above everything while the farm is not well: its database or its model is away. */
+export function Unwell(): JSX.Element | null {
+  const { model, t } = useFarm();
+  const { problems } = useStore(model.health);
+  return problems.length > 0 ? (
+    <div className="af-banner" data-state="unwell" role="alert">
+      <span><strong>{t('The farm is not well')}</strong> {problems.join(' · ')}</span>
+    </div>
+  ) : null;
+}

@@ -1,5 +1,6 @@
 /** What an event says to a person. Pure; views draw it as text. */
 import type { Event } from './protocol';
+import type { Translate } from './translate';
 
 export interface Said {
   title: string;
@@ -23,71 +24,71 @@ export function replyText(reply: unknown): string {
   return lines(content, ...(tool_calls ?? []).map(call => `${call.function.name}(${call.function.arguments})`));
 }
 
-const ROLES: { [role: string]: string } = { system: 'Prompt', user: 'Input', assistant: 'Reply', tool: 'Outcome' };
+const role = (name: string, t: Translate): string => ({ system: t('Prompt'), user: t('Input'), assistant: t('Reply'), tool: t('Outcome') })[name] ?? name;
 
-const SAY: { [kind: string]: (body: Body) => Said } = {
-  'run.created': body => said('Run created', body.version ? `version ${text(body.version)}` : 'draft'),
-  'message.added': body => said(ROLES[text(body.role)] ?? text(body.role), body.content),
-  'thread.continued': body => said('Goes on from', body.run),
-  'run.forked': body => said(`Forked before reply ${Number(body.step) + 1}`, body.run),
-  'run.leased': body => said(`Taken by ${text(body.worker)}`, '', 'run'),
-  'worker.died': body => said('Proven dead', body.proof),
-  'run.requeued': body => said('Queued again', [body.reason, body.proof].filter(Boolean).join(': '), 'wait'),
-  'run.parked': body => said('Waits', body.reason, 'wait'),
-  'run.paused': body => said('Paused', body.reason, 'wait'),
-  'run.resumed': () => said('Resumed'),
-  'run.restored': () => said('Restored from a backup', '', 'wait'),
-  'run.interrupted': body => said('Interrupted', body.reason, 'wait'),
-  'run.cancel_requested': body => said('Asked to stop', body.reason, 'wait'),
-  'run.cancelled': body => said('Cancelled', body.reason, 'bad'),
-  'run.succeeded': body => said('Result', body.result, 'good'),
-  'run.failed': body => said('Failed', message(body), 'bad'),
-  'model.requested': body => said(`Asks ${text(body.model)}`, Number(body.attempt) > 1 ? `attempt ${text(body.attempt)}` : '', 'run'),
-  'model.replied': body => said('Reply', replyText(body.message), 'good'),
-  'model.reported': body => said('Reply (reported by the worker)', replyText(body.message)),
-  'model.failed': body => said('The model failed', message(body), 'bad'),
-  'context.compacted': body => said('Context summarised', body.summary),
-  'tool.started': body => said(`Calls ${text(body.tool)}`, body.effect, 'run'),
-  'tool.succeeded': body => said('Outcome', body.result, 'good'),
-  'tool.failed': body => said('The call failed', message(body), 'bad'),
-  'tool.probed': body => said('The probe was asked', lines(body.answer, body.reason)),
-  'tool.doubted': body => said('In doubt', body.reason, 'wait'),
-  'tool.resolved': body => said('Decided', lines(body.decision, body.reason)),
-  'child.submitted': body => said(`Delegates to ${text(body.target)}`, body.input, 'wait'),
-  'child.finished': body => said(`The delegated task: ${text(body.status)}`, message(body) || body.result, body.status === 'succeeded' ? 'good' : 'bad'),
-  'timer.set': body => said('Rests until', body.until, 'wait'),
-  'timer.fired': () => said('The time has come', '', 'good'),
-  'question.asked': body => said('Asks a person', lines(body.question, ...((body.choices as string[] | undefined) ?? [])), 'wait'),
-  'question.answered': body => said('Answered', body.result, 'good'),
-  'question.refused': body => said('Not answered', body.reason, 'bad'),
-  'question.expired': body => said('Not answered', body.reason, 'bad'),
-  'memory.remembered': body => said(`Remembers ${text(body.key)}`, body.value),
-  'memory.forgotten': body => said(`Forgets ${text(body.key)}`),
-  'approval.requested': body => said(`${text(body.tool)} waits for approval`, body.why, 'wait'),
-  'approval.voted': body => said('One approves', body.arguments),
-  'approval.given': body => said('Approved', body.arguments, 'good'),
-  'approval.refused': body => said('Refused', body.reason, 'bad'),
-  'approval.expired': body => said('Approval expired', body.reason, 'bad'),
-  'approval.escalated': body => said('Shown to more people', body.to ?? 'operators'),
-  'simulation.requested': body => said(`${text(body.tool)} waits for an answer`, body.why, 'wait'),
-  'simulation.answered': body => said('Answered', body.result ?? message(body)),
-  'budget.reached': body => said('Budget reached', body.why, 'wait'),
-  'budget.allowed': body => said(body.amount === undefined ? 'Budget waived' : `Budget waived by ${text(body.amount)}`, body.reason, 'good'),
-  'budget.refused': body => said('Budget refused', body.reason, 'bad'),
-  'budget.freed': () => said('The budget has room again', '', 'good'),
-  'value.recorded': body => said(`Value ${text(body.name)}`, body.value),
-  'person.executed': body => said('A person executed', body.code),
-  'body.erased': body => said('Erased', body.reason)
+const SAY: { [kind: string]: (body: Body, t: Translate) => Said } = {
+  'run.created': (body, t) => said(t('Run created'), body.version ? t('version %1', text(body.version)) : t('draft')),
+  'message.added': (body, t) => said(role(text(body.role), t), body.content),
+  'thread.continued': (body, t) => said(t('Goes on from'), body.run),
+  'run.forked': (body, t) => said(t('Forked before reply %1', Number(body.step) + 1), body.run),
+  'run.leased': (body, t) => said(t('Taken by %1', text(body.worker)), '', 'run'),
+  'worker.died': (body, t) => said(t('Proven dead'), body.proof),
+  'run.requeued': (body, t) => said(t('Queued again'), [body.reason, body.proof].filter(Boolean).join(': '), 'wait'),
+  'run.parked': (body, t) => said(t('Waits'), body.reason, 'wait'),
+  'run.paused': (body, t) => said(t('Paused'), body.reason, 'wait'),
+  'run.resumed': (_body, t) => said(t('Resumed')),
+  'run.restored': (_body, t) => said(t('Restored from a backup'), '', 'wait'),
+  'run.interrupted': (body, t) => said(t('Interrupted'), body.reason, 'wait'),
+  'run.cancel_requested': (body, t) => said(t('Asked to stop'), body.reason, 'wait'),
+  'run.cancelled': (body, t) => said(t('Cancelled'), body.reason, 'bad'),
+  'run.succeeded': (body, t) => said(t('Result'), body.result, 'good'),
+  'run.failed': (body, t) => said(t('Failed'), message(body), 'bad'),
+  'model.requested': (body, t) => said(t('Asks %1', text(body.model)), Number(body.attempt) > 1 ? t('attempt %1', text(body.attempt)) : '', 'run'),
+  'model.replied': (body, t) => said(t('Reply'), replyText(body.message), 'good'),
+  'model.reported': (body, t) => said(t('Reply (reported by the worker)'), replyText(body.message)),
+  'model.failed': (body, t) => said(t('The model failed'), message(body), 'bad'),
+  'context.compacted': (body, t) => said(t('Context summarised'), body.summary),
+  'tool.started': (body, t) => said(t('Calls %1', text(body.tool)), body.effect, 'run'),
+  'tool.succeeded': (body, t) => said(t('Outcome'), body.result, 'good'),
+  'tool.failed': (body, t) => said(t('The call failed'), message(body), 'bad'),
+  'tool.probed': (body, t) => said(t('The probe was asked'), lines(body.answer, body.reason)),
+  'tool.doubted': (body, t) => said(t('In doubt'), body.reason, 'wait'),
+  'tool.resolved': (body, t) => said(t('Decided'), lines(body.decision, body.reason)),
+  'child.submitted': (body, t) => said(t('Delegates to %1', text(body.target)), body.input, 'wait'),
+  'child.finished': (body, t) => said(t('The delegated task: %1', text(body.status)), message(body) || body.result, body.status === 'succeeded' ? 'good' : 'bad'),
+  'timer.set': (body, t) => said(t('Rests until'), body.until, 'wait'),
+  'timer.fired': (_body, t) => said(t('The time has come'), '', 'good'),
+  'question.asked': (body, t) => said(t('Asks a person'), lines(body.question, ...((body.choices as string[] | undefined) ?? [])), 'wait'),
+  'question.answered': (body, t) => said(t('Answered'), body.result, 'good'),
+  'question.refused': (body, t) => said(t('Not answered'), body.reason, 'bad'),
+  'question.expired': (body, t) => said(t('Not answered'), body.reason, 'bad'),
+  'memory.remembered': (body, t) => said(t('Remembers %1', text(body.key)), body.value),
+  'memory.forgotten': (body, t) => said(t('Forgets %1', text(body.key))),
+  'approval.requested': (body, t) => said(t('%1 waits for approval', text(body.tool)), body.why, 'wait'),
+  'approval.voted': (body, t) => said(t('One approves'), body.arguments),
+  'approval.given': (body, t) => said(t('Approved'), body.arguments, 'good'),
+  'approval.refused': (body, t) => said(t('Refused'), body.reason, 'bad'),
+  'approval.expired': (body, t) => said(t('Approval expired'), body.reason, 'bad'),
+  'approval.escalated': (body, t) => said(t('Shown to more people'), body.to ?? t('operators')),
+  'simulation.requested': (body, t) => said(t('%1 waits for an answer', text(body.tool)), body.why, 'wait'),
+  'simulation.answered': (body, t) => said(t('Answered'), body.result ?? message(body)),
+  'budget.reached': (body, t) => said(t('Budget reached'), body.why, 'wait'),
+  'budget.allowed': (body, t) => said(body.amount === undefined ? t('Budget waived') : t('Budget waived by %1', text(body.amount)), body.reason, 'good'),
+  'budget.refused': (body, t) => said(t('Budget refused'), body.reason, 'bad'),
+  'budget.freed': (_body, t) => said(t('The budget has room again'), '', 'good'),
+  'value.recorded': (body, t) => said(t('Value %1', text(body.name)), body.value),
+  'person.executed': (body, t) => said(t('A person executed'), body.code),
+  'body.erased': (body, t) => said(t('Erased'), body.reason)
 };
 
 /** Kinds are an open set: one that is not known is shown as it is. */
-export function sayEvent(event: Event): Said {
+export function sayEvent(event: Event, t: Translate): Said {
   if (event.body === null) {
-    return said(event.kind, 'erased');
+    return said(event.kind, t('erased'));
   }
   const body = (event.body ?? {}) as Body;
   const known = SAY[event.kind];
-  return known ? known(body) : said(event.kind, body);
+  return known ? known(body, t) : said(event.kind, body);
 }
 
 /** A task's or a draft's words in one line. */
@@ -97,13 +98,23 @@ export function oneLine(value: unknown, most = 200): string {
 }
 
 /** Who acts: an agent, or somebody's kernel (`~name`). */
-export function actor(agent: string): string {
-  return agent.startsWith('~') ? `notebook: ${agent.slice(1)}` : agent;
+export function actor(agent: string, t: Translate): string {
+  return agent.startsWith('~') ? t('notebook: %1', agent.slice(1)) : agent;
 }
 
+const STATES = (t: Translate): { [state: string]: string } => ({
+  queued: t('queued'), assigned: t('assigned'), running: t('running'), waiting: t('waiting'), cancelling: t('cancelling'), succeeded: t('succeeded'),
+  failed: t('failed'), cancelled: t('cancelled')
+});
+const WAITS = (t: Translate): { [waiting: string]: string } => ({
+  approval: t('approval'), in_doubt: t('in doubt'), paused: t('paused'), budget: t('budget'), question: t('question'), timer: t('timer'), child: t('child'),
+  after: t('after'), restored: t('restored')
+});
+
 /** Status and what it waits for. */
-export function statusWord(status: string, waiting?: string | null): string {
-  return waiting ? `${status}: ${waiting.replace(/_/g, ' ')}` : status;
+export function statusWord(status: string, waiting: string | null | undefined, t: Translate): string {
+  const word = STATES(t)[status] ?? status;
+  return waiting ? `${word}: ${WAITS(t)[waiting] ?? waiting.replace(/_/g, ' ')}` : word;
 }
 
 export const ENDED: ReadonlySet<string> = new Set(['succeeded', 'failed', 'cancelled']);

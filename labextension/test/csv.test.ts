@@ -2,25 +2,26 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { fill, missing, parseCsv, tasksOf, variablesOf } from '../src/csv';
+import { plain } from '../src/translate';
 
 test('quoted fields hold separators, quotes and line ends; a byte order mark and blank lines do not count', () => {
-  const sheet = parseCsv('\uFEFFcity,says\r\n"Paris, France","He said ""no"".\nTwice."\r\n\r\nRome,\r\n');
+  const sheet = parseCsv('\uFEFFcity,says\r\n"Paris, France","He said ""no"".\nTwice."\r\n\r\nRome,\r\n', plain);
   assert.deepEqual(sheet, { columns: ['city', 'says'], rows: [['Paris, France', 'He said "no".\nTwice.'], ['Rome', '']], flaw: '' });
 });
 
 test('the separator is found in the first line, outside of quotes', () => {
-  assert.deepEqual(parseCsv('a;"b,c,d"\n1;2').columns, ['a', 'b,c,d']);
-  assert.deepEqual(parseCsv('a\tb\n1,5\t2').rows, [['1,5', '2']]);
+  assert.deepEqual(parseCsv('a;"b,c,d"\n1;2', plain).columns, ['a', 'b,c,d']);
+  assert.deepEqual(parseCsv('a\tb\n1,5\t2', plain).rows, [['1,5', '2']]);
 });
 
 test('a flawed sheet says what is wrong with it', () => {
-  assert.match(parseCsv('').flaw, /first row/);
-  assert.match(parseCsv('a,b').flaw, /row for each task/);
-  assert.match(parseCsv('a,b\n1,2\n3').flaw, /Row 2 has 1 fields/);
-  assert.match(parseCsv('a,a\n1,2').flaw, /same name/);
-  assert.match(parseCsv('a,\n1,2').flaw, /needs a name/);
-  assert.match(parseCsv('a\n"1').flaw, /never closed/);
-  assert.match(parseCsv(`a\n${'1\n'.repeat(1001)}`).flaw, /1001 rows/);
+  assert.match(parseCsv('', plain).flaw, /first row/);
+  assert.match(parseCsv('a,b', plain).flaw, /row for each task/);
+  assert.match(parseCsv('a,b\n1,2\n3', plain).flaw, /Row 2 has 1 fields/);
+  assert.match(parseCsv('a,a\n1,2', plain).flaw, /same name/);
+  assert.match(parseCsv('a,\n1,2', plain).flaw, /needs a name/);
+  assert.match(parseCsv('a\n"1', plain).flaw, /never closed/);
+  assert.match(parseCsv(`a\n${'1\n'.repeat(1001)}`, plain).flaw, /1001 rows/);
 });
 
 test('fields stand in the places of their columns, and are not looked into again', () => {
@@ -29,7 +30,7 @@ test('fields stand in the places of their columns, and are not looked into again
 });
 
 test('each row is a task with a key of the batch', () => {
-  const tasks = tasksOf(parseCsv('n\n1\n2'), 'Count to {{n}}', 'counts', { target: 'a' });
+  const tasks = tasksOf(parseCsv('n\n1\n2', plain), 'Count to {{n}}', 'counts', { target: 'a' });
   assert.deepEqual(tasks, [{ target: 'a', input: 'Count to 1', key: 'counts/1' }, { target: 'a', input: 'Count to 2', key: 'counts/2' }]);
 });
 

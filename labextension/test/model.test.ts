@@ -5,11 +5,13 @@ import { test } from 'node:test';
 import { Api, parser, Problem, type Transport } from '../src/api';
 import { differences } from '../src/components/diff';
 import { Heights } from '../src/components/heights';
+import { addressOf, filterOf } from '../src/filters';
 import { FarmModel } from '../src/model';
 import type { Event } from '../src/protocol';
 import { findView } from '../src/routes';
 import { sayEvent } from '../src/words';
 import type { View } from '../src/views/view';
+import { plain } from '../src/translate';
 
 const event = (seq: number, kind = 'value.recorded', run = 'run-1'): Event => ({ run, seq, kind, at: '2026-11-21T00:00:00.000000Z', by: 'service', body: {} });
 
@@ -141,6 +143,14 @@ test('ten thousand rows of unknown height are found by where they stand', () => 
 });
 
 test('a kind that nobody knows is shown as it is, an erased body as erased', () => {
-  assert.equal(sayEvent({ ...event(1, 'moon.risen'), body: { full: true } }).title, 'moon.risen');
-  assert.equal(sayEvent({ ...event(1, 'run.failed'), body: null }).text, 'erased');
+  assert.equal(sayEvent({ ...event(1, 'moon.risen'), body: { full: true } }, plain).title, 'moon.risen');
+  assert.equal(sayEvent({ ...event(1, 'run.failed'), body: null }, plain).text, 'erased');
+});
+
+test('filters survive the way through an address, whatever is typed', () => {
+  const views = [{ route: 'tasks' }] as View[];
+  const filter = { status: 'failed', agent: '', owner: 'ann', text: 'a & b = "50 %" ? ü' };
+  const found = findView(views, addressOf('tasks', { ...filter }))!;
+  assert.deepEqual(filterOf(found.params), filter);
+  assert.equal(addressOf('tasks', { ...filterOf({}) }), 'tasks');
 });

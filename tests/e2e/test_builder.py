@@ -10,6 +10,17 @@ from browserkit import Desk
 from farmkit import Farm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.parametrize("farm", ["sqlite"], indirect=True)]
+ORDERS = """
+from decimal import Decimal
+from agentfarm_sdk import tool
+
+@tool(approval="number(size) > 100")
+def place_order(ctx, size: Decimal):
+    "Place an order."
+
+@tool
+def plot(rows: np.ndarray): ...
+"""
 MINUTES = 240_000  # ms for the embedded model: it shares two cores with other tests
 
 
@@ -37,6 +48,25 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     bea.shot("agent-draft")
     page.get_by_role("button", name="Take away recall").click()
     saved(page)
+    page.set_input_files(
+        "input[name=tool-file]", {"name": "orders.py", "mimeType": "text/x-python", "buffer": ORDERS.encode()}
+    )
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("group", name="place_order").get_by_text("approval if number(size) > 100").wait_for()
+    dialog.get_by_role("group", name="plot").get_by_text("np.ndarray cannot be read").wait_for()
+    assert bea.axe() == []
+    bea.shot("tool-file")
+    dialog.get_by_role("button", name="Add place_order").click()
+    saved(page)
+    order = page.get_by_role("group", name="place_order")
+    order.get_by_role("button", name="place_order", exact=True).click()
+    order.get_by_label("Escalated after, seconds").fill("600")
+    saved(page)
+    order.get_by_role("button", name="Show its source").click()
+    dialog.get_by_text("def place_order(ctx, size: Decimal):").wait_for()
+    dialog.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Take away place_order").click()
+    saved(page)
     page.reload()
     prompt.wait_for()
     assert "{{firm}}" in prompt.input_value() and page.get_by_label("firm", exact=True).input_value() == "Miller Ltd"
@@ -60,9 +90,29 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     page.get_by_role("dialog").get_by_role("button", name="Save", exact=True).click()
     page.get_by_role("link", name="Edit the draft").click()
     page.get_by_role("tab", name="Test cases").click()
-    page.get_by_role("button", name="Try them with the draft").click()
+    page.get_by_role("button", name="Try the cases").click()
     page.locator("[data-state=case-passed]").wait_for(timeout=MINUTES)
+    page.get_by_role("button", name="Edit", exact=True).click()
+    page.fill("input[name=case-name]", "the product of two numbers")
+    page.get_by_role("button", name="One more check").click()
+    page.get_by_role("group", name="Check 2").locator("textarea").fill("nobody says this")
+    assert bea.axe() == []
+    dialog.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_role("row", name="the product of two numbers").get_by_text("contains nobody says this").wait_for()
+    page.get_by_role("button", name="Try the cases").click()
+    came = page.get_by_role("table", name="What came of them")
+    came.locator("[data-state=case-failed]").wait_for(timeout=MINUTES)  # told by the stream
+    came.get_by_text("'nobody says this' does not stand in it").wait_for()
+    came.get_by_role("button", name="the product of two numbers").click()
+    assert bea.axe() == []
     bea.shot("test-cases")
+    page.get_by_role("tab", name="Conversations").click()
+    page.get_by_role("row", name="Playground: draft").click()
+    page.get_by_role("region", name="Conversation", exact=True).get_by_text("What is 17*23?").wait_for()
+    assert "tab=threads" in page.url and "thread=thread-" in page.url
+    page.get_by_role("tab", name="Memory").click()
+    page.get_by_text("It remembers nothing.").wait_for()
+    assert bea.axe() == []
     page.get_by_role("button", name="Publish …").click()
     page.fill("textarea[name=note]", "for Miller Ltd")
     page.get_by_role("button", name="Publish version 1").click()

@@ -122,6 +122,7 @@ def test_operators_check_the_whole_record_and_see_who_has_what(
     mine = own.at("audit")
     mine.get_by_text("The whole farm is checked by operators.").wait_for()
     assert mine.get_by_role("button", name="Verify now").count() == 0
+    assert mine.get_by_role("link", name="Audit").count() == 0, "what is for operators is not in their navigation"
     own.shot("audit-dark")
     found += own.axe()
     mine.get_by_role("link", name="People").click()

@@ -104,3 +104,10 @@ def test_a_task_rests_goes_on_ends_and_is_done_again(desk: Callable[..., Desk], 
     page.get_by_text("No task is like that.").wait_for()
     assert theo.axe() == []
     theo.shot("tasks-none-dark")
+    assert "status=cancelled" in page.url and "text=nobody" in page.url
+    page.reload()  # the address holds what narrows the list
+    page.get_by_text("No task is like that.").wait_for()
+    assert page.get_by_role("searchbox").input_value() == "nobody said this"
+    page.go_back()
+    page.get_by_role("row", name="What is 17*23?").get_by_text("at the panel").wait_for()
+    assert page.get_by_role("searchbox").input_value() == "" and page.get_by_role("row").count() == 2

@@ -13,6 +13,7 @@ from servicekit import Service, service
 
 from agentfarm_sdk.errors import ToolFailed
 from agentfarm_sdk.tools import python as walled
+from jupyterhub_agentfarm.cli.main import main
 from jupyterhub_agentfarm.scheduling.judging import asserted, compared
 
 
@@ -155,3 +156,34 @@ def test_a_python_check_sees_the_result_and_nothing_else(tmp_path: Path, monkeyp
         asserted("1 / 0", 1, None)
     with pytest.raises(ToolFailed, match="Error"):
         asserted("import socket; socket.create_connection(('127.0.0.1', 1), 2)", 1, None)
+
+
+async def test_cases_are_kept_and_tried_from_the_command_line(
+    farm: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AGENTFARM_URL", farm.url)
+    monkeypatch.setenv("AGENTFARM_TOKEN", "ann")
+
+    async def agentfarm(*argv: str) -> tuple[int, str]:
+        code = await asyncio.to_thread(main, ["case", *argv])
+        return code, "".join(capsys.readouterr())
+
+    await farm.agent()
+    await farm.ok("ann", "PATCH", "/agents/analyst", {"draft": {"prompt": "You calculate well."}})
+    added = await agentfarm(
+        "add", "analyst", "a sum", "--input", "17*23?", "--contains", "391", "--python", "assert text"
+    )
+    assert added[0] == 0 and (await agentfarm("add", "analyst", "a sum", "--input", "x", "--exact", "1"))[0] == 2
+    assert "contains 391" in (await agentfarm("list", "analyst"))[1]
+    trial = asyncio.create_task(agentfarm("run", "analyst", "--version", "1", "--version", "draft", "--case", "a sum"))
+    for result in ("It is 390.", "It is 391."):
+        while not (claim := await farm.claim(wait=1.0)):
+            assert not trial.done(), trial
+        sent = {"fence": claim["fence"], "n": 1, "events": [{"kind": "run.succeeded", "body": {"result": result}}]}
+        await farm.ok(claim["token"], "POST", f"/runs/{claim['run']}/events", sent)
+    code, said = await asyncio.wait_for(trial, 60)
+    assert code == 1 and "1: 0 passed, 1 failed" in said and "does not stand in it" in said
+    assert "draft: 1 passed" in said
+    assert (await agentfarm("delete", "analyst", "a sum"))[0] == 0 and (await agentfarm("delete", "analyst", "a sum"))[
+        0
+    ] != 0

@@ -233,7 +233,10 @@ async def test_agents_cannot_approve_by_any_route(farm: Service) -> None:
         assert (await farm.ask(token, "POST", "/agents/analyst/publish", {})).status_code == 403
     reopened = await farm.ok(claim["token"], "POST", f"{run}/open", {})
     assert "calls" not in reopened and "approval.given" not in await kinds(farm, claim["run"])
-    assert (await farm.ok("ann", "GET", f"/inbox/{item['inbox_id']}"))["decided_at"] is None
+    shown_to_ann = await farm.ok("ann", "GET", f"/inbox/{item['inbox_id']}")
+    assert shown_to_ann["decided_at"] is None and shown_to_ann["may_decide"]
+    await farm.ok("ann", "POST", "/agents/analyst/shares", {"person": "vic", "rights": "chat"})
+    assert (await farm.ok("viewer", "GET", f"/inbox/{item['inbox_id']}"))["may_decide"] is False
 
 
 # -- time --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 from servicekit import Service, service
 
+from jupyterhub_agentfarm.errors import Transient
+from jupyterhub_agentfarm.gateway import proxy
+from jupyterhub_agentfarm.gateway.asking import UpstreamError
+from jupyterhub_agentfarm.handlers.feed import CASES, FARM
+
 Message = tuple[int | None, str, Any]  # id, event, data
 
 
@@ -134,6 +139,87 @@ async def test_the_stream_tells_each_only_what_they_may_see_and_when_that_ends(f
         assert (await bob.of("run.created"))["agent"] == (await agent.of("run.created"))["agent"] == "other"
     for one in (bob, agent):
         assert "analyst" not in json.dumps(one.seen) and "secret of ann" not in json.dumps(one.seen)
+
+
+async def test_verdicts_are_told_by_the_stream_to_those_who_see_the_agent(farm: Service) -> None:
+    await farm.agent()
+    await farm.agent("other", owner="bob")
+    case = {"name": "a sum", "input": "17*23?", "expect": [{"kind": "contains", "text": "391"}]}
+    await farm.ok("ann", "POST", "/agents/analyst/cases", case)
+    async with listening(farm, "ann") as ann, listening(farm, "bob") as bob:
+        assert (await ann.of("cases"))["items"] == [] == (await bob.of("cases"))["items"], "nothing waits for a verdict"
+        begun = await farm.ok("ann", "POST", "/agents/analyst/cases/run", {"versions": [1, "draft"]})
+        (told,) = (await ann.of("cases"))["items"]
+        assert (
+            told["agent"] == "analyst" and told["batch_id"] == begun["batch_id"] and told["totals"] == begun["totals"]
+        )
+        for result in ("It is 390.", "It is 391."):
+            claim = await farm.claim()
+            assert claim
+            ended = [{"kind": "run.succeeded", "body": {"result": result}}]
+            await farm.ok(
+                claim["token"],
+                "POST",
+                f"/runs/{claim['run']}/events",
+                {"fence": claim["fence"], "n": 1, "events": ended},
+            )
+        done = await ann.of("cases", lambda data: not any(one["pending"] for one in data["items"][0]["totals"]))
+        shown = await farm.ok("ann", "GET", f"/agents/analyst/cases/runs/{begun['batch_id']}")
+        assert done["items"][0]["totals"] == shown["totals"] and {one["passed"] for one in shown["totals"]} == {0, 1}
+        await submit(farm, "x", "bob", "other")
+        await bob.of("run.created")
+        assert "analyst" not in json.dumps(bob.seen)
+    async with listening(farm, "ann") as ann:
+        assert (await ann.of("cases"))["items"] == [], "what has been judged is told to nobody anew"
+
+
+async def test_a_model_that_is_away_is_told_by_the_stream_and_so_is_its_return(
+    farm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await farm.agent()
+    async with listening(farm, "ann") as ann:
+        assert await ann.of("health") == {"status": "ok", "problems": []}
+        await submit(farm)
+        claim = await farm.claim()
+        assert claim
+
+        async def away(*_: Any) -> Any:
+            raise UpstreamError("down", "it is away", retry=False)
+
+        monkeypatch.setattr(proxy, "AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(farm.model, "complete", away)
+        here, farm.model.models = farm.model.models, away  # type: ignore[method-assign]
+        ask = {"agentfarm": {"run": claim["run"], "fence": claim["fence"], "request": "r", "n": 0}}
+        refused = await farm.ask(claim["token"], "POST", "/model/v1/chat/completions", ask)
+        assert refused.status_code >= 400
+        (problem,) = (await farm.ok("ann", "GET", "/health"))["problems"]
+        assert "scripted cannot be reached" in problem
+        assert await ann.of("health") == {"status": "degraded", "problems": [problem]}
+        farm.model.models = here  # type: ignore[method-assign]
+        told = await ann.of("health")
+        assert told == {"status": "ok", "problems": []}, "it was looked for: nobody may ask it for long"
+
+
+async def test_the_stream_stands_while_the_database_is_away_and_says_so(
+    farm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await farm.agent()
+    async with listening(farm, "ann") as ann:
+        await ann.of("cases")
+        read = farm.parts.db.read
+
+        async def away(fn: Any) -> Any:
+            raise Transient("the database is away", hint="it is tried again")
+
+        monkeypatch.setattr(farm.parts.db, "read", away)
+        farm.parts.feed.wake(FARM)
+        farm.parts.feed.wake(CASES)
+        told = await ann.of("health", lambda data: data["status"] == "degraded")
+        assert told["problems"] == ["database: the database is away"]
+        monkeypatch.setattr(farm.parts.db, "read", read)
+        await ann.of("health", lambda data: data["status"] == "ok")
+        await submit(farm)
+        await ann.of("run.created")
 
 
 async def test_two_people_who_edit_one_draft_are_shown_both(farm: Service) -> None:

@@ -45,6 +45,7 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "POST /agents/import": PEOPLE,
     "GET /tools": USERS,
     "GET /tools/files/{sha256}": USERS,
+    "POST /tools/read": PEOPLE,
     "PUT /secrets": PEOPLE,
     "GET /secrets": PEOPLE,
     "DELETE /secrets/{name}": PEOPLE,
@@ -131,6 +132,7 @@ BODIES: dict[str, Any] = {
     "POST /threads": {"agent": "analyst"},
     "POST /agents/{name}/cases": {"name": "again", "input": "x", "expect": [{"kind": "exact", "value": 1}]},
     "POST /preview": {"definition": {"prompt": "p"}},
+    "POST /tools/read": {"files": {"mine.py": "x = 1"}},
     "POST /runs": {"definition": {"prompt": "p"}, "input": "x"},
     "POST /runs/{run}/heartbeat": {"fence": 99},
     "POST /runs/{run}/events": {

@@ -51,3 +51,8 @@ def test_only_api_ts_makes_requests_and_only_icons_become_markup() -> None:
             if "dangerouslySetInnerHTML" in line:
                 assert "svg" in line.lower() or "icon" in line.lower(), (file.name, line)
             assert "innerHTML =" not in line, (file.name, line)
+
+
+def test_what_people_read_goes_through_the_translator() -> None:
+    done = node("test/literals.mjs")
+    assert done.returncode == 0, f"wrap it in t(): {done.stdout}{done.stderr[-2000:]}"

@@ -33,9 +33,10 @@ const LOOKS: { [state: string]: Look } = {
 
 /** A state as a dot and a word: never by colour alone. */
 export function Badge({ state, word, look }: { state: string; word?: string; look?: Look }): JSX.Element {
+  const { t } = useFarm();
   return (
     <span className="af-badge" data-state={state} data-look={look ?? LOOKS[state] ?? 'quiet'}>
-      {word ?? state.replace(/_/g, ' ')}
+      {word ?? t(state.replace(/_/g, ' '))}
     </span>
   );
 }

@@ -130,7 +130,8 @@ function Part({ label, children }: { label: string; children: React.ReactNode })
 }
 
 function Between({ event }: { event: Event }): JSX.Element {
-  const { title, text } = sayEvent(event);
+  const { t } = useFarm();
+  const { title, text } = sayEvent(event, t);
   return <p className="af-between"><span>{title}</span>{text && <span className="af-quiet"> {oneLine(text)}</span>} <span className="af-quiet">{event.by}</span></p>;
 }
 
@@ -163,7 +164,8 @@ export function Outcome({ run_id, value }: { run_id: string; value: unknown }): 
 const FOLDED = new Set(['run.created', 'thread.continued', 'run.forked', 'context.compacted']);
 
 function EventRow({ step: { event } }: { step: EventStep }): JSX.Element {
-  const { title, text, look } = sayEvent(event);
+  const { t } = useFarm();
+  const { title, text, look } = sayEvent(event, t);
   const system = event.kind === 'message.added' && (event.body as { role?: string } | null)?.role === 'system';
   const body = event.body as { content?: unknown } | null;
   return (

@@ -3,21 +3,25 @@ import React from 'react';
 
 import { Badge, Button, Dialog, ErrorBox, Field, Head, Loading, Tabs } from '../components';
 import { useAction, useFarm, useResource } from '../context';
+import { addressOf } from '../filters';
 import { agentIcon } from '../icons';
 import { movesAgents } from '../model';
 import type { AgentView, VersionView } from '../protocol';
+import { reaches } from '../rights';
 import { agentBadge } from './Agents';
 import { CasesTab } from './agent/Cases';
 import { DraftTab, SaveBadge } from './agent/Draft';
 import { download } from './agent/file';
+import { MemoryTab } from './agent/Memory';
 import { PeopleTab } from './agent/People';
 import { ServerTab, serverWord } from './agent/Server';
+import { ThreadsTab } from './agent/Threads';
 import { useDraft, type DraftEditing } from './agent/useDraft';
 import { VersionsTab } from './agent/Versions';
 import type { Params, View } from './view';
 
 /** Whether this person may change the agent. */
-export const manages = (agent: AgentView): boolean => agent.retired_at === null && !['view', 'chat', 'user'].includes(agent.rights);
+export const manages = (agent: AgentView): boolean => agent.retired_at === null && reaches(agent.rights, 'manage');
 
 function Agent({ params }: { params: Params }): JSX.Element {
   const name = params.name ?? '';
@@ -25,14 +29,14 @@ function Agent({ params }: { params: Params }): JSX.Element {
   const path = `/agents/${name}`;
   const { value, problem, resource } = useResource<AgentView>(path, movesAgents);
   return value
-    ? <Known key={name} agent={value} path={path} tab={params.tab} />
+    ? <Known key={name} agent={value} path={path} tab={params.tab} thread={params.thread} />
     : <section className="af-view" aria-label={t('Agent')}>{problem ? <ErrorBox problem={problem} onRetry={resource.refresh} /> : <Loading />}</section>;
 }
 
-function Known({ agent, path, tab }: { agent: AgentView; path: string; tab: string | undefined }): JSX.Element {
-  const { t, api, navigate } = useFarm();
+function Known({ agent, path, tab, thread }: { agent: AgentView; path: string; tab: string | undefined; thread: string | undefined }): JSX.Element {
+  const { t, api, navigate, readdress } = useFarm();
   const editing = useDraft(agent);
-  const [shown, setShown] = React.useState(tab ?? 'draft');
+  const here = (to: { [part: string]: string }): void => readdress(addressOf(`agents/${agent.name}`, to));
   const [publishing, setPublishing] = React.useState(false);
   const exported = useAction(() => download(api, agent.name));
   const may = manages(agent);
@@ -47,17 +51,19 @@ function Known({ agent, path, tab }: { agent: AgentView; path: string; tab: stri
     <section className="af-view af-agent" aria-label={t('Agent %1', agent.name)}>
       <Head title={agent.name} beside={beside}>
         <Button look="quiet" busy={exported.busy} onClick={() => void exported.run()}>{t('Export')}</Button>
-        <Button onClick={() => void editing.flush().then(() => navigate(`agents/${agent.name}/playground`))}>{t('Playground')}</Button>
+        {agent.retired_at === null && reaches(agent.rights, 'chat') && <Button onClick={() => void editing.flush().then(() => navigate(`agents/${agent.name}/playground`))}>{t('Playground')}</Button>}
         {may && <Button look="primary" disabled={editing.state === 'clash'} onClick={() => setPublishing(true)}>{t('Publish …')}</Button>}
       </Head>
       {!may && <p className="af-quiet">{agent.retired_at ? t('This agent is retired: it takes no work, its record stays.') : t('You may read it: %1. It belongs to %2.', agent.rights, agent.owner)}</p>}
       <ErrorBox problem={exported.problem} />
       <Tabs
-        label={t('Parts of the agent')} chosen={shown} onChoose={setShown}
+        label={t('Parts of the agent')} chosen={tab ?? 'draft'} onChoose={id => here({ tab: id })}
         tabs={[
           { id: 'draft', label: t('Draft'), content: () => <DraftTab agent={agent} editing={editing} readOnly={!may} /> },
           { id: 'versions', label: t('Versions'), content: () => <VersionsTab agent={agent} editing={editing} readOnly={!may} /> },
           { id: 'cases', label: t('Test cases'), content: () => <CasesTab agent={agent} readOnly={!may} /> },
+          { id: 'threads', label: t('Conversations'), content: () => <ThreadsTab agent={agent} thread={thread} onOpen={id => here({ tab: 'threads', thread: id })} /> },
+          { id: 'memory', label: t('Memory'), content: () => <MemoryTab agent={agent.name} readOnly={!may} /> },
           { id: 'people', label: t('People'), content: () => <PeopleTab agent={agent} readOnly={!may} /> },
           { id: 'server', label: t('Server'), content: () => <ServerTab agent={agent} path={path} /> }
         ]}

@@ -2,7 +2,7 @@
 import React from 'react';
 
 import { Badge, Button, Empty, ErrorBox, Head, Loading, Table } from '../components';
-import { useFarm, useResource } from '../context';
+import { useFarm, useResource, type Translate } from '../context';
 import { agentIcon } from '../icons';
 import { movesAgents } from '../model';
 import type { AgentView, Listed } from '../protocol';
@@ -36,6 +36,7 @@ function Agents(): JSX.Element {
             { id: 'name', title: t('Agent'), cell: agent => <strong>{agent.name}</strong> },
             { id: 'what', title: t('What it does'), width: 'minmax(0, 2fr)', cell: agent => oneLine(agent.draft.description || agent.draft.prompt) },
             { id: 'owner', title: t('Owner'), cell: agent => agent.owner },
+            { id: 'server', title: t('Server'), width: 'minmax(0, 1.2fr)', cell: agent => !agent.retired_at && agent.server && <span title={agent.server.reasons || undefined}><Badge {...serverState(agent, t)} />{agent.server.reasons && <span className="af-quiet"> {oneLine(agent.server.reasons, 80)}</span>}</span> },
             { id: 'status', title: t('Status'), width: '9rem', cell: agent => agentBadge(agent, t) }
           ]}
         />
@@ -44,13 +45,21 @@ function Agents(): JSX.Element {
   );
 }
 
-export function agentBadge(agent: AgentView, t: ReturnType<typeof useFarm>['t']): JSX.Element {
+export function agentBadge(agent: AgentView, t: Translate): JSX.Element {
   if (agent.retired_at) {
     return <Badge state="retired" word={t('retired')} />;
   }
   return agent.published
     ? <Badge state="published" word={t('version %1', agent.published)} />
     : <Badge state="draft" word={t('draft')} />;
+}
+
+/** Where its server is, or how far. */
+export function serverState(agent: AgentView, t: Translate): { state: string; word: string } {
+  if (agent.server?.pending) {
+    return { state: 'pending', word: agent.server.pending === 'stop' ? t('stops') : agent.server.microserver ? t('starts on %1', agent.server.microserver) : t('starts') };
+  }
+  return agent.server?.ready ? { state: 'ready', word: t('on %1', agent.server.microserver ?? '?') } : { state: 'stopped', word: t('off') };
 }
 
 export const agentsView: View = {

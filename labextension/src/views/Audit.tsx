@@ -148,5 +148,5 @@ const facts = (body: unknown): string =>
   Object.entries((body ?? {}) as object).filter(([, said]) => said !== '').map(([name, said]) => `${name} ${said === null ? '–' : oneLine(said, 60)}`).join(' · ');
 
 export const auditView: View = {
-  id: 'audit', title: t => t('Audit'), icon: auditIcon, route: 'audit', nav: 60, where: 'page', Component: Audit
+  id: 'audit', title: t => t('Audit'), icon: auditIcon, route: 'audit', nav: 60, where: 'page', who: 'operator', Component: Audit
 };

@@ -9,7 +9,7 @@ import type { InboxView } from '../protocol';
 
 export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDecided: () => void; onRecorded: () => void }): JSX.Element {
   const { t, api, model } = useFarm();
-  const offered = choices(item);
+  const offered = choices(item, t);
   const asked = React.useMemo(() => JSON.stringify(item.detail.arguments ?? {}, null, 2), [item.detail.arguments]);
   const options = Array.isArray(item.detail.choices) ? (item.detail.choices as string[]) : null;
   const [edited, setEdited] = React.useState<string | null>(null);
@@ -27,8 +27,8 @@ export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDec
   const wish = (choice: Choice): Record<string, unknown> => {
     try {
       const extra = choice.extra === 'arguments'
-        ? { arguments: edited === null ? undefined : argumentsOf(item, edited) }
-        : choice.extra === 'answer' ? { result: answerOf(item, given) } : choice.extra === 'result' ? { result: resultOf(given) } : {};
+        ? { arguments: edited === null ? undefined : argumentsOf(item, edited, t) }
+        : choice.extra === 'answer' ? { result: answerOf(item, given, t) } : choice.extra === 'result' ? { result: resultOf(given) } : {};
       return { decision: choice.decision, reason, ...extra, ...(choice.forced ? { force } : {}) };
     } catch (error) {
       throw new Problem(0, { title: t('Not sent'), detail: (error as Error).message, hint: t('mend it, then decide again') });
@@ -45,7 +45,7 @@ export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDec
           </Field>
         ))}
       {offered.some(choice => choice.extra === 'result') && (
-        <Field label={t('Result')} hint={t('What the model is told came of it: JSON, or a text.') + (given.trim() ? ` ${t('Read as: %1', understood(resultOf(given)))}` : '')}>
+        <Field label={t('Result')} hint={t('What the model is told came of it: JSON, or a text.') + (given.trim() ? ` ${t('Read as: %1', understood(resultOf(given), t))}` : '')}>
           {ids => <textarea {...ids} className="af-mono" rows={2} spellCheck={false} value={given} onChange={event => setGiven(event.target.value)} />}
         </Field>
       )}
@@ -71,7 +71,7 @@ export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDec
             key={choice.decision} look={choice.look} busy={decide.busy} onClick={() => void decide.run(choice)}
             disabled={Boolean(choice.forced) && !(force && reason.trim())}
           >
-            {t(choice.word)}
+            {choice.word}
           </Button>
         ))}
       </div>

@@ -1,7 +1,6 @@
 /** The farm at a glance: what runs, what waits for me, what was asked for last, the agents, and whether the farm is well. */
 import React from 'react';
 
-import type { Problem } from '../api';
 import { Badge, Button, Card, Empty, ErrorBox, Go, Head, Loading, Time } from '../components';
 import { useFarm, useResource, useStore } from '../context';
 import { kindWord, subject } from '../decisions';
@@ -9,7 +8,7 @@ import { homeIcon } from '../icons';
 import { movesAgents, movesTasks, type Loaded } from '../model';
 import type { AgentView, Counts, Health, InboxView, Listed, TaskView } from '../protocol';
 import { actor, oneLine, statusWord } from '../words';
-import { AGENTS, agentBadge } from './Agents';
+import { AGENTS, agentBadge, serverState } from './Agents';
 import type { View } from './view';
 
 const UNDER_WAY = 'queued,assigned,running,waiting,cancelling';
@@ -57,41 +56,20 @@ function Home(): JSX.Element {
   );
 }
 
-function serverState(agent: AgentView, t: ReturnType<typeof useFarm>['t']): { state: string; word: string } {
-  if (agent.server?.pending) {
-    return { state: 'pending', word: agent.server.pending === 'stop' ? t('server stops') : t('server starts') };
-  }
-  return agent.server?.ready ? { state: 'ready', word: t('on %1', agent.server.microserver ?? '?') } : { state: 'stopped', word: t('server off') };
-}
-
-/** Whether the farm is well, and which model answers. A farm whose database is away says so with status 503. */
+/** Whether the farm is well, and which model answers. What is wrong stands above everything, in the shell's own banner. */
 function FarmHealth(): JSX.Element | null {
-  const { t } = useFarm();
-  const { value, problem, resource } = useResource<Health>('/health', () => false);
-  const problems = value?.problems ?? told(problem);
+  const { t, model: farm } = useFarm();
+  const { problems } = useStore(farm.health);
+  const { value } = useResource<Health>('/health', () => false); // the stream tells when it is otherwise
   const model = value?.model as { name?: string; upstream?: string } | null | undefined;
-  return (
-    <>
-      {problems.length > 0 ? (
-        <div className="af-error" role="alert">
-          <strong>{t('The farm is not well')}</strong>
-          <ul>{problems.map(one => <li key={one}>{one}</li>)}</ul>
-          <Button onClick={resource.refresh}>{t('Look again')}</Button>
-        </div>
-      ) : <ErrorBox problem={problem} onRetry={resource.refresh} />}
-      {value && (
-        <p className="af-line af-home-health">
-          {problems.length === 0 && <Badge state="ok" word={t('the farm is well')} />}
-          <span>{model?.name ? t('%1 answers, by %2', model.name, model.upstream ?? '') : t('no model answers')}</span>
-          <span className="af-quiet">{t('AgentFarm %1 on %2', value.version, value.database)}</span>
-        </p>
-      )}
-    </>
-  );
+  return value ? (
+    <p className="af-line af-home-health">
+      {problems.length === 0 && <Badge state="ok" word={t('the farm is well')} />}
+      <span>{model?.name ? t('%1 answers, by %2', model.name, model.upstream ?? '') : t('no model answers')}</span>
+      <span className="af-quiet">{t('AgentFarm %1 on %2', value.version, value.database)}</span>
+    </p>
+  ) : null;
 }
-
-const told = (problem: Problem | undefined): string[] =>
-  Array.isArray(problem?.body.problems) ? (problem.body.problems as string[]) : [];
 
 function UnderWay(): JSX.Element {
   const { t } = useFarm();
@@ -108,11 +86,12 @@ function UnderWay(): JSX.Element {
 }
 
 function TaskLine({ task }: { task: TaskView }): JSX.Element {
+  const { t } = useFarm();
   return (
     <li>
       <Go to={task.run_id ? `runs/${task.run_id}` : `tasks/${task.task_id}`} className="af-grow">{oneLine(task.input, 90) || task.task_id}</Go>
-      <span className="af-quiet">{actor(task.agent ?? task.target)}</span>
-      <Badge state={task.status} word={statusWord(task.status, task.waiting)} />
+      <span className="af-quiet">{actor(task.agent ?? task.target, t)}</span>
+      <Badge state={task.status} word={statusWord(task.status, task.waiting, t)} />
       <Time at={task.created_at} />
     </li>
   );
@@ -127,9 +106,9 @@ function ForMe(): JSX.Element {
       <Shown {...waiting} onRetry={model.inbox.refresh} empty={t('Nothing waits for a person.')}>
         {items.slice(0, MOST).map(item => (
           <li key={item.inbox_id}>
-            <Go to={`inbox/${item.inbox_id}`} className="af-grow">{oneLine(subject(item), 90)}</Go>
-            <span className="af-quiet">{actor(item.agent)}</span>
-            <Badge state={item.kind === 'in_doubt' ? 'in_doubt' : 'waiting'} word={t(kindWord(item.kind))} />
+            <Go to={`inbox/${item.inbox_id}`} className="af-grow">{oneLine(subject(item, t), 90)}</Go>
+            <span className="af-quiet">{actor(item.agent, t)}</span>
+            <Badge state={item.kind === 'in_doubt' ? 'in_doubt' : 'waiting'} word={kindWord(item.kind, t)} />
             <Time at={item.asked_at} />
           </li>
         ))}

@@ -94,12 +94,12 @@ function Items({ items, chosen, open, empty }: Chosen & { items: InboxView[]; em
             type="button" aria-current={item.inbox_id === chosen || undefined} onClick={() => open(item.inbox_id)}
           >
             <span className="af-items-head">
-              <Badge state={item.decided_at ? 'quiet' : item.kind === 'in_doubt' ? 'in_doubt' : 'waiting'} word={item.decided_at ? decidedWord(item, t) : t(kindWord(item.kind))} />
+              <Badge state={item.decided_at ? 'quiet' : item.kind === 'in_doubt' ? 'in_doubt' : 'waiting'} word={item.decided_at ? decidedWord(item, t) : kindWord(item.kind, t)} />
               <span className="af-spring" />
               <Time at={item.decided_at ?? item.asked_at} />
             </span>
-            <strong>{oneLine(subject(item), 90)}</strong>
-            <span className="af-quiet">{actor(item.agent)}</span>
+            <strong>{oneLine(subject(item, t), 90)}</strong>
+            <span className="af-quiet">{actor(item.agent, t)}</span>
           </button>
         </li>
       ))}
@@ -121,16 +121,16 @@ function Item({ inbox_id, onDecided }: { inbox_id: string; onDecided: () => void
   }
   const address = href(`inbox/${inbox_id}`);
   return (
-    <article aria-label={t(kindWord(item.kind))}>
-      <h3 className="af-items-head">{subject(item)} <Badge state={item.decided_at ? 'quiet' : 'waiting'} word={t(kindWord(item.kind))} /></h3>
+    <article aria-label={kindWord(item.kind, t)}>
+      <h3 className="af-items-head">{subject(item, t)} <Badge state={item.decided_at ? 'quiet' : 'waiting'} word={kindWord(item.kind, t)} /></h3>
       <ErrorBox problem={problem} onRetry={resource.refresh} />
       <Facts item={item} />
       {item.decided_at
         ? <p role="status">{decidedWord(item, t)}: {item.reason || t('no reason given')}</p>
         : page
-          ? approver
+          ? approver && item.may_decide !== false
             ? <Decide item={item} onDecided={onDecided} onRecorded={resource.refresh} />
-            : <p className="af-quiet">{t('You may see this, not decide it: that takes the right to approve.')}</p>
+            : <p className="af-quiet">{approver ? t('You may see this, not decide it: that is for those who manage %1.', actor(item.agent, t)) : t('You may see this, not decide it: that takes the right to approve.')}</p>
           : address
             ? <p><a className="af-go" href={address} target="_blank" rel="noreferrer">{t('Decide it at the farm page')}</a></p>
             : <p className="af-quiet">{t('It is decided at the farm page, or by: agentfarm inbox resolve %1', inbox_id)}</p>}
@@ -143,7 +143,7 @@ function Facts({ item }: { item: InboxView }): JSX.Element {
   const { detail } = item;
   const words = (name: string): string => (typeof detail[name] === 'string' ? (detail[name] as string) : '');
   const rows: [string, React.ReactNode][] = [
-    [t('Run'), <Go to={`runs/${item.run_id}`}>{actor(item.agent)}</Go>],
+    [t('Run'), <Go to={`runs/${item.run_id}`}>{actor(item.agent, t)}</Go>],
     [t('Asked'), <Time at={item.asked_at} />],
     [t('Why'), words('why') || words('reason')],
     [t('Effect'), words('effect')],

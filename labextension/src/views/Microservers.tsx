@@ -8,6 +8,7 @@ import { microserverIcon } from '../icons';
 import { movesAgents } from '../model';
 import type { AgentView, Listed, MicroserverView } from '../protocol';
 import { AGENTS } from './Agents';
+import { Reasons } from './Placement';
 import type { View } from './view';
 
 const MICROSERVERS = '/microservers';
@@ -112,13 +113,6 @@ function Turn({ name, verb, onClose }: { name: string; verb: string; onClose: ()
   );
 }
 
-/** What `/placements/explain` answers. */
-interface Explained {
-  microserver: string | null;
-  reasons: { [microserver: string]: string | null };
-  why: string;
-}
-
 function Placement(): JSX.Element {
   const { t } = useFarm();
   const { value } = useResource<Listed<AgentView>>(AGENTS, movesAgents);
@@ -142,47 +136,6 @@ function Placement(): JSX.Element {
       {chosen && <Reasons agent={chosen} />}
     </Card>
   );
-}
-
-function Reasons({ agent }: { agent: string }): JSX.Element {
-  const { t } = useFarm();
-  const { state, value, problem, resource } = useResource<Explained>(`/placements/explain?agent=${encodeURIComponent(agent)}`, change => change.agent === agent);
-  return (
-    <>
-      <ErrorBox problem={problem} onRetry={resource.refresh} />
-      {state === 'loading' && <Loading />}
-      {value && (
-        <>
-          <p role="status">{placed(agent, value, t)}</p>
-          {value.why && <Text>{value.why}</Text>}
-          <table className="af-plain">
-            <thead><tr><th scope="col">{t('Microserver')}</th><th scope="col">{t('What it says')}</th></tr></thead>
-            <tbody>
-              {Object.entries(value.reasons).map(([name, why]) => (
-                <tr key={name}>
-                  <th scope="row">{name}</th>
-                  <td>
-                    {why
-                      ? <Badge state="refused" look="wait" word={why} />
-                      : <Badge state="ready" word={name === value.microserver ? t('here') : t('has room')} />}
-                  </td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </>
-      )}
-    </>
-  );
-}
-
-function placed(agent: string, { microserver, reasons }: Explained, t: ReturnType<typeof useFarm>['t']): string {
-  if (microserver) {
-    return t('The server of %1 belongs on %2.', agent, microserver);
-  }
-  return Object.values(reasons).includes(null)
-    ? t('The server of %1 has no place yet: it gets one where there is room when it starts.', agent)
-    : t('No microserver can take the server of %1 now.', agent);
 }
 
 export const microserversView: View = {

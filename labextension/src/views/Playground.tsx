@@ -1,17 +1,18 @@
 /** Try an agent: one conversation with its draft beside one with its published version, and forks of both. */
 import React from 'react';
 
-import { Button, Empty, ErrorBox, Field, Go, Head, Loading, type StepActs } from '../components';
+import { Button, Empty, ErrorBox, Go, Head, Loading } from '../components';
 import { useAction, useFarm, useResource } from '../context';
 import { agentIcon } from '../icons';
 import { movesAgents, movesTasks } from '../model';
 import type { AgentView, Listed, Mode, TaskView, ThreadView } from '../protocol';
-import { ENDED } from '../words';
+import { reaches } from '../rights';
 import { manages } from './Agent';
+import { CaseForm } from './agent/CaseForm';
 import { agentBadge } from './Agents';
 import { useStepActs } from './stepActs';
 import { ModeField } from './mode';
-import { SaveCase } from './playground/SaveCase';
+import { Composer, listOf, Thread, type OfTurns } from './playground/Talk';
 import { Turn } from './playground/Turn';
 import type { Params, View } from './view';
 
@@ -62,11 +63,13 @@ function Talk({ agent }: { agent: AgentView }): JSX.Element {
   const { t, api, model } = useFarm();
   const [open, change] = useOpen(agent.name);
   const [mode, setMode] = React.useState<Mode>('ask');
+  const speaks = agent.retired_at === null && reaches(agent.rights, 'chat');
+  const edits = manages(agent); // the draft is for those who manage it
   const [both, setBoth] = React.useState(agent.published !== null);
   const [keeping, setKeeping] = React.useState<TaskView | null>(null);
-  const keep = manages(agent) ? setKeeping : undefined;
+  const keep = edits ? setKeeping : undefined;
   const fork = useStepActs(agent.name, mode, task => change(now => ({ ...now, forks: [task.task_id, ...now.forks].slice(0, 10) })));
-  const sides: Side[] = both && agent.published ? ['draft', 'published'] : ['draft'];
+  const sides: Side[] = [...(edits ? ['draft' as const] : []), ...(agent.published && (both || !edits) ? ['published' as const] : [])];
   const say = useAction(async (input: string) => {
     await Promise.all(sides.map(async side => {
       const thread_id = open.threads[side] ?? await begin(side);
@@ -83,7 +86,7 @@ function Talk({ agent }: { agent: AgentView }): JSX.Element {
     <section className="af-view af-playground" aria-label={t('Playground')}>
       <Head title={t('Playground: %1', agent.name)} beside={agentBadge(agent, t)}>
         <Button look="quiet" onClick={() => change(() => NOTHING)}>{t('Begin anew')}</Button>
-        <Go to={`agents/${agent.name}`}>{t('Edit the draft')}</Go>
+        <Go to={`agents/${agent.name}`}>{edits ? t('Edit the draft') : t('The agent')}</Go>
       </Head>
       <div className="af-talks">
         {sides.map(side => (
@@ -93,27 +96,21 @@ function Talk({ agent }: { agent: AgentView }): JSX.Element {
         ))}
         {open.forks.length > 0 && <Forks tasks={open.forks} acts={fork.acts} keep={keep} onClose={() => change(now => ({ ...now, forks: [] }))} />}
       </div>
-      <Composer busy={say.busy} onSay={say.run}>
+      {!speaks && <p className="af-quiet">{agent.retired_at ? t('This agent is retired: it takes no work, its record stays.') : t('You may see it and its runs; giving it work is for those to whom its owner gives that right.')}</p>}
+      {speaks && sides.length === 0 && <p className="af-quiet">{t('Nothing is published yet: until then it works for those who manage it.')}</p>}
+      {speaks && sides.length > 0 && <Composer busy={say.busy} onSay={say.run}>
         <ModeField mode={mode} onChange={setMode} />
-        {agent.published !== null && (
+        {edits && agent.published !== null && (
           <label className="af-check"><input type="checkbox" checked={both} onChange={event => setBoth(event.target.checked)} /> {t('ask version %1 too', agent.published)}</label>
         )}
-      </Composer>
+      </Composer>}
       {mode === 'live' && <p className="af-bad" role="status">{t('Live: what its tools do really happens.')}</p>}
       <ErrorBox problem={say.problem} />
       {fork.dialog}
-      {keeping && <SaveCase agent={agent.name} task={keeping} onClose={() => setKeeping(null)} />}
+      {keeping && <CaseForm agent={agent.name} task={keeping} onClose={() => setKeeping(null)} />}
     </section>
   );
 }
-
-/** What can be done with each message. */
-interface OfTurns {
-  acts: StepActs;
-  keep: ((task: TaskView) => void) | undefined;
-}
-
-const listOf = (thread: string): string => `/tasks?thread=${thread}&limit=100`;
 
 function Column({ title, thread, ...turns }: OfTurns & { title: string; thread: string | undefined }): JSX.Element {
   const { t } = useFarm();
@@ -122,24 +119,6 @@ function Column({ title, thread, ...turns }: OfTurns & { title: string; thread: 
       <h3>{title}</h3>
       {thread ? <Thread thread={thread} {...turns} /> : <Empty title={t('Say something below.')} />}
     </section>
-  );
-}
-
-function Thread({ thread, acts, keep }: OfTurns & { thread: string }): JSX.Element {
-  const { state, value, problem, resource } = useResource<Listed<TaskView>>(listOf(thread), movesTasks);
-  const end = React.useRef<HTMLDivElement>(null);
-  const count = value?.items.length ?? 0;
-  React.useEffect(() => {
-    end.current?.scrollIntoView({ block: 'nearest' });
-  }, [count]);
-  const turns = [...(value?.items ?? [])].reverse(); // they come newest first
-  return (
-    <div className="af-turns" tabIndex={0}>
-      <ErrorBox problem={problem} onRetry={resource.refresh} />
-      {state === 'loading' && <Loading />}
-      {turns.map((task, at) => <Turn key={task.task_id} task={task} acts={acts} keep={keep} open={at === turns.length - 1 || !ENDED.has(task.status)} />)}
-      <div ref={end} />
-    </div>
   );
 }
 
@@ -156,37 +135,6 @@ function Forks({ tasks, onClose, ...turns }: OfTurns & { tasks: string[]; onClos
 function Forked({ task_id, acts, keep }: OfTurns & { task_id: string }): JSX.Element {
   const { value, problem } = useResource<TaskView>(`/tasks/${task_id}`, movesTasks);
   return value ? <Turn task={value} acts={acts} keep={keep} open /> : problem ? <ErrorBox problem={problem} /> : <Loading />;
-}
-
-function Composer({ busy, onSay, children }: { busy: boolean; onSay: (input: string) => Promise<boolean>; children: React.ReactNode }): JSX.Element {
-  const { t } = useFarm();
-  const [input, setInput] = React.useState('');
-  return (
-    <form
-      className="af-form af-composer"
-      onSubmit={event => {
-        event.preventDefault();
-        void onSay(input).then(sent => sent && setInput(''));
-      }}
-    >
-      <Field label={t('Say')} hint={t('Ctrl+Enter sends')}>
-        {ids => (
-          <textarea
-            {...ids} name="say" rows={2} value={input} required onChange={event => setInput(event.target.value)}
-            onKeyDown={event => {
-              if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
-                event.currentTarget.form?.requestSubmit();
-              }
-            }}
-          />
-        )}
-      </Field>
-      <div className="af-line">
-        {children}
-        <Button type="submit" look="primary" busy={busy}>{t('Send')}</Button>
-      </div>
-    </form>
-  );
 }
 
 export const playgroundView: View = {

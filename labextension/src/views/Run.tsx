@@ -13,6 +13,7 @@ import { ModeBadge } from './mode';
 import { RunFacts, TaskLinks, TaskOutcome, Waits } from './task/About';
 import { useTaskActs } from './task/Acts';
 import { Evidence, VerifiedBadge } from './task/Proof';
+import { useMay } from './useMay';
 import type { Params, View } from './view';
 
 export function RunOf({ run_id }: { run_id: string }): JSX.Element {
@@ -23,15 +24,16 @@ export function RunOf({ run_id }: { run_id: string }): JSX.Element {
   const { steps, count, complete, problem: cut } = useSteps(run_id);
   const live = run !== undefined && !ENDED.has(run.status);
   const words = useTokens(run_id, live);
-  const { dialog, acts } = useStepActs(run?.agent ?? '', run?.mode);
+  const may = useMay();
+  const { dialog, acts } = useStepActs(run?.agent ?? '', run?.mode, undefined, may(run, 'chat') && !run?.agent.startsWith('~'));
   const delegates = steps.some(step => step.kind === 'call' && step.events.some(event => event.kind === 'child.submitted'));
   const { buttons, below } = useTaskActs(run?.task_id ? { ...run, task_id: run.task_id } : undefined);
   return (
     <section className="af-view af-run" aria-label={t('Run')}>
       <Head
-        title={run ? actor(run.agent) : t('Run')}
+        title={run ? actor(run.agent, t) : t('Run')}
         beside={run && (
-          <><Badge state={run.status} word={statusWord(run.status, run.waiting)} /><ModeBadge mode={run.mode} />{!live && <VerifiedBadge run_id={run_id} />}</>
+          <><Badge state={run.status} word={statusWord(run.status, run.waiting, t)} /><ModeBadge mode={run.mode} />{!live && <VerifiedBadge run_id={run_id} />}</>
         )}
       >
         {run && <Evidence run_id={run_id} />}

@@ -25,7 +25,7 @@ function Task({ params }: { params: Params }): JSX.Element {
   }
   return (
     <section className="af-view" aria-label={t('Task')}>
-      <Head title={task.agent ?? task.target} beside={<><Badge state={task.status} word={statusWord(task.status, task.waiting)} /><ModeBadge mode={task.mode} /></>}>
+      <Head title={task.agent ?? task.target} beside={<><Badge state={task.status} word={statusWord(task.status, task.waiting, t)} /><ModeBadge mode={task.mode} /></>}>
         {buttons}
       </Head>
       <TaskLinks task={task} delegates={false} />

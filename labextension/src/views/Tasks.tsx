@@ -3,6 +3,7 @@ import React from 'react';
 
 import { Button, Empty, Field, Head } from '../components';
 import { useFarm, useResource } from '../context';
+import { addressOf, filterOf, sameFilter, type Filter } from '../filters';
 import { taskIcon } from '../icons';
 import { movesAgents, movesTasks } from '../model';
 import type { AgentView, Counts, Listed } from '../protocol';
@@ -14,20 +15,16 @@ import type { Params, View } from './view';
 const TASKS = '/tasks?limit=100';
 const STATUSES = ['queued', 'assigned', 'running', 'waiting', 'cancelling', 'succeeded', 'failed', 'cancelled'];
 
-/** What narrows the list, by the names that the farm knows; '' does not. */
-interface Filter {
-  status: string;
-  agent: string;
-  owner: string;
-  text: string;
-}
-
 function Tasks({ params }: { params: Params }): JSX.Element {
-  const { t, model } = useFarm();
+  const { t, model, readdress } = useFarm();
   const [many, setMany] = React.useState(false);
-  const [filter, setFilter] = React.useState<Filter>({
-    status: params.status ?? '', agent: params.agent ?? '', owner: params.owner ?? '', text: params.text ?? ''
-  });
+  const filter = filterOf(params);
+  const change = (part: Partial<Filter>): void => {
+    const next = { ...filter, ...part };
+    if (!sameFilter(filter, next)) {
+      readdress(addressOf('tasks', { ...next, thread: params.thread ?? '', parent: params.parent ?? '' }));
+    }
+  };
   const { status, ...rest } = filter;
   const narrowed = query({ ...rest, thread: params.thread ?? '', parent: params.parent ?? '' });
   const path = TASKS + narrowed + query({ status });
@@ -38,7 +35,7 @@ function Tasks({ params }: { params: Params }): JSX.Element {
         <Button onClick={() => setMany(!many)}>{many ? t('One task') : t('Many from a CSV')}</Button>
       </Head>
       {many ? <Many first={params.target} /> : <NewTask first={params.target} onSubmitted={() => model.refresh('/tasks')} />}
-      <Filters filter={filter} narrowed={narrowed} change={part => setFilter(before => ({ ...before, ...part }))} />
+      <Filters filter={filter} narrowed={narrowed} change={change} />
       <TaskList key={path} path={path} empty={<Empty title={nothing} />} />
     </section>
   );
@@ -51,6 +48,7 @@ function Filters({ filter, narrowed, change }: { filter: Filter; narrowed: strin
   const { value: agents } = useResource<Listed<AgentView>>('/agents?limit=500', movesAgents);
   const { value } = useResource<Counts>(`/tasks/counts?${narrowed.slice(1)}`, movesTasks);
   const [text, setText] = React.useState(filter.text);
+  React.useEffect(() => setText(filter.text), [filter.text]); // Back, or a link
   const chip = (status: string, word: string, count: number | undefined): JSX.Element => (
     <button key={status} type="button" className="af-chip" aria-pressed={filter.status === status} onClick={() => change({ status })}>
       {word} <span className="af-quiet">{count ?? ''}</span>

@@ -13,13 +13,13 @@ interface Asked {
 }
 
 /** What a run's steps offer, and the dialog that is open. `onForked` left out: the new task is shown. */
-export function useStepActs(agent: string, mode: string | undefined, onForked?: (task: TaskView) => void): { acts: StepActs; dialog: React.ReactNode } {
+export function useStepActs(agent: string, mode: string | undefined, onForked?: (task: TaskView) => void, mayFork = true): { acts: StepActs; dialog: React.ReactNode } {
   const { navigate } = useFarm();
   const [fork, setFork] = React.useState<Asked | null>(null);
   const [request, setRequest] = React.useState<{ run_id: string; seq: number } | null>(null);
   const acts = React.useMemo<StepActs>(() => ({
-    onFork: (run_id, step) => setFork({ run_id, step }), onRequest: (run_id, seq) => setRequest({ run_id, seq })
-  }), []);
+    onFork: mayFork ? (run_id, step) => setFork({ run_id, step }) : undefined, onRequest: (run_id, seq) => setRequest({ run_id, seq })
+  }), [mayFork]);
   const done = (task: TaskView): void => {
     setFork(null);
     (onForked ?? (one => navigate(`tasks/${one.task_id}`)))(task);

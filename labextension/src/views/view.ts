@@ -14,6 +14,8 @@ export interface View {
   nav?: number;
   /** Shown on farm pages alone (deciding, audit, people), or in JupyterLab alone. */
   where?: 'page' | 'lab';
+  /** Shown in the navigation of operators alone: to others it says less than their own pages. */
+  who?: 'operator';
   Component: React.ComponentType<{ params: Params }>;
 }
 

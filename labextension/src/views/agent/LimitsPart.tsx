@@ -24,14 +24,23 @@ export function LimitsPart({ draft, edit, readOnly }: {
     return { ...now, limits: to === undefined ? others : { ...others, [name]: to } };
   });
   return (
-    <div className="af-line">
-      {(Object.keys(USUAL) as (keyof Limits)[]).map(name => (
-        <NumberField
-          key={name} label={words[name]} value={limits[name]} readOnly={readOnly} onChange={to => set(name, to)}
-          usual={limits[name] === null || USUAL[name] === null ? t('no limit') : String(USUAL[name])}
+    <>
+      <div className="af-line">
+        {(Object.keys(USUAL) as (keyof Limits)[]).map(name => (
+          <NumberField
+            key={name} label={words[name]} value={limits[name]} readOnly={readOnly} onChange={to => set(name, to)}
+            usual={limits[name] === null || USUAL[name] === null ? t('no limit') : String(USUAL[name])}
+          />
+        ))}
+      </div>
+      <label className="af-check">
+        <input
+          type="checkbox" name="fresh-kernel" checked={draft.fresh_kernel ?? false} disabled={readOnly}
+          onChange={event => edit(now => ({ ...now, fresh_kernel: event.target.checked }))}
         />
-      ))}
-    </div>
+        {t('each run begins in a kernel of its own: slower, and nothing of an earlier run is left in it')}
+      </label>
+    </>
   );
 }
 

@@ -4,6 +4,7 @@ import React from 'react';
 import { Button, ErrorBox, Field, Loading, Table } from '../../components';
 import { useAction, useFarm, useResource } from '../../context';
 import type { AgentView, Listed, Share, Shared } from '../../protocol';
+import { reaches } from '../../rights';
 
 type Rights = NonNullable<Share['rights']>;
 
@@ -38,7 +39,7 @@ function Shares({ agent }: { agent: AgentView }): JSX.Element {
         <Field label={t('They may')}>
           {ids => (
             <select {...ids} name="rights" value={rights} onChange={event => setRights(event.target.value as Rights)}>
-              {(Object.keys(words) as Rights[]).map(one => <option key={one} value={one}>{words[one]}</option>)}
+              {(Object.keys(words) as Rights[]).filter(one => one !== 'manage' || reaches(agent.rights, 'owner')).map(one => <option key={one} value={one}>{words[one]}</option>)}
             </select>
           )}
         </Field>

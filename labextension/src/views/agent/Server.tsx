@@ -4,10 +4,13 @@ import React from 'react';
 import { Badge, Button, Dialog, ErrorBox, Field, Loading, Table, Time } from '../../components';
 import { useAction, useFarm, useResource } from '../../context';
 import type { AgentView, Connected, ConnectionView, EditorView, Listed, ServerView } from '../../protocol';
+import { reaches } from '../../rights';
+import { Reasons } from '../Placement';
+import { Section } from './fields';
 
 export function ServerTab({ agent, path }: { agent: AgentView; path: string }): JSX.Element {
   const { t, api, model } = useFarm();
-  const can = agent.rights === 'view' ? null : agent.rights;
+  const can = agent.retired_at === null && reaches(agent.rights, 'chat');
   const [told, setTold] = React.useState('');
   const start = useAction(async () => {
     const server = await api.post<ServerView>(`/agents/${agent.name}/start`);
@@ -19,7 +22,7 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
     setTold(t('The server is stopped; what the agent was working on is taken up when it is up again.'));
     model.refresh(path);
   });
-  const manages = can !== null && can !== 'chat';
+  const manages = can && reaches(agent.rights, 'manage');
   const server = agent.server;
   return (
     <>
@@ -32,9 +35,12 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
       </div>
       {server?.reasons && <p className="af-quiet">{server.reasons}</p>}
       <ErrorBox problem={start.problem ?? stop.problem} />
+      {agent.retired_at === null && (
+        <Section title={t('Why it stands where it stands')} open={!server?.ready}><Reasons agent={agent.name} /></Section>
+      )}
       <Editors editors={agent.editors ?? []} />
       {manages && <Connections agent={agent} />}
-      {(agent.rights === 'owner' || agent.rights === 'operator') && <Retire agent={agent} path={path} />}
+      {agent.retired_at === null && reaches(agent.rights, 'owner') && <Retire agent={agent} path={path} />}
     </>
   );
 }

@@ -4,9 +4,11 @@ import React from 'react';
 import { Badge, Button, effectWord, Empty, ErrorBox, Field, Json, Text } from '../../components';
 import { useFarm, useResource } from '../../context';
 import type { Definition, Listed, ToolSpec, ToolView } from '../../protocol';
+import { Approval, approvalWord } from './Approval';
 import { JsonField, NumberField } from './fields';
+import { Source, ToolFile } from './ToolFile';
 
-type Edit = (change: (draft: Definition) => Definition) => void;
+type Edit = (change: (draft: Definition) => Definition, files?: { [name: string]: string }) => void;
 
 export function ToolsPart({ draft, edit, readOnly }: { draft: Definition; edit: Edit; readOnly: boolean }): JSX.Element {
   const { t } = useFarm();
@@ -42,6 +44,17 @@ export function ToolsPart({ draft, edit, readOnly }: { draft: Definition; edit: 
           )}
         </Field>
       )}
+      {!readOnly && (
+        <div>
+          <ToolFile
+            draft={draft}
+            onAdd={(added, files) => {
+              const names = new Set(added.map(tool => tool.name));
+              edit(now => ({ ...now, tools: [...(now.tools ?? []).filter(tool => !names.has(tool.name)), ...added] }), files);
+            }}
+          />
+        </div>
+      )}
       {tools.length > 0 && <Choice draft={draft} edit={edit} readOnly={readOnly} />}
     </>
   );
@@ -72,9 +85,6 @@ function Choice({ draft, edit, readOnly }: { draft: Definition; edit: Edit; read
     </Field>
   );
 }
-
-const approvalWord = (approval: string, t: ReturnType<typeof useFarm>['t']): string =>
-  approval === 'never' ? t('no approval') : approval === 'always' ? t('approval of each call') : t('approval if %1', approval);
 
 function Tool({ tool, change, readOnly }: { tool: ToolSpec; change: (to: Partial<ToolSpec> | null) => void; readOnly: boolean }): JSX.Element {
   const { t } = useFarm();
@@ -109,71 +119,10 @@ function Tool({ tool, change, readOnly }: { tool: ToolSpec; change: (to: Partial
             <summary>{t('Arguments (JSON Schema)')}</summary>
             <Json value={tool.schema ?? {}} open={4} />
           </details>
+          <Source name={tool.name} source={tool.source ?? 'builtin'} />
           <p className="af-quiet af-facts">{[t('source: %1', tool.source ?? 'builtin'), tool.probe ? t('has a probe') : '', tool.schema_hash?.slice(0, 12)].filter(Boolean).join(' · ')}</p>
         </div>
       )}
     </div>
-  );
-}
-
-function Approval({ tool, change, readOnly }: { tool: ToolSpec; change: (to: Partial<ToolSpec>) => void; readOnly: boolean }): JSX.Element {
-  const { t } = useFarm();
-  const approval = tool.approval ?? 'never';
-  const kind = approval === 'never' || approval === 'always' ? approval : 'if';
-  const [condition, setCondition] = React.useState(kind === 'if' ? approval : '');
-  const [chosen, setChosen] = React.useState<string>(kind);
-  React.useEffect(() => {
-    if (approval !== 'never' && approval !== 'always') {
-      setCondition(approval);
-      setChosen('if');
-    } else {
-      setChosen(now => (now === 'if' ? now : approval));
-    }
-  }, [approval]);
-  const choose = (to: string): void => {
-    setChosen(to);
-    if (to !== 'if') {
-      change({ approval: to });
-    } else if (condition) {
-      change({ approval: condition });
-    }
-  };
-  return (
-    <>
-      <div className="af-line">
-        <Field label={t('Approval')}>
-          {ids => (
-            <select {...ids} name={`approval-${tool.name}`} value={chosen} disabled={readOnly} onChange={event => choose(event.target.value)}>
-              <option value="never">{t('never asked')}</option>
-              <option value="always">{t('a person approves each call')}</option>
-              <option value="if">{t('a person approves if …')}</option>
-            </select>
-          )}
-        </Field>
-        {chosen !== 'never' && (
-          <>
-            <NumberField label={t('Approvers')} value={tool.approvers} usual="1" step={1} readOnly={readOnly} onChange={to => change({ approvers: to ?? 1 })} />
-            <NumberField
-              label={t('Expires, seconds')} value={tool.approval_expires} usual={t('never')} readOnly={readOnly} onChange={to => change({ approval_expires: to ?? null })}
-            />
-          </>
-        )}
-      </div>
-      {chosen === 'if' && (
-        <Field label={t('Condition on the arguments')} hint={t('e.g. amount > 100 and currency != "EUR"; what cannot be evaluated asks a person')}>
-          {ids => (
-            <input
-              {...ids} className="af-mono" value={condition} readOnly={readOnly} spellCheck={false}
-              onChange={event => {
-                setCondition(event.target.value);
-                if (event.target.value.trim()) {
-                  change({ approval: event.target.value });
-                }
-              }}
-            />
-          )}
-        </Field>
-      )}
-    </>
   );
 }

@@ -24,8 +24,8 @@ export interface DraftEditing {
   state: SaveState;
   problem: Problem | null;
   conflict: Conflict | null;
-  /** Change it; it is saved by itself. */
-  edit: (change: (draft: Definition) => Definition) => void;
+  /** Change it; it is saved by itself. `files`: sources of tools that the draft names `file:<name>` from now on. */
+  edit: (change: (draft: Definition) => Definition, files?: Files) => void;
   /** Both sides were seen: what stands in the draft now is saved. */
   settle: () => void;
   /** Save at once; says whether all of it is saved. */
@@ -33,6 +33,8 @@ export interface DraftEditing {
   /** Take over an agent that an own act changed: restore, import. */
   adopt: (agent: AgentView) => void;
 }
+
+type Files = { [name: string]: string };
 
 const CALM_MS = 700; // after the last key, until it is saved
 
@@ -44,6 +46,7 @@ class Editing extends Store<number> {
   state: SaveState = 'saved';
   problem: Problem | null = null;
   conflict: Conflict | null = null;
+  private files: Files = {}; // what is not saved yet
   private timer: ReturnType<typeof setTimeout> | null = null;
   private saving: Promise<void> | null = null;
   private readonly name: string;
@@ -63,8 +66,9 @@ class Editing extends Store<number> {
     this.farm.model.refresh('/agents');
   }
 
-  readonly edit = (change: (draft: Definition) => Definition): void => {
+  readonly edit = (change: (draft: Definition) => Definition, files: Files = {}): void => {
     this.draft = change(this.draft);
+    this.files = { ...this.files, ...files };
     this.state = this.conflict ? 'clash' : 'edited';
     this.changed();
     if (!this.conflict) {
@@ -131,11 +135,13 @@ class Editing extends Store<number> {
     this.problem = null;
     this.changed();
     try {
-      const agent = await this.farm.api.patch<AgentView>(`/agents/${this.name}`, { draft: sent }, this.rev);
+      const files = Object.keys(this.files).length ? { files: this.files } : {};
+      const agent = await this.farm.api.patch<AgentView>(`/agents/${this.name}`, { draft: sent, ...files }, this.rev);
       this.base = agent.draft;
       this.rev = agent.draft_rev;
       if (this.draft === sent) {
         this.draft = agent.draft;
+        this.files = {};
         this.state = 'saved';
       } else {
         this.state = 'edited';

@@ -5,6 +5,7 @@ import { Badge, Button, ErrorBox, Go, StepRow, Text, useSteps, Value, type StepA
 import { useAction, useFarm, useTokens } from '../../context';
 import type { TaskView } from '../../protocol';
 import type { Step } from '../../timeline';
+import { plain } from '../../translate';
 import { ENDED, sayEvent, statusWord } from '../../words';
 import { ModeBadge } from '../mode';
 
@@ -26,7 +27,7 @@ export function Turn({ task, acts, open, keep }: {
     <article className="af-turn" aria-label={t('Message')}>
       <div className="af-said"><Value value={task.input} /></div>
       <div className="af-turn-head">
-        <Badge state={task.status} word={statusWord(task.status, task.waiting)} />
+        <Badge state={task.status} word={statusWord(task.status, task.waiting, t)} />
         <ModeBadge mode={task.mode} />
         <span className="af-spring" />
         {live && <Button look="danger" busy={stop.busy} onClick={() => void stop.run()}>{t('Stop')}</Button>}
@@ -55,7 +56,7 @@ function Result({ task }: { task: TaskView }): JSX.Element | null {
 }
 
 /** What matters in a conversation; the whole record is at the run. */
-const matters = (step: Step): boolean => step.kind !== 'event' || sayEvent(step.event).look !== 'quiet' && step.event.kind !== 'run.leased';
+const matters = (step: Step): boolean => step.kind !== 'event' || sayEvent(step.event, plain).look !== 'quiet' && step.event.kind !== 'run.leased';
 
 function Steps({ run_id, live, acts }: { run_id: string; live: boolean; acts: StepActs }): JSX.Element {
   const { steps, count, problem } = useSteps(run_id);

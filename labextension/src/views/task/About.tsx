@@ -4,6 +4,7 @@ import React from 'react';
 import { Badge, Go, Outcome, Text, Time } from '../../components';
 import { useFarm, useResource, useStore } from '../../context';
 import { kindWord } from '../../decisions';
+import { addressOf } from '../../filters';
 import { movesTasks } from '../../model';
 import type { Listed, RunView, TaskView } from '../../protocol';
 import { duration, money, type Step } from '../../timeline';
@@ -47,7 +48,7 @@ export function Waits({ run_id }: { run_id: string }): JSX.Element | null {
   const items = (useStore(model.inbox).value?.items ?? []).filter(item => item.run_id === run_id);
   return items.length > 0 ? (
     <p className="af-line">
-      {items.map(item => <Go key={item.inbox_id} to={`inbox/${item.inbox_id}`}>{t('Waits for a person: %1', kindWord(item.kind))}</Go>)}
+      {items.map(item => <Go key={item.inbox_id} to={`inbox/${item.inbox_id}`}>{t('Waits for a person: %1', kindWord(item.kind, t))}</Go>)}
     </p>
   ) : null;
 }
@@ -57,7 +58,7 @@ export function TaskLinks({ task, delegates }: { task: TaskView; delegates: bool
   const { t } = useFarm();
   const links = [
     task.parent_run && <Go key="parent" to={`runs/${task.parent_run}`}>{t('Delegated by another run')}</Go>,
-    task.thread_id && <Go key="thread" to={`tasks?thread=${encodeURIComponent(task.thread_id)}`}>{t('Its thread')}</Go>,
+    task.thread_id && <Go key="thread" to={addressOf(`agents/${task.agent ?? task.target}`, { tab: 'threads', thread: task.thread_id })}>{t('Its conversation')}</Go>,
     task.batch_id && <Go key="batch" to={`batches/${task.batch_id}`}>{t('Its batch')}</Go>
   ].filter(Boolean);
   const facts = [
@@ -82,7 +83,7 @@ function Children({ run_id }: { run_id: string }): JSX.Element | null {
     <ul className="af-children" aria-label={t('Delegated tasks')}>
       {value.items.map(child => (
         <li key={child.task_id}>
-          <Badge state={child.status} word={statusWord(child.status, child.waiting)} /> <Go to={`tasks/${child.task_id}`}>{oneLine(child.input, 80)}</Go> <span className="af-quiet">{child.agent ?? child.target}</span>
+          <Badge state={child.status} word={statusWord(child.status, child.waiting, t)} /> <Go to={`tasks/${child.task_id}`}>{oneLine(child.input, 80)}</Go> <span className="af-quiet">{child.agent ?? child.target}</span>
         </li>
       ))}
       {value.next != null && <li><Go to={`tasks?parent=${run_id}`}>{t('All of them')}</Go></li>}

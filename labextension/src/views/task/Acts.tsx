@@ -6,6 +6,7 @@ import { Button, Dialog, ErrorBox, Value } from '../../components';
 import { useAction, useFarm } from '../../context';
 import type { TaskView } from '../../protocol';
 import { ENDED } from '../../words';
+import { useMay } from '../useMay';
 
 /** A call with effect `once` that was made, as a refused rerun names it. */
 interface Effect {
@@ -17,8 +18,9 @@ interface Effect {
 }
 
 /** Buttons for the head, and what stands under it: why one was refused, and the dialog before effects happen again. */
-export function useTaskActs(task: Pick<TaskView, 'task_id' | 'status' | 'waiting' | 'run_id'> | undefined): { buttons: React.ReactNode; below: React.ReactNode } {
+export function useTaskActs(task: Pick<TaskView, 'task_id' | 'status' | 'waiting' | 'run_id' | 'owner' | 'agent'> | undefined): { buttons: React.ReactNode; below: React.ReactNode } {
   const { t, api, model, navigate } = useFarm();
+  const may = useMay();
   const [effects, setEffects] = React.useState<Effect[] | null>(null);
   const at = `/tasks/${task?.task_id}`;
   const act = useAction(async (name: 'cancel' | 'pause' | 'resume') => {
@@ -41,7 +43,7 @@ export function useTaskActs(task: Pick<TaskView, 'task_id' | 'status' | 'waiting
     }
   });
   const rests = task?.waiting === 'paused' || task?.waiting === 'restored';
-  const buttons = task && (ENDED.has(task.status)
+  const buttons = task && may(task, 'chat') && (ENDED.has(task.status)
     ? <Button busy={rerun.busy} onClick={() => void rerun.run(false)}>{t('Run again')}</Button>
     : (
       <>

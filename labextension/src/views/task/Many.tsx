@@ -19,7 +19,7 @@ export function Many({ first }: { first?: string | undefined }): JSX.Element {
   const lacks = sheet ? missing(input, sheet.columns) : [];
   const take = useAction(async (file: File | undefined) => {
     if (file) {
-      const read = parseCsv(await file.text());
+      const read = parseCsv(await file.text(), t);
       setSheet(read);
       setInput(before => before || read.columns.map(name => `{{${name}}}`).join(' '));
       setBatch(`${file.name.replace(/\.\w+$/, '')} ${new Date().toISOString().slice(0, 19)}Z`);
