@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -99,15 +98,15 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
         return {name: str(value) for name, value in env.items() if value is not None}
 
     def command(self) -> list[str]:
-        """Return the server's command; its program by its whole path, next to this Python."""
+        """Return the server's command; its program by its name, which each microserver finds next to its own Python."""
         words: list[str] = [*self.cmd, *self.get_args()]
-        program, rest = words[0], words[1:]
-        beside = Path(sys.executable).parent / program
-        if not os.path.isabs(program) and beside.exists():
-            program = str(beside)
-        if os.getuid() == 0 and not any(part.startswith("--allow-root") for part in rest):
-            rest.append("--allow-root")  # harmless where the server gets a user of its own
-        return [program, *rest]
+        if os.getuid() == 0 and not any(part.startswith("--allow-root") for part in words):
+            words.append("--allow-root")  # harmless where the server gets a user of its own
+        return words
+
+    def limits(self) -> dict[str, Any]:
+        """Return what the server may take at most, as the Hub's own settings say: bytes and cores."""
+        return {k: v for k, v in (("memory", self.mem_limit), ("cpu", self.cpu_limit)) if v}
 
     # -- the life of a server ------------------------------------------------------------------------------------
 
@@ -133,6 +132,7 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
                 env=self.get_env(),
                 agent=agent,
                 demand=dict(self.demand),
+                limits=self.limits(),
             )
             self._asked = True
         except AgentFarmError as error:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from agentfarm_sdk.tools.python import refusal
 
 from ..errors import AgentFarmError
-from ..fleet.helper import can_use
+from ..fleet.helper.processunits import can_use
 from ..gateway.embedded import why_not
 from ..launcher.parts import NODE_AT_LEAST, node, node_version, proxy_script
 from ..launcher.state import FREE_BYTES, is_free, kept_ports, read_ready

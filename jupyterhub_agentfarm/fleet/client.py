@@ -26,10 +26,19 @@ class FleetClient:
         return await self._call("PUT", f"/servers/{quote(unit)}/place", {"demand": demand or {}, "user": user})
 
     async def start(
-        self, unit: str, *, user: str, server: str, args: list[str], env: dict[str, str], agent: str | None = None, demand: dict[str, Any] | None = None
+        self, unit: str, *, user: str, server: str, args: list[str], env: dict[str, str], agent: str | None = None,
+        demand: dict[str, Any] | None = None, limits: dict[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Start a unit; one that runs is left as it is. Raises NoMicroserverFits, UserError."""
-        body = {"user": user, "server": server, "args": args, "env": env, "agent": agent, "demand": demand or {}}
+        body = {
+            "user": user,
+            "server": server,
+            "args": args,
+            "env": env,
+            "agent": agent,
+            "demand": demand or {},
+            "limits": limits or {},
+        }
         return await self._call("PUT", f"/servers/{quote(unit)}", body)
 
     async def show(self, unit: str) -> dict[str, Any]:
@@ -49,6 +58,18 @@ class FleetClient:
 
     async def microservers(self) -> list[dict[str, Any]]:
         return list((await self._call("GET", "/microservers"))["items"])
+
+    async def register(self, name: str, registration: dict[str, Any]) -> dict[str, Any]:
+        """Take a microserver in: {ssh, host_keys, labels, taints}; returns it, `silent` saying why it cannot be asked yet."""
+        return await self._call("PUT", f"/microservers/{quote(name)}", registration)
+
+    async def remove(self, name: str, force: bool = False) -> None:
+        """Forget a microserver. Raises NotFound, Conflict."""
+        await self._call("DELETE", f"/microservers/{quote(name)}" + ("?force=1" if force else ""))
+
+    async def ssh_key(self) -> str:
+        """Return the public part of the farm's key for microservers."""
+        return str((await self._call("GET", "/ssh/key"))["public_key"])
 
     async def explain(self, unit: str) -> dict[str, Any]:
         """Return {unit, microserver, reasons: {name: why not, or null}, why, feasible, change, demand …}."""

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ import tornado.web
 
 from ..errors import AgentFarmError, FleetError, Forbidden, Invalid, NotFound, StartError
 from ..records import Demand, unit_name
-from .microserver import LocalMicroserver
+from .microserver import AnyMicroserver, LocalMicroserver, SshMicroserver
 from .placing import Placing
 from .reconciler import LOOK_SECONDS, Reconciler
-from .state import AGENT_USER, FleetState, workspace_of
+from .remotes import Remotes
+from .state import AGENT_USER, FORWARDS, FleetState, forwards_of, workspace_of
 
 log = logging.getLogger("agentfarm.fleet")
 GROUP = "agents"
@@ -40,15 +42,24 @@ MARKS = ("labels", "taints", "reserve_memory", "reserve_cpu")  # of a microserve
 class Fleet:
     """All microservers and units. Starting or stopping a unit twice is harmless."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, forwards: range = FORWARDS) -> None:
         self.directory = directory
-        self.state = FleetState(directory / "fleet.json")
-        local = LocalMicroserver(LOCAL, directory / "units")
-        local.state = self.state.microservers.get(LOCAL, {}).get("state", "ready")
-        self.microservers = {LOCAL: local}
+        self.state = FleetState(directory / "fleet.json", forwards)
+        self.local = LocalMicroserver(LOCAL, directory)
+        self.local.state = self.state.microservers.get(LOCAL, {}).get("state", "ready")
+        self.microservers: dict[str, AnyMicroserver] = {LOCAL: self.local}
+        self.remotes = Remotes(directory, self.state, self.microservers)
         self.placing = Placing(self.state, self.microservers)
         self._locks: dict[str, asyncio.Lock] = {}
+        self._placed: dict[str, dict[str, Any]] = {}  # units that were placed and are not started yet
         self._stopped: dict[str, dict[str, Any]] = {}  # units that this daemon stopped, and how they ended
+
+    def microserver(self, name: str) -> AnyMicroserver:
+        """Return the microserver. Raises NotFound."""
+        found = self.microservers.get(name)
+        if found is None:
+            raise NotFound(f"there is no microserver {name}", hint="there are: " + ", ".join(self.microservers))
+        return found
 
     async def open_the_way(self) -> None:
         """As root: let servers' own users reach their workspaces, and nothing else of the state directory."""
@@ -60,44 +71,62 @@ class Fleet:
                     entry.chmod(0o600)
             self.directory.chmod(0o711)
             workspaces.chmod(0o711)
-        facts = await self.microservers[LOCAL].facts()
+        facts = await self.local.facts()
         log.info("local microserver: %s", facts["isolation"])
         self.state.remember_users(workspaces)
+        self.remotes.connect()
         await self.listed()  # a lost fleet.json must not hand out what running servers have
-
-    def workspace(self, user: str) -> Path:
-        return self.directory / "workspaces" / workspace_of(user)
 
     async def place(self, unit: str, demand: Demand) -> dict[str, Any]:
         """Choose microserver and port for a unit; one that runs stays where it is. Raises NoMicroserverFits."""
         known = self.state.units.get(unit)
         if known and (await self.show(unit))["state"] == "running":
             return {**known, "unit": unit, "state": "running", "reasons": {known["microserver"]: None}}
-        placement = self.placing.choose(demand, await self.placing.facts())
-        entry = {"microserver": placement.microserver, "ip": "127.0.0.1", "port": self.state.port(unit)}
+        was, facts = dict(known or {}), await self.placing.facts()
+        placement = self.placing.choose(demand, facts)
+        entry = {
+            "microserver": placement.microserver,
+            "ip": "127.0.0.1",
+            "port": self._port(unit, placement.microserver, was),
+        }
         self.state.units[unit] |= entry
         self.state.save()
-        return {**entry, "unit": unit, "state": "placed", "reasons": placement.refusals, "why": placement.why}
+        told = {"unit": unit, "state": "placed", "reasons": placement.refusals, "why": placement.why}
+        self._placed[unit] = {**entry, **told}
+        return self._placed[unit]
+
+    def _port(self, unit: str, there: str, was: Mapping[str, Any]) -> int:
+        """Return the loopback port by which the unit will be reached: the one that it had there, where it can be kept."""
+        if not isinstance(self.microservers[there], SshMicroserver):
+            return self.state.port(unit)
+        return int(was["port"] if was.get("microserver") == there and was.get("port") else self.state.forward())
 
     async def start(self, unit: str, asked: dict[str, Any]) -> dict[str, Any]:
         """Start a unit where it was placed (or place it). Raises NoMicroserverFits, StartError, FleetError, Invalid."""
         async with self._locks.setdefault(unit, asyncio.Lock()):
-            placed = await self.place(unit, self.placing.demand(unit, asked.get("demand"), str(asked.get("user", ""))))
-            micro = self.microservers[placed["microserver"]]
-            user = str(asked.get("user", ""))
-            if not user:
-                raise Invalid("a server needs a user")
+            user, argv, env = str(asked.get("user", "")), asked.get("args"), asked.get("env", {})
+            if not user or not isinstance(argv, list) or not argv or not isinstance(env, dict):
+                raise Invalid("a server needs a user, args: [text, …] and env: {name: text}")
+            demand = self.placing.demand(unit, asked.get("demand"), user)
+            placed = self._placed.pop(unit, None) or await self.place(unit, demand)
+            self._placed.pop(unit, None)
+            micro = self.microserver(placed["microserver"])
             own = (await micro.facts())["own_users"]
-            uid = self.state.uid(user) if own else None
-            cwd = self.workspace(user)
-            env = {**asked.get("env", {}), "HOME": str(cwd), "USER": user, "LOGNAME": user}
+            argv = [micro.program(str(argv[0])) if "/" not in str(argv[0]) else argv[0], *argv[1:]]
             self._stopped.pop(unit, None)
             whose = {"user": user, "server": str(asked.get("server", "")), "agent": asked.get("agent") or ""}
-            about = {**whose, "ip": placed["ip"], "port": placed["port"]}
-            answer = await micro.ask(
-                "start", unit=unit, argv=asked.get("args"), env=env, cwd=str(cwd), uid=uid, about=about
-            )
             self.state.units[unit] |= {**whose, "asked": asked.get("demand") or {}}
+            self.state.units[unit].pop("unwanted", None)
+            what = {
+                "unit": unit, "argv": argv, "env": {**env, "USER": user, "LOGNAME": user}, "workspace": workspace_of(user),
+                "uid": self.state.uid(user) if own else None, "limits": _limits(demand, asked.get("limits")),
+                "about": {**whose, "ip": placed["ip"], "port": placed["port"]},
+            }  # fmt: skip
+            self.state.save()
+            if isinstance(micro, SshMicroserver):
+                answer = await self.remotes.start(micro, what)
+            else:
+                answer = await micro.ask("start", **what)
             self.placing.started(unit)
             self.state.save()
             return {**placed, **answer}
@@ -108,7 +137,7 @@ class Fleet:
         if known is None:
             raise NotFound(f"there is no unit {unit}")
         try:
-            state = await self.microservers[known["microserver"]].ask("show", unit=unit)
+            state = await self.microserver(known["microserver"]).ask("show", unit=unit)
         except FleetError as error:
             return {**known, "unit": unit, "state": "unknown", "reason": error.detail}
         if state.get("state", "exited") == "exited":
@@ -116,13 +145,21 @@ class Fleet:
         return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
 
     async def stop(self, unit: str, now: bool) -> dict[str, Any]:
-        """Stop a unit and all below it. Raises NotFound, FleetError."""
+        """Stop a unit and all below it; one that cannot be reached is stopped when it can. Raises NotFound, FleetError."""
         known = self.state.units.get(unit)
         if known is None:
             raise NotFound(f"there is no unit {unit}")
         async with self._locks.setdefault(unit, asyncio.Lock()):
             if unit not in self._stopped:
-                self._stopped[unit] = await self.microservers[known["microserver"]].ask("stop", unit=unit, now=now)
+                micro = self.microserver(known["microserver"])
+                try:
+                    self._stopped[unit] = await micro.ask("stop", unit=unit, now=now)
+                except FleetError:
+                    known["unwanted"] = True
+                    self.state.save()
+                    raise
+                if isinstance(micro, SshMicroserver):
+                    await self.remotes.unforward(micro, unit)
             state = self._stopped[unit]
             self.placing.release(unit)
         return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
@@ -132,33 +169,36 @@ class Fleet:
         async with self._locks.setdefault(unit, asyncio.Lock()):
             shown = await self.show(unit)
             if shown.get("pid") == pid:
-                await self.microservers[shown["microserver"]].ask("stop", unit=unit)
+                await self.microserver(shown["microserver"]).ask("stop", unit=unit)
 
     async def listed(self) -> list[dict[str, Any]]:
         """Return every unit with its state; those that a microserver runs and the daemon had forgotten are adopted."""
         running: dict[str, dict[str, Any]] = {}
-        for name, micro in self.microservers.items():
-            try:
-                items = (await micro.ask("list"))["items"]
-            except FleetError as error:
-                running |= {
-                    unit: {"state": "unknown", "reason": error.detail}
-                    for unit, k in self.state.units.items()
-                    if k["microserver"] == name
-                }
-                continue
+        lists = await asyncio.gather(*(self._list_of(micro) for micro in self.microservers.values()))
+        for name, items in zip(self.microservers, lists, strict=True):
             for item in items:
                 about = item.pop("about", {})
-                running[item["unit"]] = item
-                if item["unit"] not in self.state.units:
+                known = self.state.units.get(item["unit"])
+                if known is None:
                     self.state.units[item["unit"]] = {"ip": "127.0.0.1", "port": 0, **about, "microserver": name}
                     self.state.save()
                     log.warning("unit %s on %s (%s) was not known: adopted", item["unit"], name, item["state"])
+                elif known["microserver"] != name:
+                    continue  # what is left of it where it was before
+                running[item["unit"]] = item
         self.placing.compare(running)
         return [
             {"state": "exited", **known, "unit": unit, **running.get(unit, {})}
             for unit, known in sorted(self.state.units.items())
         ]
+
+    async def _list_of(self, micro: AnyMicroserver) -> list[dict[str, Any]]:
+        """Return the units of one microserver; those that are known there are `unknown` where it cannot be asked."""
+        try:
+            return list((await micro.ask("list"))["items"])
+        except FleetError as error:
+            there = [unit for unit, known in self.state.units.items() if known["microserver"] == micro.name]
+            return [{"unit": unit, "state": "unknown", "reason": error.detail} for unit in there]
 
     async def listed_microservers(self) -> list[dict[str, Any]]:
         """Return each microserver: state and why, facts, and how many servers run there."""
@@ -168,13 +208,25 @@ class Fleet:
             if unit["state"] == "running":
                 running[unit["microserver"]] = running.get(unit["microserver"], 0) + 1
         facts = await self.placing.facts()
-        return [self.placing.shown(name, facts, running.get(name, 0)) for name in self.microservers]
+        return [
+            self.told(micro, facts, running.get(name, 0)) for name, micro in self.microservers.items() if name in facts
+        ]
+
+    def told(self, micro: AnyMicroserver, facts: Mapping[str, Any], servers: int) -> dict[str, Any]:
+        """Return a microserver with its last facts. `silent`: why it cannot be asked now, "" where it can."""
+        silent = micro.silent or (facts[micro.name].detail if isinstance(facts[micro.name], FleetError) else "")
+        known = {**micro.last_facts(), **self.placing.shown(micro.name, facts, servers)}
+        known.pop("cpu_flags", None)  # many words that nobody reads
+        return {**known, "silent": silent, "ssh": self.state.microservers.get(micro.name, {}).get("ssh", "")}
+
+    async def register(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Take a microserver in, or change how it is reached. Raises Invalid, StartError."""
+        micro = await self.remotes.register(name, asked)
+        return self.told(micro, await self.placing.facts(), 0)
 
     def mark(self, name: str, asked: dict[str, Any], **change: Any) -> dict[str, Any]:
         """Change what operators said of a microserver. Raises NotFound, Conflict."""
-        micro = self.microservers.get(name)
-        if micro is None:
-            raise NotFound(f"there is no microserver {name}", hint="there are: " + ", ".join(self.microservers))
+        micro = self.microserver(name)
         marked = self.placing.mark(name, asked.get("rev"), str(asked.get("by", "")), change)
         micro.state = marked.get("state", micro.state)
         return {"name": name, **marked}
@@ -244,6 +296,12 @@ class HubUsers:
             await self._session.close()
 
 
+def _limits(demand: Demand, hub: Any) -> dict[str, Any]:
+    """Return what a unit may take at most: what it is promised; what the Hub's own settings name stands before it."""
+    promised = {"memory": demand.memory, "cpu": demand.cpu, "tasks": demand.tasks}
+    return {name: value for name, value in {**promised, **(hub or {})}.items() if value}
+
+
 def _agents_only(name: str) -> None:
     if not AGENT_USER.fullmatch(name):
         raise Forbidden(
@@ -311,7 +369,7 @@ class _Place(_Handler):
 class _Logs(_Handler):
     async def get(self, unit: str) -> None:
         known = await self.fleet.show(unit)
-        self.answer(await self.fleet.microservers[known["microserver"]].ask("logs", unit=unit))
+        self.answer(await self.fleet.microserver(known["microserver"]).ask("logs", unit=unit))
 
 
 class _Microservers(_Handler):
@@ -325,11 +383,23 @@ class _Cordon(_Handler):
         self.answer(self.fleet.mark(name, asked, state=state, reason=str(asked.get("reason", ""))))
 
 
-class _Mark(_Handler):
+class _Microserver(_Handler):
+    async def put(self, name: str) -> None:
+        self.answer(await self.fleet.register(name, self.body()))
+
+    async def delete(self, name: str) -> None:
+        await self.fleet.remotes.remove(name, bool(self.get_argument("force", "")))
+        self.answer({})
+
     async def patch(self, name: str) -> None:
         asked = self.body()
         change = {field: asked[field] for field in MARKS if field in asked}
         self.answer(self.fleet.mark(name, asked, **change))
+
+
+class _Key(_Handler):
+    async def get(self) -> None:
+        self.answer({"public_key": self.fleet.remotes.public_key()})
 
 
 class _Explain(_Handler):
@@ -378,7 +448,8 @@ def application(fleet: Fleet, users: HubUsers) -> tornado.web.Application:
             (r"/servers/([^/]+)/place", _Place, parts),
             (r"/servers/([^/]+)/logs", _Logs, parts),
             (r"/microservers", _Microservers, parts),
-            (r"/microservers/([^/]+)", _Mark, parts),
+            (r"/microservers/([^/]+)", _Microserver, parts),
+            (r"/ssh/key", _Key, parts),
             (r"/microservers/([^/]+)/(cordon|uncordon)", _Cordon, parts),
             (r"/placements/explain", _Explain, parts),
             (r"/placements/plan", _Plan, parts),
@@ -416,7 +487,8 @@ def listen(app: tornado.web.Application, path: Path) -> int:
 async def run(directory: Path, api_url: str, token_file: Path) -> None:
     """Serve until SIGTERM or SIGINT. Raises StartError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fleet, users = Fleet(directory), HubUsers(api_url, token_file)
+    forwards = forwards_of(os.environ.get("AGENTFARM_FORWARD_PORTS", f"{FORWARDS.start}-{FORWARDS.stop - 1}"))
+    fleet, users = Fleet(directory, forwards), HubUsers(api_url, token_file)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -426,11 +498,15 @@ async def run(directory: Path, api_url: str, token_file: Path) -> None:
     every = float(os.environ.get("AGENTFARM_RECONCILE_SECONDS", LOOK_SECONDS))
     looking = asyncio.create_task(Reconciler(fleet, users, every).run())
     waiting = asyncio.create_task(stopping.wait())
-    await asyncio.wait([looking, waiting], return_when=asyncio.FIRST_COMPLETED)
-    looking.cancel()
+    watching = asyncio.create_task(fleet.remotes.watch())
+    await asyncio.wait([looking, watching, waiting], return_when=asyncio.FIRST_COMPLETED)
+    for task in (looking, watching):
+        task.cancel()
+    await fleet.remotes.let_go()
     await users.close()
-    if looking.done() and not looking.cancelled():
-        looking.result()  # a dead loop ends the daemon, loudly
+    for task in (looking, watching):
+        if task.done() and not task.cancelled():
+            task.result()  # a dead loop ends the daemon, loudly
     os.close(lock)
 
 

@@ -90,7 +90,12 @@ class Placing:
         people = [] if user.startswith(AGENT) or not user else [as_layer(settings.people)]
         hub = dict(known.get("asked") or {}) if asked is None else dict(asked)
         whole = merged([as_layer(settings.servers), *people, hub, own.get("resources", {})])
-        return demand_of(unit, whole, own.get("group", ""), str(known.get("home") or ""))
+        return demand_of(unit, whole, own.get("group", ""), str(known.get("home") or self._home(user)))
+
+    def _home(self, user: str) -> str:
+        """Return where the user's workspace is: all servers of a user share it."""
+        mine = (known for known in self.state.units.values() if user and known.get("user") == user)
+        return next((str(known["home"]) for known in mine if known.get("home")), "")
 
     def _user(self, unit: str) -> str:
         return str(self.state.units.get(unit, {}).get("user") or self.state.demands.get(unit, {}).get("user") or "")

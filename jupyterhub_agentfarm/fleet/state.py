@@ -9,28 +9,38 @@ import re
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from ..errors import StartError
 
 AGENT_USER = re.compile(r"^agent-[a-z][a-z0-9-]{0,40}$")
 FIRST_UID = 200_000  # above people's and systemd's ranges
+FORWARDS = range(
+    21_000, 25_000
+)  # loopback ports that lead to servers on microservers: below those that the kernel gives out
 
 
 class FleetState:
-    """`fleet.json` in memory. Every change is on disk before the method returns."""
+    """`fleet.json` in memory. Every change is on disk before the method returns.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    units: {microserver, ip, port, user, server, agent, home, promise, unwanted: it could not be told to stop}; microservers: {state, reason,
+    ssh: user@host:port (none: this machine), labels, taints, boot_id, helper_version, back: {address here: the port there that leads to it}}.
+    """
+
+    def __init__(self, path: Path, forwards: range = FORWARDS) -> None:
+        self.path, self.forwards = path, forwards
         self.units: dict[str, dict[str, Any]] = {}
         self.uids: dict[str, int] = {}
         self.microservers: dict[str, dict[str, Any]] = {}
         self.placement: dict[str, Any] = {}  # the farm's settings (demands.Settings)
         self.demands: dict[str, dict[str, Any]] = {}  # unit -> what its owner set: user, resources, group
+        self.last_forward = 0
         if path.exists():
             try:
                 known = json.loads(path.read_text())
                 self.units, self.uids, self.microservers = known["units"], known["uids"], known["microservers"]
                 self.placement, self.demands = known.get("placement", {}), known.get("demands", {})
+                self.last_forward = known.get("last_forward", 0)
             except (ValueError, KeyError) as error:
                 raise StartError(
                     f"{path} cannot be read",
@@ -40,8 +50,8 @@ class FleetState:
     def save(self) -> None:
         temporary = self.path.with_suffix(".new")
         with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as sink:
-            known = {"units": self.units, "uids": self.uids, "microservers": self.microservers}
-            json.dump({**known, "placement": self.placement, "demands": self.demands}, sink, indent=1)
+            names = ("units", "uids", "microservers", "placement", "demands", "last_forward")
+            json.dump({name: getattr(self, name) for name in names}, sink, indent=1)
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(temporary, self.path)
@@ -61,6 +71,22 @@ class FleetState:
                 self.uids[user] = owner
                 self.save()
 
+    def forward(self) -> int:
+        """Return a loopback port of the reserved range that is free and no unit's; not one that was given lately.
+
+        A route of the Hub's proxy that is still there must not lead to another server. Raises StartError.
+        """
+        taken = {other.get("port") for other in self.units.values()}
+        after = self.last_forward + 1 - self.forwards.start if self.last_forward in self.forwards else 0
+        for step in range(len(self.forwards)):
+            port = self.forwards[(after + step) % len(self.forwards)]
+            if port not in taken and is_free(port):
+                self.last_forward = port
+                return port
+        raise StartError(
+            "no loopback port is left for a server", hint="widen AGENTFARM_FORWARD_PORTS, e.g. 21000-24999"
+        )
+
     def port(self, unit: str) -> int:
         """Return the unit's loopback port: the one it had, where it is free, else a new one that no other unit has."""
         known = self.units.get(unit, {}).get("port")
@@ -75,14 +101,22 @@ class FleetState:
                 return port
 
 
+def forwards_of(text: str) -> range:
+    """Return the ports that "21000-24999" names. Raises StartError."""
+    first, _, last = text.partition("-")
+    if first.isdigit() and last.isdigit() and 1024 <= int(first) < int(last) < 65536:
+        return range(int(first), int(last) + 1)
+    raise StartError(f"AGENTFARM_FORWARD_PORTS is {text!r}", hint="two ports from 1024 on, e.g. 21000-24999")
+
+
 def workspace_of(user: str) -> str:
     """Return the name of a hub user's workspace: an agent's is its own name, a person's begins with ~."""
-    return user.removeprefix("agent-") if AGENT_USER.fullmatch(user) else f"~{user}"
+    return user.removeprefix("agent-") if AGENT_USER.fullmatch(user) else "~" + quote(user, safe="@+")
 
 
 def user_of(workspace: str) -> str:
     """Return whose workspace it is, by its name."""
-    return workspace[1:] if workspace.startswith("~") else f"agent-{workspace}"
+    return unquote(workspace[1:]) if workspace.startswith("~") else f"agent-{workspace}"
 
 
 def is_free(port: int) -> bool:

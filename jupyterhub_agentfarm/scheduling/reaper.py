@@ -49,8 +49,11 @@ class Steadiness:
 def proof_of_death(unit: Mapping[str, Any]) -> str | None:
     """Return what proves that nothing of a server runs any more, from the fleet daemon's word on its unit. Pure.
 
-    The keeper says how a server ended when all that it started is gone too; where the keeper was killed, nobody knows yet.
+    On microservers with systemd the unit's control group is looked at. A keeper says how a server ended when all that it started is gone
+    too; where the keeper was killed, nobody knows yet.
     """
+    if unit.get("state") == "exited" and unit.get("empty"):
+        return str(unit.get("reason") or f"its server has ended with exit code {unit.get('exit_code')}")
     if unit.get("state") != "exited" or unit.get("reason") not in (None, "", RESTARTED):
         return None
     return RESTARTED if unit.get("reason") else f"its server has ended with exit code {unit.get('exit_code')}"

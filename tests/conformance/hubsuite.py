@@ -73,9 +73,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     daemon, state = config.stash[_DAEMON]
     for unit in (state / "units").iterdir() if (state / "units").exists() else []:
-        request = f'{{"v": 1, "op": "stop", "root": "{state}/units", "unit": "{unit.name}", "now": true}}'
-        helper = Path(sys.modules["jupyterhub_agentfarm"].__path__[0]) / "fleet" / "helper.py"
-        subprocess.run([sys.executable, str(helper)], input=request, text=True, capture_output=True, check=False)
+        request = f'{{"v": 2, "op": "stop", "unit": "{unit.name}", "now": true}}'
+        helper = Path(sys.modules["jupyterhub_agentfarm"].__path__[0]) / "fleet" / "helper"
+        command = [sys.executable, "-I", str(helper), "--process", str(state)]
+        subprocess.run(command, input=request, text=True, capture_output=True, check=False)
     daemon.terminate()
     daemon.wait(10)
     shutil.rmtree(state, ignore_errors=True)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from farmkit import Farm, Person, clean_env
 
-from jupyterhub_agentfarm.fleet.helper import can_use
+from jupyterhub_agentfarm.fleet.helper.processunits import can_use
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 AGENTS = ("first", "second")

@@ -21,7 +21,7 @@ from jupyterhub.spawner import SpawnException
 
 from jupyterhub_agentfarm.errors import FleetError, Forbidden, Invalid, NoMicroserverFits, NotFound, StartError
 from jupyterhub_agentfarm.fleet.client import FleetClient
-from jupyterhub_agentfarm.fleet.helper import alive, descendants, stat_of
+from jupyterhub_agentfarm.fleet.helper.processes import alive, descendants, stat_of
 from jupyterhub_agentfarm.scheduling.reaper import proof_of_death
 from jupyterhub_agentfarm.spawner import AgentFarmSpawner, refuse_placement
 

@@ -186,11 +186,10 @@ def place() -> Iterator[Place]:
         made.daemon.terminate()
         made.daemon.wait(10)
         for unit in (made.state / "units").iterdir():
-            request = {"v": 1, "op": "stop", "root": str(made.state / "units"), "unit": unit.name, "now": True}
-            helper = HERE.parents[1] / "jupyterhub_agentfarm" / "fleet" / "helper.py"
-            subprocess.run(
-                [sys.executable, str(helper)], input=json.dumps(request), text=True, capture_output=True, check=True
-            )
+            request = json.dumps({"v": 2, "op": "stop", "unit": unit.name, "now": True})
+            helper = HERE.parents[1] / "jupyterhub_agentfarm" / "fleet" / "helper"
+            command = [sys.executable, "-I", str(helper), "--process", str(made.state)]
+            subprocess.run(command, input=request, text=True, capture_output=True, check=True)
         made.log.close()
         shutil.rmtree(made.state)
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import io
 import json
 import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +17,47 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyterhub_agentfarm.fleet import helper
+from jupyterhub_agentfarm.fleet import helper, zipped
+from jupyterhub_agentfarm.fleet.helper import checks, keeper, processes, systemdunits
+from jupyterhub_agentfarm.fleet.helper.checks import VERSION
+from jupyterhub_agentfarm.fleet.helper.serve import answer_to
 
+FOLDER = Path(helper.__file__).parent
 GOOD: dict[str, Any] = {
-    "v": 1,
+    "v": VERSION,
     "op": "start",
     "unit": "af-x",
     "argv": ["/bin/true"],
     "env": {"A": "b"},
-    "cwd": "/tmp/w",
+    "workspace": "w",
 }
 
 
 def asked(tmp_path: Path, **fields: Any) -> dict[str, Any]:
-    request = {**GOOD, "root": str(tmp_path), **fields}
-    return helper.answer_to(json.dumps(request).encode())
+    return answer_to(json.dumps({**GOOD, **fields}).encode(), ["--process", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"unit": "../../etc"}, {"unit": "a/b"}, {"unit": ""}, {"unit": "A"}, {"unit": "x" * 101}, {"unit": 7}, {"unit": "a\n"}, {"unit": None},
+        {"unit": "../../etc"}, {"unit": "a/b"}, {"unit": ""}, {"unit": "A"}, {"unit": "x" * 81}, {"unit": 7}, {"unit": "a\n"}, {"unit": None},
+        {"unit": "-H"}, {"unit": "--property=User=root"}, {"unit": "a.service"}, {"unit": "a@b"}, {"unit": "a\0b"}, {"unit": "af-\u0430"}, {"unit": ["a"]},
+        {"unit": "a%i"}, {"unit": "a\u2028b"}, {"unit": "\uff41"}, {"unit": {"unit": "a"}},
         {"argv": []}, {"argv": "rm -rf /"}, {"argv": ["true"]}, {"argv": ["../true"]}, {"argv": ["/bin/true", 1]}, {"argv": ["/bin/true", "a\0b"]},
-        {"env": {"LD_PRELOAD": "/x.so"}}, {"env": {"LD_LIBRARY_PATH": "/"}}, {"env": {"a b": "c"}}, {"env": {"A": 1}}, {"env": {"A": "\0"}}, {"env": ["A"]},
-        {"env": {"PYTHONSTARTUP": "/x"}}, {"cwd": "relative"}, {"cwd": "/tmp/../etc"}, {"cwd": 3}, {"uid": 0}, {"uid": -1}, {"uid": "root"}, {"uid": True},
-        {"uid": 9999}, {"tasks": 1}, {"tasks": "many"}, {"MemoryMax": "1G"}, {"user": "root"}, {"root": "relative"}, {"root": "/a/../b"}, {"root": 1},
-        {"op": "exec"}, {"op": ["start"]}, {"op": None}, {"v": 0}, {"v": 2}, {"v": None},
+        {"argv": ["/bin/../bin/true"]}, {"argv": ["-p"]}, {"argv": ["/bin/true", "x" * 100_001]}, {"argv": ["/bin/true"] * 501}, {"argv": ["/bin/true", "\ud800"]},
+        {"argv": {"0": "/bin/true"}}, {"env": {"LD_PRELOAD": "/x.so"}}, {"env": {"LD_LIBRARY_PATH": "/"}}, {"env": {"a b": "c"}}, {"env": {"A": 1}},
+        {"env": {"A": "\0"}}, {"env": ["A"]}, {"env": {"PYTHONSTARTUP": "/x"}}, {"env": {"A=B": "c"}}, {"env": {"A\nB": "c"}}, {"env": {"": "c"}},
+        {"env": {"A": "\x1b[2J"}}, {"env": {"A": "b\rLD_PRELOAD=/x"}}, {"env": {"A": "\ud800"}}, {"env": {"-p": "c"}}, {"env": {"\u0410": "c"}},
+        {"env": {f"A{i}": "" for i in range(1001)}}, {"env": {"A": None}},
+        {"workspace": "../etc"}, {"workspace": "/etc"}, {"workspace": ".."}, {"workspace": "a/b"}, {"workspace": "~"}, {"workspace": "~a/../../b"},
+        {"workspace": "-rf"}, {"workspace": "a\n"}, {"workspace": ""}, {"workspace": 3}, {"workspace": "~" + "x" * 201}, {"workspace": "A"},
+        {"uid": 0}, {"uid": -1}, {"uid": "root"}, {"uid": True}, {"uid": 9999}, {"uid": 2**31}, {"uid": 200000.0}, {"uid": "200000"},
+        {"limits": {"tasks": 1}}, {"limits": {"tasks": "many"}}, {"limits": {"memory": 1}}, {"limits": {"memory": "infinity"}}, {"limits": {"memory": -1}},
+        {"limits": {"cpu": 0}}, {"limits": {"cpu": True}}, {"limits": {"cpu": 1e300}}, {"limits": {"MemoryMax": 1}}, {"limits": []}, {"limits": {"memory": 2**60}},
+        {"about": {"x": {}}}, {"about": {"x": "y" * 501}}, {"about": {str(i): 1 for i in range(21)}}, {"about": []}, {"about": {"x": 1.5}},
+        {"MemoryMax": "1G"}, {"user": "root"}, {"User": "root"}, {"root": "/"}, {"cwd": "/"}, {"properties": ["User=root"]}, {"ExecStartPre": "/bin/sh"},
+        {"backend": "systemd"}, {"op": "exec"}, {"op": ["start"]}, {"op": None}, {"op": "start\n"}, {"op": "__init__"}, {"op": "release", "ports": [2222]},
+        {"v": 0}, {"v": 1}, {"v": VERSION + 1}, {"v": None}, {"v": float(VERSION)}, {"v": True}, {"v": str(VERSION)},
     ],
     ids=str,
 )  # fmt: skip
@@ -55,39 +76,124 @@ def test_a_hostile_request_is_refused_with_the_reason_and_starts_nothing(
     )
 )
 def test_whatever_comes_is_answered(text: bytes) -> None:
-    assert set(helper.answer_to(text)) == {"error"}
+    assert set(answer_to(text, ["--process", "/nowhere"])) == {"error"}
 
 
-def test_too_large_and_too_deep_requests_are_refused() -> None:
-    assert helper.answer_to(b" " * (helper.MAX_REQUEST + 1))["error"]["type"] == "too-large"
-    assert helper.answer_to(b"[" * 200_000)["error"]["type"] == "invalid"
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[" * 200_000, b'{"a":' * 100_000, b'{"v": 2, "v": 2, "op": "list"}', b'{"v": ' + b"9" * 500_000 + b"}", b'{"v": NaN}', b'{"v": Infinity}',
+        b"\xff\xfe{}", b'{"v": 2, "op": "list"} {"v": 2}', b'"start"', b'{"v": 2, "op": "start", "limits": {"memory": 1e400}}', b"\0" * 100,
+        b'{"v": 2, "op": "list", "' + b"x" * 100_000 + b'": 1}',
+    ],
+    ids=lambda text: repr(text[:30]),
+)  # fmt: skip
+def test_what_is_no_request_is_refused_shortly(text: bytes) -> None:
+    error = answer_to(text, ["--process", "/nowhere"])["error"]
+    assert error["type"] in ("invalid", "version") and len(error["detail"]) < 300
 
 
-def test_it_imports_nothing_of_ours() -> None:
-    assert "agentfarm" not in "".join(
-        line for line in Path(helper.__file__).read_text().splitlines() if line.startswith(("import", "from"))
+def test_too_large_a_request_is_refused() -> None:
+    assert answer_to(b" " * (checks.MAX_REQUEST + 1), ["--process", "/nowhere"])["error"]["type"] == "too-large"
+
+
+@pytest.mark.parametrize(
+    "words", [["--process"], ["--process", "relative"], ["--systemd"], ["--process", "/a", "/b"], [""]]
+)
+def test_the_command_line_alone_names_the_backend(words: list[str]) -> None:
+    assert "usage" in answer_to(json.dumps({"v": VERSION, "op": "list"}).encode(), words)["error"]["detail"]
+
+
+def test_a_workspace_that_is_a_link_is_not_followed_when_it_is_given_to_its_user(tmp_path: Path) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "secret").write_text("x")
+    home.mkdir()
+    (home / "link").symlink_to(elsewhere)
+    (home / "dangling").symlink_to("/nowhere")
+    if os.getuid() != 0:
+        pytest.skip("only root gives files away")
+    processes.make_workspace(home, 200_123)
+    assert (home / "link").lstat().st_uid == home.stat().st_uid == 200_123
+    assert elsewhere.stat().st_uid == (elsewhere / "secret").stat().st_uid == 0
+
+
+def test_an_environment_file_says_each_value_as_it_is() -> None:
+    assert systemdunits.escaped('a"b\\c`d$e\nf') == 'a\\"b\\\\c\\`d\\$e\nf'
+
+
+def test_no_value_of_a_request_becomes_a_property_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(systemdunits, "SECRET", tmp_path)
+    hostile = {
+        **GOOD,
+        "argv": ["/bin/true", "--property=User=root"],
+        "workspace": "~a%b",
+        "uid": 200_000,
+        "limits": {"cpu": 0.5},
+    }
+    words = systemdunits.properties(
+        checks.start(hostile), "agentfarm-200000", Path("/var/lib/agentfarm/workspaces/~a%b")
     )
+    assert all(word.startswith("--") and "\n" not in word for word in words)
+    assert [word for word in words if "User=" in word] == ["--property=User=agentfarm-200000"]
+    assert "--property=CPUQuota=50%" in words and "--property=KillMode=control-group" in words
+
+
+def test_it_is_one_file_that_is_the_same_each_time_and_answers_by_itself(tmp_path: Path) -> None:
+    made = zipped.helper_file()
+    assert made == zipped.helper_file.__wrapped__() and zipped.helper_version() == hashlib.sha256(made).hexdigest()
+    names = zipfile.ZipFile(io.BytesIO(made)).namelist()
+    assert set(names) == {
+        "__main__.py",
+        *(f"helper/{path.name}" for path in FOLDER.glob("*.py") if path.name != "__main__.py"),
+    }
+    alone = tmp_path / "helper.pyz"
+    alone.write_bytes(made)
+    for way in (alone, FOLDER):
+        done = subprocess.run(
+            [sys.executable, "-I", str(way), "--process", str(tmp_path)], input=json.dumps({"v": VERSION, "op": "facts"}), capture_output=True,
+            text=True, timeout=30, check=True, cwd="/",
+        )  # fmt: skip
+        facts = json.loads(done.stdout)["ok"]
+        assert facts["helper"] == (zipped.helper_version() if way == alone else "") and facts["backend"] == "process", (
+            done.stderr
+        )
+
+
+def test_it_imports_the_standard_library_and_itself_and_is_read_by_python_3_9() -> None:
+    for path in FOLDER.glob("*.py"):
+        for one in ast.walk(ast.parse(path.read_text(), feature_version=(3, 9))):
+            if isinstance(one, ast.Import):
+                assert all(alias.name.partition(".")[0] in sys.stdlib_module_names for alias in one.names), path
+            elif isinstance(one, ast.ImportFrom) and one.level == 0:
+                assert one.module is not None and one.module.partition(".")[0] in sys.stdlib_module_names, path
+            elif isinstance(one, ast.ImportFrom):
+                assert one.level == 1, path
+            elif isinstance(one, ast.Call) and getattr(one.func, "id", "") in ("isinstance", "issubclass"):
+                assert not isinstance(one.args[1], ast.BinOp), (
+                    f"{path}:{one.lineno}: a union of types at run time needs Python 3.10"
+                )
 
 
 def test_a_pid_that_is_used_again_is_another_process() -> None:
-    found = helper.stat_of(os.getpid())
+    found = processes.stat_of(os.getpid())
     assert (
         found is not None
-        and helper.alive(os.getpid(), found[2])
-        and not helper.alive(os.getpid(), str(int(found[2]) + 1))
+        and processes.alive(os.getpid(), found[2])
+        and not processes.alive(os.getpid(), str(int(found[2]) + 1))
     )
 
 
 def test_a_log_that_has_grown_is_cut_while_the_server_writes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(helper, "MAX_LOG", 10)
+    monkeypatch.setattr(keeper, "MAX_LOG", 10)
     log = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     os.write(log, b"short\n")
-    helper.rotate(log, tmp_path / "log.1")
+    keeper.rotate(log, tmp_path / "log.1")
     assert not (tmp_path / "log.1").exists()
     os.write(log, b"and longer\n")
-    helper.rotate(log, tmp_path / "log.1")
+    keeper.rotate(log, tmp_path / "log.1")
     os.write(log, b"after\n")
     os.close(log)
     assert (tmp_path / "log.1").read_text() == "short\nand longer\n" and (tmp_path / "log").read_text() == "after\n"

@@ -1,0 +1,275 @@
+"""One OpenSSH connection to a microserver: a ControlMaster that outlives the daemon, and is taken over again by `-O check`.
+
+Requests are a command each over it, with JSON on stdin; unix sockets there become loopback ports here, and a few loopback ports there lead back.
+Nothing but the farm's own files says whom to trust: no configuration of a user, no agent, no question to anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import random
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import AgentFarmError, FleetError, Invalid, StartError
+
+log = logging.getLogger("agentfarm.fleet")
+SESSIONS = 8  # at a time: sshd takes 10 a connection
+CONNECT_SECONDS = 10
+OPEN_SECONDS = 25.0  # to reach, check the key, sign in, go to the background
+MUX_SECONDS = 10.0  # for what the master alone answers
+LONGEST_WAIT = 30.0
+CONTROL_BYTES = 107 - 17  # ssh binds a socket with 17 more characters, and moves it
+TARGET = re.compile(
+    r"(?P<user>[a-z_][a-z0-9_-]{0,31})@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9a-fA-F:.]{2,45}\])(?::(?P<port>\d{1,5}))?"
+)
+# What ssh writes, and what it means for whoever looks after the farm. The first that fits.
+MEANINGS = [
+    ("REMOTE HOST IDENTIFICATION HAS CHANGED", "its host key is not the one that the farm knows: it was installed anew, or something stands between. "
+     "Compare the key at the machine itself, then add it again"),
+    ("Host key verification failed", "its host key is not known to the farm: add it again"),
+    ("Permission denied", "it refuses the farm's key: add it again"),
+    ("Connection refused", "nothing listens on its SSH port"),
+    ("Could not resolve", "its name is not known to DNS"),
+    ("timed out", "it does not answer"),
+    ("No route to host", "it does not answer"),
+    ("Network is unreachable", "it does not answer"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whom to ask: user@host, port 22 where none is said."""
+
+    user: str
+    host: str
+    port: int = 22
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.host}" + (f":{self.port}" if self.port != 22 else "")
+
+    @property
+    def bare(self) -> str:
+        """The host as ssh takes it on its command line."""
+        return self.host.strip("[]")
+
+    @property
+    def known_as(self) -> str:
+        """How known_hosts names it."""
+        return self.bare if self.port == 22 else f"[{self.bare}]:{self.port}"
+
+
+def target(text: str) -> Target:
+    """Return the target that a text names. Raises Invalid; nothing that ssh takes for an option passes."""
+    found = TARGET.fullmatch(text)
+    port = int(found["port"] or 22) if found else 0
+    if found is None or not 0 < port < 65536:
+        raise Invalid(
+            f"{text!r} is no address of a microserver", hint="user@host or user@host:port, e.g. root@10.0.0.11"
+        )
+    return Target(found["user"], found["host"], port)
+
+
+def backoff(tries: int, luck: float) -> float:
+    """Return the seconds to wait before the next try: 1, 2, 4 … at most LONGEST_WAIT, each between half and whole by luck (0 … 1)."""
+    return float(min(LONGEST_WAIT, 2.0 ** min(tries, 10))) * (0.5 + 0.5 * luck)
+
+
+def meaning(said: str) -> str:
+    """Return what ssh's complaint means, in words for an operator."""
+    for sign, words in MEANINGS:
+        if sign in said:
+            return words
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("@")]
+    return lines[-1][-300:] if lines else "ssh did not say why"
+
+
+@dataclass(frozen=True)
+class Files:
+    """The farm's own SSH files, in a 0700 directory: key, key.pub, known_hosts, and a control socket for each microserver."""
+
+    folder: Path
+    alive_seconds: int = 5  # between questions whether the other side is there; three unanswered ones end a connection
+    key: Path = field(init=False)
+    known_hosts: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.folder / "key")
+        object.__setattr__(self, "known_hosts", self.folder / "known_hosts")
+
+    def control(self, name: str) -> Path:
+        """Return the control socket's path. Raises StartError: it would be too long."""
+        path = self.folder / hashlib.sha256(name.encode()).hexdigest()[:8]
+        if len(str(path).encode()) > CONTROL_BYTES:
+            raise StartError(f"{path} is too long for ssh's control socket", hint="choose a shorter state directory")
+        return path
+
+
+class Connection:
+    """The master of one microserver. `keep` opens it again for as long as it runs; `on_up` is awaited before it counts as up."""
+
+    def __init__(self, name: str, to: Target, files: Files, on_up: Callable[[], Awaitable[None]]) -> None:
+        self.name, self.to, self.files, self.on_up = name, to, files, on_up
+        self.control = files.control(name)
+        self.open = False  # the master is there
+        self.up = False  # and what is to be done first is done
+        self.reason = "it was not reached yet"  # why it is not up
+        self.tries = 0  # that failed, in a row
+        self.tried = asyncio.Event()  # it was reached, or is known not to be
+        self._sessions = asyncio.Semaphore(SESSIONS)
+        self._again = asyncio.Event()  # somebody wants it tried at once
+
+    # -- the master ----------------------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Open the master, or take over the one that is there; wait for its end; again, for ever."""
+        while True:
+            try:
+                if not await self.is_there():
+                    await self._open()
+                self.open = True
+                await self.on_up()
+                self.up, self.reason, self.tries = True, "", 0
+                self.tried.set()
+                log.info("microserver %s is connected", self.name)
+                await self._gone()
+                self.reason = "the connection broke off"
+            except (AgentFarmError, OSError) as error:
+                self.reason = (
+                    error.detail if isinstance(error, AgentFarmError) else f"the connection broke off ({error})"
+                )
+            finally:
+                self.up = self.open = False
+            wait = backoff(self.tries, random.random())
+            self.tries += 1
+            self.tried.set()
+            log.warning("microserver %s: %s; next try in %.1f s", self.name, self.reason, wait)
+            self._again.clear()
+            try:
+                await asyncio.wait_for(self._again.wait(), wait)
+            except asyncio.TimeoutError:
+                continue
+
+    def try_now(self) -> None:
+        """Do not wait for the next try."""
+        self._again.set()
+
+    async def is_there(self) -> bool:
+        """Say whether a master runs. It may have been started by a daemon that is dead."""
+        if not self.control.exists():
+            return False
+        code, _, _ = await self._ssh("-O", "check", self.to.bare, seconds=MUX_SECONDS)
+        return code == 0
+
+    async def close(self) -> None:
+        """End the master and with it all forwards. Again is harmless."""
+        if self.control.exists():
+            await self._ssh("-O", "exit", self.to.bare, seconds=MUX_SECONDS)
+        self.up = self.open = False
+
+    async def _open(self) -> None:
+        """Start the master in a session of its own. Raises FleetError with what to do."""
+        self.control.unlink(missing_ok=True)
+        said = self.control.with_suffix(".log")  # a file: the master keeps it open, a pipe would never end
+        sink = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                "ssh", *self._options(), "-o", "ControlMaster=yes", "-o", "ControlPersist=yes", "-f", "-N", self.to.bare,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=sink, start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(sink)
+        try:
+            code = await asyncio.wait_for(process.wait(), OPEN_SECONDS)
+        except asyncio.TimeoutError:
+            raise FleetError("it does not answer", hint="see its power and network") from None
+        finally:
+            if process.returncode is None:  # also where this task is cancelled
+                process.kill()
+                await process.wait()
+        if code != 0:
+            raise FleetError(meaning(said.read_text(errors="replace")), hint="agentfarm doctor repeats the checks")
+
+    async def _gone(self) -> None:
+        """Return when the master has ended: it closes the sockets that it listens on. Costs nothing while it lives."""
+        reader, writer = await asyncio.open_unix_connection(str(self.control))
+        try:
+            while await reader.read(4096):
+                continue
+        except ConnectionError:
+            return
+        finally:
+            writer.close()
+
+    def _options(self) -> list[str]:
+        return [
+            "-F", "none", "-i", str(self.files.key), "-p", str(self.to.port), "-l", self.to.user,
+            "-o", f"UserKnownHostsFile={self.files.known_hosts}", "-o", "GlobalKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes",
+            "-o", "UpdateHostKeys=no", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "BatchMode=yes",
+            "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", f"ServerAliveInterval={self.files.alive_seconds}", "-o", "ServerAliveCountMax=3",
+            "-o", "ExitOnForwardFailure=yes", "-o", "ForwardAgent=no", "-o", "ForwardX11=no", "-o", f"ControlPath={self.control}",
+        ]  # fmt: skip
+
+    async def _ssh(self, *words: str, stdin: bytes = b"", seconds: float) -> tuple[int, bytes, str]:
+        """Ask the master, and never make a connection beside it. Returns (exit code, stdout, stderr). Raises FleetError."""
+        process = await asyncio.create_subprocess_exec(
+            "ssh", *self._options(), "-o", "ControlMaster=no", "-o", "ProxyCommand=false", *words,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            out, err = await asyncio.wait_for(process.communicate(stdin), seconds)
+        except asyncio.TimeoutError:
+            raise FleetError(
+                f"{self.name} does not answer", hint="see its load, its power and its network", retry_after=2
+            ) from None
+        finally:
+            if process.returncode is None:  # also where this task is cancelled
+                process.kill()
+                await process.wait()
+        return process.returncode or 0, out, err.decode("utf-8", "replace")
+
+    # -- what goes over it ---------------------------------------------------------------------------------------
+
+    async def execute(self, command: str, stdin: bytes, seconds: float) -> bytes:
+        """Run a command there and return what it wrote. A key with a forced command runs that. Raises FleetError."""
+        if not self.open:
+            raise FleetError(
+                f"{self.name} cannot be asked: {self.reason}", hint="see its power and network", retry_after=2
+            )
+        async with self._sessions:
+            code, out, err = await self._ssh(self.to.bare, command, stdin=stdin, seconds=seconds)
+        if code == 255 and not out:
+            raise FleetError(
+                f"{self.name} cannot be asked: {meaning(err)}", hint="see its power and network", retry_after=2
+            )
+        if code != 0 and not out:
+            raise FleetError(
+                f"the helper on {self.name} failed: {meaning(err)}", hint="agentfarm doctor repeats the checks"
+            )
+        return out
+
+    async def forward(self, port: int, socket: str) -> bool:
+        """Let a loopback port here lead to a unix socket there; again is harmless. False: the port is taken."""
+        return await self._forwarding("forward", "-L", f"127.0.0.1:{port}:{socket}")
+
+    async def cancel(self, port: int, socket: str) -> None:
+        await self._forwarding("cancel", "-L", f"127.0.0.1:{port}:{socket}")
+
+    async def lead_back(self, port: int, host: str, to: int) -> bool:
+        """Let a loopback port there lead to an address here. False: the port is taken there."""
+        return await self._forwarding("forward", "-R", f"127.0.0.1:{port}:{host}:{to}")
+
+    async def _forwarding(self, verb: str, *words: str) -> bool:
+        code, _, err = await self._ssh("-O", verb, *words, self.to.bare, seconds=MUX_SECONDS)
+        if code != 0 and "ontrol socket" in err:
+            raise FleetError(
+                f"{self.name} cannot be asked: {self.reason or 'the connection broke off'}",
+                hint="see its power and network",
+                retry_after=2,
+            )
+        return code == 0

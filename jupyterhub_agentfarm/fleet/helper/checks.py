@@ -1,0 +1,181 @@
+"""What may be asked: each field of a request by name, its type and its bounds. Pure; everything else is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any, NamedTuple
+
+VERSION = 2
+MAX_REQUEST = 1 << 20
+UNIT = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+WORKSPACE = re.compile(r"[a-z][a-z0-9-]{0,40}|~[A-Za-z0-9_.@+%~-]{1,200}")  # an agent's, a person's
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tab and newline
+FIELDS = {
+    "start": {"unit", "argv", "env", "workspace", "uid", "limits", "about"},
+    "stop": {"unit", "now"},
+    "show": {"unit"},
+    "list": set(),
+    "logs": {"unit", "lines"},
+    "forget": {"unit"},
+    "facts": {"python"},
+    "release": {"ports"},
+}
+
+
+class Refused(Exception):
+    """A request that is not carried out: `detail` says why, `hint` what to do."""
+
+    def __init__(self, kind: str, detail: str, hint: str = "") -> None:
+        super().__init__(detail)
+        self.kind, self.detail, self.hint = kind, detail, hint
+
+
+class Limits(NamedTuple):
+    """What a unit may take at most. memory: bytes; cpu: cores; None: no limit of its own."""
+
+    memory: int | None
+    cpu: float | None
+    tasks: int
+
+
+class Start(NamedTuple):
+    """A start request, each field of the type that it must have."""
+
+    unit: str
+    argv: list[str]
+    env: dict[str, str]
+    workspace: str
+    uid: int | None
+    limits: Limits
+    about: dict[str, Any]
+
+
+def invalid(detail: str, hint: str = "") -> Refused:
+    return Refused("invalid", detail, hint)
+
+
+def request(text: bytes) -> dict[str, Any]:
+    """Return the request as an object whose fields its operation knows. Raises Refused."""
+    if len(text) > MAX_REQUEST:
+        raise Refused("too-large", f"the request is larger than {MAX_REQUEST} bytes")
+    try:
+        asked = json.loads(text, object_pairs_hook=_object, parse_int=_number, parse_constant=_constant)
+    except (ValueError, RecursionError):
+        raise invalid("the request is not JSON") from None
+    if not isinstance(asked, dict) or type(asked.get("v")) is not int or asked["v"] != VERSION:
+        raise Refused(
+            "version",
+            f"this helper speaks version {VERSION}",
+            "install the helper of the farm's release: microserver add",
+        )
+    op = asked.get("op")
+    if not isinstance(op, str) or op not in FIELDS:
+        raise invalid("there is no such operation", "one of: " + ", ".join(FIELDS))
+    if unknown := set(asked) - FIELDS[op] - {"v", "op"}:
+        named = ", ".join(repr(name)[:40] for name in sorted(unknown)[:5])
+        raise invalid(f"unknown fields: {named}", "only what the protocol names may be asked")
+    return asked
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name stands twice")
+    return made
+
+
+def _number(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError("too many digits")
+    return int(digits)
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _text(value: Any, longest: int = 100_000) -> bool:
+    """Say whether it is a text that can be handed on: UTF-8 without zero bytes."""
+    if not isinstance(value, str) or len(value) > longest or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unit(asked: dict[str, Any]) -> str:
+    name = asked.get("unit")
+    if not isinstance(name, str) or not UNIT.fullmatch(name):
+        raise invalid(f"{str(name)[:100]!r} is no name of a unit", "lowercase letters, digits and hyphens, at most 80")
+    return name
+
+
+def start(asked: dict[str, Any]) -> Start:
+    argv, env, workspace, uid = (asked.get(name) for name in ("argv", "env", "workspace", "uid"))
+    name = unit(asked)
+    if not isinstance(argv, list) or not 1 <= len(argv) <= 500 or not all(_text(part) for part in argv):
+        raise invalid("argv must be a list of texts")
+    if not os.path.isabs(argv[0]) or ".." in argv[0].split("/"):
+        raise invalid("the program must be an absolute path without ..")
+    if not isinstance(workspace, str) or not WORKSPACE.fullmatch(workspace):
+        raise invalid("workspace must be an agent's name, or ~ and a person's")
+    if uid is not None and (type(uid) is not int or not 10_000 <= uid < 2**31):
+        raise invalid("uid must be a number from 10000 on")
+    return Start(
+        name, argv, _env(env), workspace, uid, _limits(asked.get("limits", {})), _about(asked.get("about", {}))
+    )
+
+
+def _env(env: Any) -> dict[str, str]:
+    if not isinstance(env, dict) or len(env) > 1000:
+        raise invalid("env must be an object of texts")
+    for name, value in env.items():
+        if not VARIABLE.fullmatch(name) or not _text(value):
+            raise invalid("env must be an object of texts")
+        if CONTROL.search(value):
+            raise invalid(f"{name} holds control characters", "only tab and newline may stand in a value")
+        if name.startswith(("LD_", "PYTHONSTARTUP")):
+            raise invalid("LD_* and PYTHONSTARTUP may not be set")
+    return dict(env)
+
+
+def _limits(asked: Any) -> Limits:
+    if not isinstance(asked, dict) or set(asked) - {"memory", "cpu", "tasks"}:
+        raise invalid("limits is an object with memory, cpu and tasks")
+    memory, cpu, tasks = asked.get("memory"), asked.get("cpu"), asked.get("tasks")
+    if memory is not None and (type(memory) is not int or not 16 << 20 <= memory < 1 << 50):
+        raise invalid("memory must be a number of bytes, at least 16 MiB")
+    if cpu is not None and (type(cpu) not in (int, float) or not 0.01 <= cpu <= 10_000):
+        raise invalid("cpu must be a number of cores, at least 0.01")
+    if tasks is not None and (type(tasks) is not int or not 16 <= tasks <= 100_000):
+        raise invalid("tasks must be a number from 16 to 100000")
+    return Limits(memory, cpu, tasks or 512)
+
+
+def _about(about: Any) -> dict[str, Any]:
+    """What the daemon wants to be told again with the unit: whose it is, its port."""
+    if not isinstance(about, dict) or len(about) > 20:
+        raise invalid("about must be a small object of texts and numbers")
+    for name, value in about.items():
+        if not _text(name, 50) or not (type(value) is int or _text(value, 500)):
+            raise invalid("about must be a small object of texts and numbers")
+    return dict(about)
+
+
+def lines(asked: dict[str, Any]) -> int:
+    count = asked.get("lines", 50)
+    if type(count) is not int or not 1 <= count <= 1000:
+        raise invalid("lines must be a number from 1 to 1000")
+    return count
+
+
+def ports(asked: dict[str, Any]) -> list[int]:
+    found = asked.get("ports")
+    if not isinstance(found, list) or len(found) > 50 or not all(type(p) is int and 1024 <= p < 65536 for p in found):
+        raise invalid("ports must be a list of numbers from 1024 on")
+    return found

@@ -1,0 +1,200 @@
+"""Units without systemd: each server is a process with a keeper. What this backend cannot isolate it says in `facts`.
+
+Of a unit in STATE/units/<unit>/: unit.json (who it is), exit.json (how it ended), log. Workspaces are in STATE/workspaces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import checks, facts
+from .checks import UNIT, Refused
+from .keeper import STOP_GRACE, detach, keep
+from .processes import (
+    MARK,
+    alive,
+    boot_id,
+    descendants,
+    make_workspace,
+    read_json,
+    send,
+    sweep,
+)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """Return {unit, state: running | exited, exit_code, pid, started_at, boot_id, uid, about}; {} where there is none."""
+    unit = read_json(folder / "unit.json")
+    if not unit:
+        return {}
+    told = {
+        "unit": folder.name,
+        "pid": unit["pid"],
+        "started_at": unit["started_at"],
+        "uid": unit.get("uid"),
+        "boot_id": unit["boot_id"],
+        "about": unit.get("about", {}),
+    }
+    if unit["boot_id"] == boot_id() and alive(unit["pid"], unit["start"]):
+        return {**told, "state": "running", "exit_code": None}
+    ended = read_json(folder / "exit.json")
+    same = ended.get("pid") == unit["pid"] and ended.get("start") == unit["start"]
+    why = "" if same else ("the machine was restarted" if unit["boot_id"] != boot_id() else "its keeper was killed")
+    return {**told, "state": "exited", "exit_code": ended.get("code", -9) if same else -9, "reason": why}
+
+
+def start(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Start a unit; one that runs is left as it is."""
+    spec = checks.start(asked)
+    if spec.uid is not None and os.getuid() != 0:
+        raise checks.invalid("only root gives a server a user of its own")
+    folder, home = state / "units" / spec.unit, state / "workspaces" / spec.workspace
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    known = state_of(folder)
+    if known.get("state") == "running":
+        return known
+    sweep(folder)
+    spec.env.update({"HOME": str(home), MARK: str(folder)})
+    (folder / "exit.json").unlink(missing_ok=True)
+    make_workspace(home, spec.uid)
+    receive, ready = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)
+        detach(receive, ready)
+        try:
+            keep(folder, spec, home, ready)
+        finally:
+            os._exit(1)
+    os.close(ready)
+    os.wait()
+    answer = read_answer(receive)
+    if answer is None or "error" in answer:
+        why = (answer or {}).get("error", "its keeper died")
+        raise Refused("start", f"the server could not be started: {why}", "see the unit's log")
+    return state_of(folder)
+
+
+def read_answer(receive: int) -> dict[str, Any] | None:
+    with os.fdopen(receive, "rb") as source:
+        text = source.read()
+    return json.loads(text) if text else None
+
+
+def stop(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Stop a unit with all its descendants; `now`: without grace. Answers when it is gone."""
+    folder = folder_of(state, asked)
+    unit = read_json(folder / "unit.json")
+    if not unit or unit["boot_id"] != boot_id():
+        sweep(folder)
+        return state_of(folder)
+    if alive(unit["keeper"], unit["keeper_start"]):
+        send(unit["keeper"], signal.SIGUSR1 if asked.get("now") else signal.SIGTERM)
+        deadline = time.monotonic() + STOP_GRACE + 6
+        while alive(unit["keeper"], unit["keeper_start"]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    for pid, begun in ((unit["keeper"], unit["keeper_start"]), (unit["pid"], unit["start"])):
+        if alive(pid, begun):
+            for below in reversed(descendants(pid)):
+                send(below, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
+    while alive(unit["pid"], unit["start"]):
+        time.sleep(0.02)
+    sweep(folder)
+    return state_of(folder)
+
+
+def folder_of(state: Path, asked: dict[str, Any]) -> Path:
+    return state / "units" / checks.unit(asked)
+
+
+def show(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    return state_of(folder_of(state, asked))
+
+
+def listed(state: Path, _asked: dict[str, Any]) -> dict[str, Any]:
+    root = state / "units"
+    names = sorted(entry for entry in os.listdir(root) if UNIT.fullmatch(entry)) if root.is_dir() else []
+    return {"items": [told for name in names if (told := state_of(root / name))]}
+
+
+def forget(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Remove what is kept of a unit that has ended."""
+    folder = folder_of(state, asked)
+    if state_of(folder).get("state") == "running":
+        raise checks.invalid(f"{folder.name} runs", "stop it first")
+    shutil.rmtree(folder, ignore_errors=True)
+    return {}
+
+
+def logs(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the last lines of a unit's log."""
+    folder, count = folder_of(state, asked), checks.lines(asked)
+    try:
+        with open(folder / "log", "rb") as source:
+            source.seek(max(0, os.fstat(source.fileno()).st_size - 200_000))
+            lines = source.read().decode("utf-8", "replace").splitlines()[-count:]
+    except OSError:
+        lines = []
+    return {"lines": lines}
+
+
+def about_here(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return facts of the machine; and what this backend cannot isolate, in words."""
+    root = state / "units"
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    python = asked.get("python")
+    own_users = os.getuid() == 0 and (not python or can_use(str(python), str(state)))
+    missing = "memory, CPU and network of servers are not limited (no systemd here)"
+    if not own_users:
+        reach = (
+            "all servers run as root: each can reach everything of the farm"
+            if os.getuid() == 0
+            else "all servers run as one user: each can reach the others' files and the farm's own"
+        )
+        missing = f"agents are not isolated ({reach}); {missing}"
+    return {**facts.machine(root), "backend": "process", "own_users": own_users, "isolation": missing}
+
+
+def can_use(program: str, folder: str) -> bool:
+    """Say whether another user could run the program and reach the folder: tried in a child that is one."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(61_000)
+            os.setuid(61_000)
+            done = subprocess.run(
+                [program, "-c", "import jupyterhub, agentfarm_sdk"],
+                cwd="/",
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            os._exit(0 if done.returncode == 0 and os.access(folder, os.X_OK) else 1)
+        except BaseException:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def operations(state: Path) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Return what may be asked of the units in this state directory."""
+    known = {
+        "start": start,
+        "stop": stop,
+        "show": show,
+        "list": listed,
+        "logs": logs,
+        "forget": forget,
+        "facts": about_here,
+    }
+    return {name: partial(op, state) for name, op in known.items()}
