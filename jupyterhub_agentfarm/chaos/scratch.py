@@ -23,7 +23,7 @@ import psutil
 from agentfarm_sdk.tools.registry import pinned
 
 from ..errors import Invalid, StartError
-from ..fleet import helper
+from ..fleet.helper import processes
 from . import hands, room
 from .network import Wire
 from .postgres import Postgres, programs
@@ -208,7 +208,7 @@ class Scratch:
         for unit in (self.directory / "units").glob("*/unit.json"):
             try:
                 told = json.loads(unit.read_text())
-                if helper.alive(told["pid"], told["start"]):
+                if processes.alive(told["pid"], told["start"]):
                     running.append((told.get("about", {}).get("agent"), psutil.Process(int(told["pid"]))))
             except (psutil.Error, OSError, ValueError, KeyError):
                 continue
