@@ -10,13 +10,14 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from agentfarm_sdk import schemas
+from agentfarm_sdk.parts import blobs_of
 from agentfarm_sdk.protocol import Mode, Simulate
 
 from ..errors import Conflict, Invalid, NotFound
 from ..records import Agent
-from ..store import batches, cases, tasks
+from ..store import batches, blobs, cases, tasks
 from ..store.db import Tx
-from . import budgets, modes
+from . import attachments, budgets, modes
 from .asking import in_use, reach_agent
 from .feed import CASES
 from .routes import Call, Empty, Page, Route
@@ -165,10 +166,11 @@ def _checked(expect: list[Check]) -> list[dict[str, Any]]:
 async def create(call: Call) -> CaseView:
     new: NewCase = call.body
     expect = _checked(new.expect)
+    asked = await attachments.taken(call, new.input, None)
 
     def write(tx: Tx) -> CaseView:
         agent = in_use(_agent(tx.connection, call, "manage"))
-        given, variables, simulate = new.input, new.variables, new.simulate
+        given, variables, simulate = asked, new.variables, new.simulate
         if new.from_run is not None:
             run = reach_run(tx.connection, call.asker, new.from_run)
             if run.agent != agent.name:
@@ -198,6 +200,8 @@ async def change(call: Call) -> CaseView:
         values["expect"] = _checked(values["expect"])
     if values.get("input", "") is None:
         raise Invalid("a case needs an input - at `$.input`", hint="leave it out, and it stays")
+    if "input" in values:
+        values["input"] = await attachments.taken(call, values["input"], None)
 
     def write(tx: Tx) -> CaseView:
         agent = _agent(tx.connection, call, "manage")
@@ -267,6 +271,7 @@ def _submit(
     wanted = mode or case["mode"]
     given = msgspec.convert(case["simulate"], Simulate) if case["simulate"] and wanted == "simulate" else None
     mode, simulate = modes.settled(tx.connection, call.asker, wanted, given, "ask", None)
+    blobs.lend(tx, owner, blobs_of(case["input"]))
     asked = tasks.Submission(
         owner=owner, submitted_by=call.asker.hub_name, target=choice.agent, input=case["input"], variables=case["variables"], mode=mode,
         simulate=simulate, batch_id=batch[0], place=batch[1], workspace="home",

@@ -15,7 +15,7 @@ from ..records import Run
 from ..store import definitions, forks, ledger, tasks
 from ..store.db import Tx
 from ..store.tables import FARM_RUN
-from . import modes
+from . import attachments, modes
 from .asking import Asker
 from .routes import Call, Route
 from .runs import NOTEBOOK, reach_run
@@ -51,6 +51,8 @@ class ReplyView(msgspec.Struct, frozen=True):
 async def fork(call: Call) -> TaskView:
     """Begin a new run with the messages of this one up to a step."""
     wish: NewFork = call.body
+    if wish.input is not None:
+        wish = msgspec.structs.replace(wish, input=await attachments.taken(call, wish.input, None))
 
     def write(tx: Tx) -> TaskView:
         run = reach_run(tx.connection, call.asker, call.path["run"])

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from agentfarm_sdk.protocol import MAX_BLOB_BYTES
 
 from ..errors import Invalid, NotFound, TooLarge
+from ..records import Run
 from .db import Tx
 from .tables import blobs, run_blobs, uploads
 
@@ -62,6 +63,23 @@ def uploaded(connection: Connection, owner: str, hashes: Iterable[str]) -> dict[
     joined = sa.select(blobs.c.sha256, blobs.c.size).join(uploads, uploads.c.sha256 == blobs.c.sha256)
     rows = connection.execute(joined.where(uploads.c.owner == owner, blobs.c.sha256.in_(list(hashes))))
     return {str(sha256): int(size) for sha256, size in rows}
+
+
+def check_known(connection: Connection, run: Run, hashes: Iterable[str]) -> None:
+    """Raises NotFound where a run names a blob that is neither its own nor an upload of its owner."""
+    wanted = set(hashes)
+    its = sa.select(run_blobs.c.sha256).where(run_blobs.c.run_id == run.run_id, run_blobs.c.sha256.in_(wanted))
+    foreign = wanted - set(connection.execute(its).scalars()) - set(uploaded(connection, run.owner, wanted))
+    if foreign:
+        raise NotFound(f"there is no blob {min(foreign)[:12]}… of this run, nor an upload of {run.owner}")
+
+
+def lend(tx: Tx, owner: str, hashes: Iterable[str]) -> None:
+    """Let an owner name these blobs in tasks of theirs: they stand in what the owner may see. What is gone is left out."""
+    wanted = set(hashes)
+    kept = tx.connection.execute(sa.select(blobs.c.sha256).where(blobs.c.sha256.in_(wanted))).scalars().all()
+    for sha256 in set(kept) - set(uploaded(tx.connection, owner, wanted)):
+        tx.execute(uploads.insert().values(owner=owner, sha256=sha256, created_at=tx.now))
 
 
 def read(connection: Connection, hashes: Iterable[str]) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from agentfarm_sdk.parts import blobs_of
 from agentfarm_sdk.protocol import ENDED, Event, Simulate, new_event
 
 from ..errors import Conflict, Forbidden, NotFound, UserError
@@ -45,6 +46,8 @@ def _submit(tx: Tx, run: Run, event: Event) -> None:
     if len(line) >= MAX_DEPTH:
         raise Forbidden(f"tasks are delegated {MAX_DEPTH} deep at most, and this one is: do it yourself")
     choice = _choice(tx.connection, run.owner, target, line)
+    if named := blobs_of(body["input"]):
+        blobs.check_known(tx.connection, run, named)
     parent = tx.connection.execute(sa.select(task_rows).where(task_rows.c.task_id == run.task_id)).mappings().one()
     seconds = body.get("deadline")
     ends = [at for at in (parent["deadline"], tx.now + float(seconds) if seconds else None) if at is not None]

@@ -141,3 +141,25 @@ async def test_a_notebook_s_run_and_a_pool_s_task_take_them_too(farm: Service) -
     body = {"agentfarm": {"run": bound["run"], "fence": bound["fence"], "request": "r", "n": 0}}
     refused = await farm.ask(bound["token"], "POST", "/model/v1/chat/completions", body)
     assert refused.status_code == 422 and "takes no image" in refused.json()["detail"]
+
+
+async def test_nobody_gets_at_another_owner_s_file_by_naming_it_in_a_fork_or_a_case(farm: Service) -> None:
+    await upload(farm, "bob", PNG)
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "Hello."})
+    claim = await farm.claim()
+    assert claim
+    sent = {"fence": claim["fence"], "n": 1, "events": [{"kind": "run.succeeded", "body": {"result": "Hi."}}]}
+    await farm.ok(claim["token"], "POST", f"/runs/{claim['run']}/events", sent)
+    case = {"name": "seen", "input": [TEXT, IMAGE], "expect": [{"kind": "contains", "text": "x"}]}
+    made = await farm.ok("ann", "POST", "/agents/analyst/cases", {**case, "input": "Hello."})
+    for method, path, body in (
+        ("POST", f"/runs/{claim['run']}/fork", {"step": 0, "input": [TEXT, IMAGE]}),
+        ("POST", "/agents/analyst/cases", {**case, "name": "other"}),
+        ("PATCH", f"/agents/analyst/cases/{made['case_id']}", {"input": [TEXT, IMAGE]}),
+    ):
+        refused = await farm.ask("ann", method, path, body)
+        assert refused.status_code == 422 and "no upload" in refused.json()["detail"], (path, refused.text)
+    await upload(farm, "ann", PNG)  # it is hers too now
+    await farm.ok("ann", "PATCH", f"/agents/analyst/cases/{made['case_id']}", {"input": [TEXT, IMAGE]})
+    tried = (await farm.ok("ann", "POST", "/agents/analyst/cases/run", {}))["items"][0]
+    assert (await farm.ask("ann", "GET", f"/runs/{tried['run_id']}/blobs/{DIGEST}")).content == PNG

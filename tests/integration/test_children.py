@@ -74,6 +74,25 @@ async def call_delegate(farm: Service, claim: dict[str, Any], target: str) -> No
             await farm.ok(claim["token"], "POST", f"/runs/{claim['run']}/events", sent)
 
 
+async def test_a_worker_gets_at_no_file_of_others_by_naming_it_for_a_child(farm: Service) -> None:
+    content = b"of bob alone"
+    async with farm.client("bob") as client:
+        named = (await client.post("/blobs", content=content)).json()["sha256"]
+    await farm.ok("ann", "POST", "/tasks", {"target": "boss", "input": "Do it."})
+    claim = await claimed(farm, "boss")
+    assert claim
+    farm.model.script.append(("delegate", {"target": "analyst", "input": "Read it."}))
+    asked = {"agentfarm": {"run": claim["run"], "fence": claim["fence"], "request": "r", "n": 0}}
+    await farm.ok(claim["token"], "POST", "/model/v1/chat/completions", asked)
+    given = [{"type": "file", "blob": named, "media_type": "text/plain"}]
+    event = {"kind": "child.submitted", "call": "c0-0", "body": {"target": "analyst", "input": given}}
+    sent = {"fence": claim["fence"], "n": 1, "events": [event]}
+    await farm.ok(claim["token"], "POST", f"/runs/{claim['run']}/events", sent)
+    told = (await events(farm, claim["run"]))[-1]
+    assert told["kind"] == "child.finished" and told["body"]["status"] == "refused"
+    assert "no blob" in told["body"]["error"]["message"] and await children(farm, claim["run"]) == []
+
+
 async def children(farm: Service, run: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (await farm.ok("ann", "GET", f"/tasks?parent={run}"))["items"]
     return found
