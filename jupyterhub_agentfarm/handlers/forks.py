@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from sqlalchemy.engine import Connection
 
+from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.prompts import render
 from agentfarm_sdk.protocol import Mode, Simulate
 
@@ -39,7 +40,7 @@ class NewFork(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class ReplyView(msgspec.Struct, frozen=True):
-    """A recorded reply of the model."""
+    """A recorded reply of the model; `step`: which one it is, where a fork can begin (of a summary: the one it was made for)."""
 
     step: int
     seq: int
@@ -93,13 +94,18 @@ def _chosen(connection: Connection, asker: Asker, owner: str, run: Run, version:
 async def replies(call: Call) -> Listed[ReplyView]:
     def read(connection: Connection) -> list[ReplyView]:
         run = reach_run(connection, call.asker, call.path["run"])
-        found = [e for e in ledger.read_events(connection, run.run_id) if e.kind in ("model.replied", "model.reported")]
-        return [
-            ReplyView(
-                step, e.seq, str(e.data().get("request", "")), e.data().get("message"), e.data().get("usage") or {}
-            )
-            for step, e in enumerate(found)
-        ]
+        fold, found = Fold(history=lambda _run, _seq: []), list[ReplyView]()
+        for event in ledger.read_events(connection, run.run_id):
+            step = fold.steps  # of a summary: the step that it was made for
+            fold.apply(event)
+            if event.kind in ("model.replied", "model.reported"):
+                body = event.data()
+                found.append(
+                    ReplyView(
+                        step, event.seq, str(body.get("request", "")), body.get("message"), body.get("usage") or {}
+                    )
+                )
+        return found
 
     return Listed(await call.read(read))
 

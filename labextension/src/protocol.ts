@@ -804,7 +804,7 @@ export interface Recalled {
   keys: number;
 }
 
-/** A recorded reply of the model. */
+/** A recorded reply of the model; `step`: which one it is, where a fork can begin (of a summary: the one it was made for). */
 export interface ReplyView {
   step: number;
   seq: number;

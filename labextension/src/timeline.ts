@@ -95,6 +95,11 @@ export class Timeline {
       this.ofCall(event, body, event.call);
     } else {
       this.steps.push({ kind: 'event', id: `event-${event.seq}`, rev: 0, event });
+      if (event.kind === 'run.forked' && typeof body.step === 'number') {
+        this.replies = body.step; // counted on, as the farm does: by it a fork of the fork begins at the right reply
+      } else if (event.body === null && (event.kind === 'model.replied' || event.kind === 'model.reported')) {
+        this.replies++; // erased, and a reply all the same
+      }
     }
   }
 

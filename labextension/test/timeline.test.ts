@@ -49,3 +49,10 @@ test('a summary is no reply that a fork could begin at, and an erased body is sh
   const steps = new Timeline().take(events, events.length).steps;
   assert.deepEqual(steps.map(step => step.kind === 'model' ? step.step : step.kind), [null, 0, 'event']);
 });
+
+test('replies are numbered as the farm numbers them: on from where a fork began, and past what was erased', () => {
+  const reply = (request: string): [string, number, unknown][] => [['model.requested', 1, { ...asked, request }], ['model.replied', 2, { request, message: { content: 'a' } }]];
+  const events = run(['run.forked', 0, { run: 'run-0', step: 3 }], ...reply('r1'), ['model.replied', 3, null], ...reply('r2'));
+  const steps = new Timeline().take(events, events.length).steps;
+  assert.deepEqual(steps.flatMap(step => step.kind === 'model' ? [step.step] : []), [3, 5]);
+});

@@ -76,6 +76,7 @@ async def test_a_fork_begins_behind_a_step_and_the_old_run_stays_as_it_is(farm: 
     forked = await worked(farm, ["It is 391."])
     assert forked == task["run_id"]
     assert shown(farm) == [("system", "You are brief."), ("user", "What is 17*23?"), ("assistant", ""), ("tool", "391")]
+    assert [one["step"] for one in (await farm.ok("ann", "GET", f"/runs/{forked}/replay"))["items"]] == [1]
     answer = await farm.ask("ann", "POST", f"/runs/{forked}/fork", {"step": 0})
     assert answer.status_code == 422 and "from 1 to 2" in answer.json()["hint"]
     kinds = [one["kind"] for one in (await farm.ok("ann", "GET", f"/runs/{forked}/events"))["items"]]
