@@ -93,8 +93,10 @@ async def listed(call: Call) -> Listed[MicroserverView]:
     """The farm's machines. Who is no operator sees of the agents there only those that they may see."""
     found = list(await call.parts.fleet.microservers())
     seen = await call.parts.surroundings.look()
-    names = await call.read(lambda c: [one["name"] for one in agents.brief(c, _names(c, call))])
-    return Listed([_view(call, one, [n for n in names if seen.server(n).microserver == one["name"]]) for one in found])
+    there: dict[str | None, list[str]] = {}
+    for one in await call.read(lambda c: agents.brief(c, _names(c, call))):
+        there.setdefault(seen.server(one["name"]).microserver, []).append(one["name"])
+    return Listed([_view(call, one, there.get(one["name"], [])) for one in found])
 
 
 def _names(connection: Any, call: Call) -> list[str] | None:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import AgentFarmError
@@ -75,7 +75,8 @@ class Surroundings:
 
     def stale(self) -> None:
         """Have the next one who looks ask anew: something was started or stopped."""
-        self.seen = Seen(self.seen.microservers, self.seen.units, self.seen.hub_servers, 0.0)
+        self.seen = replace(self.seen, at=0.0)
+        self._asking = None  # who is being asked may have answered before
         self.feed.wake(FARM)
 
     async def _ask(self) -> Seen:
@@ -85,8 +86,10 @@ class Surroundings:
             _told(self.hub.agents_servers(), None),
         )  # fmt: skip
         known = old.units if units is None else {one["unit"]: one for one in units}
-        self.seen = Seen(list(micro), known, servers, time.monotonic())
-        return self.seen
+        found = Seen(list(micro), known, servers, time.monotonic())
+        if self._asking is asyncio.current_task():
+            self.seen = found
+        return found
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -100,6 +103,7 @@ class Surroundings:
             self._watchers -= 1
             if not self._watchers and self._watching is not None:
                 self._watching.cancel()
+                self._watching = None  # who comes before it has ended begins another one
 
     async def _watch(self) -> None:
         while True:
