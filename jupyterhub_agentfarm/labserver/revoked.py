@@ -53,10 +53,10 @@ class OpenSockets:
 
     async def may_stay(self, handler: WebSocketHandler) -> bool:
         """Say whether its token still opens this server. While the Hub is away everybody stays."""
-        token = self._hub_auth.get_token(handler)
-        if not token:
-            return True  # not by the Hub's token that it came in
         try:
+            token = self._hub_auth.get_token(handler)
+            if not token:
+                return True  # not by the Hub's token that it came in
             user = await self._hub_auth.user_for_token(token, sync=False)
         except Exception as error:  # whatever its client meets: asked again at the next look
             self._log.warning("the Hub could not be asked for a token of an open connection: %s", error)

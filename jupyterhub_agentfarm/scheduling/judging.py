@@ -31,7 +31,7 @@ from agentfarm_sdk.protocol import (
 )
 from agentfarm_sdk.tools import python as walled
 
-from ..errors import AgentFarmError
+from ..errors import AgentFarmError, Transient
 from ..gateway.live import LiveRuns
 from ..gateway.models import Models
 from ..records import Committed, Run, new_id
@@ -155,6 +155,9 @@ class Judging:
                 passed, why, said["judge_run"] = await self._asked(check, row)
         except AgentFarmError as error:
             return {**said, "passed": None, "why": error.detail[:LONGEST_WHY]}
+        except Exception as error:  # whatever a result can do to a check: it would end the service again at each start
+            log.exception("a check of kind %s broke on the result of task %s", check["kind"], row["task_id"])
+            return {**said, "passed": None, "why": f"the check broke on this result: {type(error).__name__}"}
         return {**said, "passed": passed, "why": why[:LONGEST_WHY]}
 
     # -- a judging model -------------------------------------------------------------------------------------------
@@ -202,7 +205,10 @@ class Judging:
     async def _keep(self, run: Run) -> None:
         while True:
             await asyncio.sleep(beat_seconds(self.live.lease))
-            await self.live.heartbeat(run.run_id, run.fence, HeartbeatRequest(fence=run.fence))
+            try:
+                await self.live.heartbeat(run.run_id, run.fence, HeartbeatRequest(fence=run.fence))
+            except Transient as error:  # two more beats before the lease ends
+                log.info("run %s: its lease is not renewed: %s", run.run_id, error.detail)
 
     async def _end(self, run: Run, kind: str, body: dict[str, Any]) -> None:
         events = msgspec.Raw(msgspec.json.encode([new_event(kind, body)]))

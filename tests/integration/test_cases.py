@@ -14,6 +14,7 @@ from servicekit import Service, service
 from agentfarm_sdk.errors import ToolFailed
 from agentfarm_sdk.tools import python as walled
 from jupyterhub_agentfarm.cli.main import main
+from jupyterhub_agentfarm.scheduling import judging
 from jupyterhub_agentfarm.scheduling.judging import asserted, compared
 
 
@@ -116,6 +117,26 @@ async def test_a_judging_model_is_asked_in_a_run_of_its_own_that_the_owner_pays(
         "Please wait." in str(farm.model.asked[0].messages)
         and (await farm.ask("bob", "GET", f"/runs/{check['judge_run']}")).status_code == 404
     )
+
+
+async def test_a_check_that_breaks_on_a_result_is_an_error_of_its_case_and_the_others_are_judged(
+    farm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(check: Any, result: Any) -> tuple[bool, str] | None:
+        if check["kind"] == "contains":
+            raise RecursionError("too deep")
+        return compared(check, result)
+
+    monkeypatch.setattr(judging, "compared", broken)
+    await farm.agent()
+    await save(farm, "a", {"kind": "contains", "text": "391"})
+    await save(farm, "b", {"kind": "exact", "value": "391"})
+    begun = await farm.ok("ann", "POST", "/agents/analyst/cases/run", {})
+    await answer(farm, "391")
+    await answer(farm, "391")
+    found = await judged(farm, begun["batch_id"])
+    assert [one["verdict"] for one in found["items"]] == ["error", "passed"]
+    assert found["items"][0]["checks"][0]["why"] == "the check broke on this result: RecursionError"
 
 
 async def test_what_cannot_be_checked_is_refused_at_the_door(farm: Service) -> None:
