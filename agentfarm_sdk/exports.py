@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -124,8 +124,11 @@ def _deleted(file: BinaryIO, farm: Mapping[int, int]) -> set[str]:
     return {run for one in _bodies(file, farm.values()) if (run := one.get("run")) and "head" in one}
 
 
-def _bodies(file: BinaryIO, places: Iterable[int]) -> Iterator[dict[str, str]]:
+def _bodies(file: BinaryIO, places: Iterable[int]) -> Iterator[dict[str, Any]]:
     for at in places:
         one = _read(file, at)
-        if one.body is not None and msgspec.json.decode(one.header, type=Header).kind == "run.deleted":
-            yield msgspec.json.decode(one.body, type=dict)
+        try:
+            if one.body is not None and msgspec.json.decode(one.header, type=Header).kind == "run.deleted":
+                yield msgspec.json.decode(one.body, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            continue  # it was changed: the chain has said so

@@ -67,12 +67,17 @@ def pack(data: bytes) -> bytes:
 def unpack(data: bytes) -> bytes:
     """Return what `pack` was given; bytes that were not packed, or were changed since, as they are."""
     mark, check, packed = data[:1], data[1:5], data[5:]
-    if mark == _NUMBERS and zlib.crc32(packed, 2).to_bytes(4, "big") == check:  # 2: that checksum fits no other mark
-        return _header(packed)
-    if mark != _MARK or zlib.crc32(packed).to_bytes(4, "big") != check:
+    try:
+        if (
+            mark == _NUMBERS and zlib.crc32(packed, 2).to_bytes(4, "big") == check
+        ):  # 2: that checksum fits no other mark
+            return _header(packed)
+        if mark != _MARK or zlib.crc32(packed).to_bytes(4, "big") != check:
+            return data
+        inflate = zlib.decompressobj(-12, _DICTIONARY)
+        return inflate.decompress(packed) + inflate.flush()
+    except (zlib.error, struct.error, ValueError, IndexError):  # never packed here: somebody has made a checksum for it
         return data
-    inflate = zlib.decompressobj(-12, _DICTIONARY)
-    return inflate.decompress(packed) + inflate.flush()
 
 
 def _numbers(data: bytes) -> bytes | None:

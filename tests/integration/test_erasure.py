@@ -345,7 +345,13 @@ async def test_an_export_is_checked_without_the_farm_and_held_against_kept_ancho
     mine = [at for at, line in enumerate(lines) if json.loads(line)["run"] == run]
     changed, copy = json.loads(lines[mine[4]]), tmp_path / "copy.jsonl"
     changed["body"] = (changed["body"] or "{}").replace("{", '{"x":1,', 1)
+    told_of = next(at for at, line in enumerate(lines) if b"run.deleted" in line)
+    broken = {**json.loads(lines[told_of]), "header": "no header"}
     for forged, says in (
+        (
+            [*lines[:told_of], json.dumps(broken).encode() + b"\n", *lines[told_of + 1 :]],
+            "farm: event",
+        ),
         (
             [*lines[: mine[4]], json.dumps(changed).encode() + b"\n", *lines[mine[4] + 1 :]],
             "event 5 is not what was recorded",
