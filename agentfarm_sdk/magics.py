@@ -29,6 +29,7 @@ LINE = """%agentfarm status                        is the farm well, and where i
 %agentfarm submit AGENT "text" [--mode ask|simulate|live] [--var k=v]
 %agentfarm cancel TASK [reason]
 %agentfarm run RUN                       a run, step by step, live while it goes on
+%agentfarm watch TASK-or-RUN             the same, and the cell ends when it does
 %agentfarm events RUN                    its events, as recorded
 %agentfarm open RUN [-o FILE.ipynb]      write it as a notebook whose cells replay it"""
 CELL = """%%agent NAME [--mode ask|simulate|live] [--wait | --no-wait] [--var k=v] [--out name]

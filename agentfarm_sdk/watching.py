@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from .batches import Batch
 from .errors import Invalid
@@ -19,22 +20,21 @@ def watch(what: Task | RunRecord | Batch | str, *, timeout: float | None = None)
     """
     if isinstance(what, str):
         what = _found(what)
+    shown: Progress | Following
     if isinstance(what, Batch):
-        progress = Progress(what)
-        progress.ask()
-        live = Live(progress.read, progress.bundle).start() if in_notebook() else None
-        if live is None:
-            progress.read(lambda: False, lambda: None)
-            print(progress.bundle()["text/plain"], file=sys.stderr)
-            return
+        shown = Progress(what)
+        shown.ask()
     else:
-        following = following_of(what)
-        if not in_notebook():
-            following.read(lambda: False, lambda: None)
-            print(following.bundle()["text/plain"])
-            return
-        live = show(following)
-    wait_for(live, timeout)
+        shown = following_of(what)
+    if in_notebook():
+        live = show(shown) if isinstance(shown, Following) else Live(shown.read, shown.bundle).start()
+        wait_for(live, timeout)
+        return
+    until = None if timeout is None else time.monotonic() + timeout
+    shown.read(lambda: until is not None and time.monotonic() > until, lambda: None)
+    if not shown.ended:
+        raise TimeoutError(f"it has not ended after {timeout} s")
+    print(shown.bundle()["text/plain"], file=sys.stderr if isinstance(shown, Progress) else sys.stdout)
 
 
 def following_of(what: Task | RunRecord) -> Following:

@@ -223,7 +223,8 @@ class Following:
 
     @property
     def ended(self) -> bool:
-        return self.data is not None and self.data.get("status") in ENDED
+        """Whether the task has ended; of a run alone: whether the run has."""
+        return self.story.fold.ended if self.data is None else str(self.data.get("status")) in ENDED
 
     @property
     def status(self) -> str:
@@ -267,6 +268,10 @@ class Progress:
         if self._first is None:
             self._first = counts["done"] + counts["failed"]
         return counts
+
+    @property
+    def ended(self) -> bool:
+        return not batch_counts(self.told)["left"]
 
     def eta(self, counts: Mapping[str, int]) -> float | None:
         """Return the seconds that it takes on, by its pace so far; None: nobody knows yet."""

@@ -13,8 +13,9 @@ from typing import Any
 import nbformat
 import pytest
 
-from agentfarm_sdk import Agent, tool
+from agentfarm_sdk import Agent, tool, watch
 from agentfarm_sdk.agent import Run
+from agentfarm_sdk.batches import Batch
 from agentfarm_sdk.protocol import Event
 from agentfarm_sdk.shown import live, things
 from agentfarm_sdk.shown.document import notebook_of
@@ -189,3 +190,12 @@ def test_in_a_terminal_progress_is_one_line_that_is_written_over_and_elsewhere_n
     os.close(near)
     assert said.count("\n") == 1 and said.endswith("\r\n") and said.count("\r\x1b[K") >= 3
     assert "of 4" in said and "running" in said and "█" in said
+
+
+def test_watching_in_a_terminal_ends_after_the_time_that_was_given() -> None:
+    class Going:
+        def request(self, method: str, path: str) -> Any:
+            return {"batch_id": "batch-1", "tasks": 2, "counts": {"running": 2}}
+
+    with pytest.raises(TimeoutError, match=r"after 0\.1 s"):
+        watch(Batch(Going(), "batch-1", 2), timeout=0.1)  # type: ignore[arg-type]
