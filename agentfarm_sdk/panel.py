@@ -248,6 +248,7 @@ class FarmView(_View):
         self._shown: str | None = None
         self._rows: list[Json] = []
         self._lock = threading.RLock()
+        self._moved = threading.Event()  # something has happened since the list was read
         asking = w.HBox([self._agent, self._mode, self._submit], layout={"flex_flow": "row wrap"})
         self._boxed(asking, self._input, self._list, self._message, self._place)
         self._fetch()
@@ -298,18 +299,25 @@ class FarmView(_View):
         after = 0
         while not stopped():
             try:
-                for seq, kind, _ in self._farm.stream("/events", after, 5.0):
+                for seq, kind, _ in self._farm.stream("/events?bodies=false", after, 5.0):
                     after = max(after, seq)
                     if kind.startswith("run."):
-                        self._fetch()
+                        self._moved.set()
                         changed()
                     if stopped():
                         return
             except TimeoutError:
-                self._fetch()  # what waits for a server has no events yet
+                self._moved.set()  # what waits for a server has no events yet
                 changed()
 
     def _draw(self, trouble: str) -> int:
+        """Read the list where something has moved, once for all that did: drawn a few times a second at most."""
+        if self._moved.is_set() and not trouble:
+            self._moved.clear()
+            try:
+                self._fetch()
+            except AgentFarmError as error:
+                self._tell(error.detail, "af-note")
         with self._lock:
             options = [(_row(one), str(one["task_id"])) for one in self._rows]
             if tuple(options) != tuple(self._list.options):
