@@ -15,7 +15,7 @@ from sqlalchemy.exc import DataError
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from ..errors import AgentFarmError, Conflict, Invalid, NotFound, TooLarge, Transient, UserError
+from ..errors import AgentFarmError, Conflict, Invalid, NotFound, TooLarge, Transient, Unauthenticated, UserError
 from ..store import idempotency
 from .asking import NOBODY, Asker
 from .routes import Call, Parts, Route, decode, decode_query
@@ -110,6 +110,23 @@ class ApiHandler(HubOAuthenticated, RequestHandler):  # type: ignore[misc]
         if self.paged:
             return await self.parts.door.by_cookie(self)
         return NOBODY
+
+    async def still(self) -> None:
+        """Ask again whose stream this is: it may be open for days. While the Hub is away everybody stays.
+
+        Raises Unauthenticated, Forbidden: that token or session is worth nothing any more, or other things than it was.
+        """
+        if self.asker.kind == "run":  # its token goes on with its lease, and is renewed elsewhere
+            return
+        self.__dict__.pop("_cached_hub_user", None)  # HubOAuth keeps whom a request came from
+        try:
+            now = await self._who()
+        except Transient:
+            return
+        assert self.route is not None
+        self.route.admit(now)
+        if now != self.asker:
+            raise Unauthenticated("who asks has other rights by now", hint="connect again")
 
     def _check_size(self, size: int) -> None:
         limit = self.route.limit if self.route else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,6 +18,7 @@ from ..store.db import Database
 from ..store.tables import FARM_RUN
 
 KEEPALIVE_SECONDS = 15.0
+STILL_SECONDS = 60.0  # between two looks whether who reads a stream may still do so
 ENDS = "ends"  # in the place of a run: the ends of all
 AGENTS, INBOX, FARM, CASES = "agents", "inbox", "surroundings", "cases"  # what lists of those show may have changed
 _ASKS = ("approval.", "simulation.", "budget.", "question.")
@@ -92,6 +94,7 @@ class Sse:
 
     def __init__(self, handler: Any) -> None:
         self.handler = handler
+        self.known_at = time.monotonic()  # who reads
         handler.set_header("Content-Type", "text/event-stream; charset=utf-8")
         handler.set_header("X-Accel-Buffering", "no")
 
@@ -141,7 +144,10 @@ class Sse:
             await asyncio.wait_for(self.handler.gone.wait(), seconds)
 
     async def pause(self, *wakes: asyncio.Event) -> None:
-        """Wait until one of these is set or the reader is gone; send a byte now and then."""
+        """Wait until one of these is set or the reader is gone; send a byte now and then. Raises where the reader may not stay."""
+        if time.monotonic() - self.known_at > STILL_SECONDS:
+            await self.handler.still()
+            self.known_at = time.monotonic()
         waiting = [asyncio.ensure_future(one.wait()) for one in (*wakes, self.handler.gone)]
         try:
             done, _ = await asyncio.wait(waiting, timeout=KEEPALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)

@@ -151,8 +151,8 @@ async def _stream(call: Call, run: Run, after: int) -> None:
 
     async def read() -> list[tuple[int, str, Event]]:
         nonlocal last, over
-        found, now = await call.read(
-            lambda c: (ledger.read_events(c, run.run_id, last, 200), ledger.read_run(c, run.run_id))
+        now, found = await call.read(  # what was shared may be so no more
+            lambda c: (reach_run(c, call.asker, run.run_id), ledger.read_events(c, run.run_id, last, 200))
         )
         last = found[-1].seq if found else last
         over = now.status in ENDED and last >= now.seq
@@ -189,9 +189,12 @@ async def _forward(queue: asyncio.Queue[dict[str, Any]], stream: Sse) -> None:
 
 
 async def _until_ended(call: Call, run: Run, committed: asyncio.Event, ended: asyncio.Event) -> None:
-    while (await call.read(lambda c: ledger.read_run(c, run.run_id))).status not in ENDED:
-        await committed.wait()
-        committed.clear()
+    try:
+        while (await call.read(lambda c: reach_run(c, call.asker, run.run_id))).status not in ENDED:
+            await committed.wait()
+            committed.clear()
+    except NotFound:
+        pass  # it may not be seen any more
     ended.set()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ from agentfarm_sdk.protocol import (
 from ..errors import AgentFarmError, Forbidden, Invalid, Transient, Unauthenticated
 from .asking import Asker
 from .base import TOKEN, as_problem
+from .feed import STILL_SECONDS
 from .routes import Parts, Route
 from .runs import beat, own_run, tool_files
 from .wire import Wire, upgrade
@@ -107,7 +109,8 @@ class WorkerSocket(RequestHandler):
             found = TOKEN.match(self.request.headers.get("Authorization", ""))
             if found is None:
                 raise Unauthenticated("who asks is not known", hint="send the header Authorization: token <token>")
-            self.asker: Asker = await self.parts.door.by_token(found[1])
+            self.token, self.known_at = found[1], time.monotonic()
+            self.asker: Asker = await self.parts.door.by_token(self.token)
             self.routes["GET"].admit(self.asker)
         except AgentFarmError as error:
             self.set_status(error.status)
@@ -241,10 +244,24 @@ class WorkerSocket(RequestHandler):
             self.parts.workers.listen(self.asker.name, self)
 
     async def _claim(self, request: ClaimRequest) -> Any:
+        if time.monotonic() - self.known_at > STILL_SECONDS:
+            await self._still()
         claim = await self.parts.claims.take(self.asker.name, request)
         if claim is not None:
             self.parts.workers.listen(claim.run, self)
         return claim
+
+    async def _still(self) -> None:
+        """Ask again whose connection this is: it stands for as long as its server. While the Hub is away it stays whose it was.
+
+        Raises Unauthenticated, Forbidden: its token is worth nothing any more.
+        """
+        try:
+            self.asker = await self.parts.door.by_token(self.token)
+        except Transient:
+            return
+        self.routes["GET"].admit(self.asker)
+        self.known_at = time.monotonic()
 
     async def _finish(self, message: Message, work: Any) -> None:
         try:
