@@ -54,6 +54,9 @@ export interface Message {
 const SILENCE_MS = 20_000;
 
 export class Api {
+  /** Keys of writes of which nobody knows what became: the same write again goes under the same key, and is done once. */
+  private readonly unknown = new Map<string, string>();
+
   constructor(private readonly send: Transport) {}
 
   get<T>(path: string, signal?: AbortSignal): Promise<T> {
@@ -90,15 +93,19 @@ export class Api {
     method: string, path: string, body?: unknown, more: Record<string, string> = {}, signal?: AbortSignal
   ): Promise<T> {
     const headers: Record<string, string> = { Accept: 'application/json', ...more };
-    if (body !== undefined) {
+    const text = body === undefined ? null : JSON.stringify(body);
+    if (text !== null) {
       headers['Content-Type'] = 'application/json';
     }
-    if (method !== 'GET' && !headers['Idempotency-Key']) {
-      headers['Idempotency-Key'] = once();
+    const write = `${method} ${path} ${text}`;
+    if (method !== 'GET') {
+      headers['Idempotency-Key'] = this.unknown.get(write) ?? once();
+      this.unknown.set(write, headers['Idempotency-Key']);
     }
-    const answer = await this.reach(path, {
-      method, headers, signal: signal ?? null, body: body === undefined ? null : JSON.stringify(body)
-    });
+    const answer = await this.reach(path, { method, headers, signal: signal ?? null, body: text });
+    if (answer.status < 502) {
+      this.unknown.delete(write); // the farm has said what became of it
+    }
     if (!answer.ok) {
       throw new Problem(answer.status, await said(answer));
     }

@@ -63,22 +63,12 @@ export class FarmModel {
 
   /** What a GET answers, shared by all who ask for the same path; read again at the changes that touch it. */
   resource<T>(path: string, touches: Touches = () => true): Resource<T> {
-    let found = this.resources.get(path);
-    if (!found) {
-      found = new Resource<unknown>(this, path, touches);
-      this.resources.set(path, found);
-    }
-    return found as Resource<T>;
+    return kept(this.resources, path, 200, () => new Resource<unknown>(this, path, touches)) as Resource<T>;
   }
 
   /** The events of a run, all of them, in order, as they come. */
   run(run_id: string): RunState {
-    let found = this.runs.get(run_id);
-    if (!found) {
-      found = new RunState(this, run_id);
-      this.runs.set(run_id, found);
-    }
-    return found;
+    return kept(this.runs, run_id, 30, () => new RunState(this, run_id));
   }
 
   get inbox(): Resource<Listed<InboxView>> {
@@ -206,6 +196,22 @@ export class FarmModel {
   }
 }
 
+/** What has this name, made where there is none. Beyond `most` the oldest that nobody looks at leave: a page is open for days. */
+function kept<T extends { idle: boolean }>(all: Map<string, T>, name: string, most: number, make: () => T): T {
+  const found = all.get(name) ?? make();
+  all.delete(name);
+  all.set(name, found); // the latest stands last
+  for (const [other, one] of all) {
+    if (all.size <= most || other === name) {
+      break;
+    }
+    if (one.idle) {
+      all.delete(other);
+    }
+  }
+  return found;
+}
+
 interface Follower {
   heard(change: Change): void;
   /** The stream stands (again): what came in between is read now. */
@@ -241,6 +247,7 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
   private again = false;
   private due: ReturnType<typeof setTimeout> | null = null;
   private lastRead = 0;
+  private calm = CALM_MS;
   private read = false;
   private looked = false;
 
@@ -269,7 +276,7 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
       this.due = setTimeout(() => {
         this.due = null;
         void this.reread();
-      }, Math.max(0, this.lastRead + CALM_MS - Date.now()));
+      }, Math.max(0, this.lastRead + this.calm - Date.now()));
     }
   };
 
@@ -284,7 +291,7 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
   private async reread(): Promise<void> {
     const reading = new AbortController();
     this.reading = reading;
-    this.lastRead = Date.now();
+    const began = Date.now();
     try {
       this.set({ state: 'ready', value: await this.model.api.get<T>(this.path, reading.signal) });
       this.read = true;
@@ -300,6 +307,8 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
       if (this.reading === reading) {
         this.reading = null;
       }
+      this.lastRead = Date.now();
+      this.calm = Math.max(CALM_MS, this.lastRead - began); // what is slow is asked for half of the time at most
     }
     if (this.again) {
       this.again = false;

@@ -26,6 +26,11 @@ export class Store<T> {
     };
   };
 
+  /** Whether nobody looks. */
+  get idle(): boolean {
+    return this.listeners.size === 0;
+  }
+
   /** Whether anybody looks; who owns something costly starts and stops it here. */
   protected watched(_by: boolean): void {
     // a plain value costs nothing

@@ -76,6 +76,7 @@ const SAY: { [kind: string]: (body: Body, t: Translate) => Said } = {
   'budget.allowed': (body, t) => said(body.amount === undefined ? t('Budget waived') : t('Budget waived by %1', text(body.amount)), body.reason, 'good'),
   'budget.refused': (body, t) => said(t('Budget refused'), body.reason, 'bad'),
   'budget.freed': (_body, t) => said(t('The budget has room again'), '', 'good'),
+  'clock.jumped': (body, t) => said(t('The clock was set'), t('by %1 s: no limit counts it', text(body.seconds))),
   'value.recorded': (body, t) => said(t('Value %1', text(body.name)), body.value),
   'person.executed': (body, t) => said(t('A person executed'), body.code),
   'body.erased': (body, t) => said(t('Erased'), body.reason)

@@ -110,6 +110,34 @@ test('an answer without JSON is a problem with its status', async () => {
   await assert.rejects(api.get('/tasks'), (error: unknown) => error instanceof Problem && error.status === 502 && error.passing);
 });
 
+test('a write whose answer was lost goes again under its key, and the next one under another', async () => {
+  const keys: (string | undefined)[] = [];
+  const answers: (() => Response)[] = [() => { throw new TypeError('cut'); }, () => new Response('', { status: 503 }), () => Response.json({}), () => Response.json({})];
+  const api = new Api(async (_path, init) => {
+    keys.push((init.headers as Record<string, string>)['Idempotency-Key']);
+    return answers.shift()!();
+  });
+  const submit = (): Promise<unknown> => api.post('/tasks', { input: 'x' });
+  await assert.rejects(submit());
+  await assert.rejects(submit());
+  await submit();
+  await submit();
+  assert.ok(keys[0]);
+  assert.deepEqual(keys.slice(1, 3), [keys[0], keys[0]]);
+  assert.notEqual(keys[3], keys[0]);
+});
+
+test('runs that nobody looks at any more are let go of; the one in sight stays', () => {
+  const model = new FarmModel(new Api(async () => Response.json({ items: [], next: null })));
+  const seen = model.run('run-seen');
+  const leave = seen.subscribe(() => undefined);
+  const first = model.run('run-0');
+  Array.from({ length: 60 }, (_, at) => model.run(`run-${at}`));
+  assert.equal(model.run('run-seen'), seen);
+  assert.notEqual(model.run('run-0'), first);
+  leave();
+});
+
 test('server-sent events are read however they are cut', () => {
   const parse = parser();
   const text = 'id: 3\nevent: run.created\ndata: {"a":"x: y"}\n\n:\n\n';
