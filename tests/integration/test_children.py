@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -108,9 +107,7 @@ async def events(farm: Service, run: str) -> list[dict[str, Any]]:
     return found
 
 
-async def test_a_real_worker_delegates_parks_and_goes_on_with_the_result_within_a_second(
-    farm: Service, kernel: Kernel
-) -> None:
+async def test_a_real_worker_delegates_parks_and_goes_on_with_the_result(farm: Service, kernel: Kernel) -> None:
     async def hand(agent: str) -> str:
         claim = await claimed(farm, agent)
         assert claim
@@ -129,8 +126,7 @@ async def test_a_real_worker_delegates_parks_and_goes_on_with_the_result_within_
     assert (child["target"], child["input"], child["priority"]) == ("analyst", "2+2", 7)
     assert child["deadline"] == waiting["deadline"] and child["submitted_by"] == "agent-boss"
     assert await hand("analyst") == "succeeded"
-    ended = time.monotonic()
-    assert await hand("boss") == "succeeded" and time.monotonic() - ended < 2.0
+    assert await hand("boss") == "succeeded"
     assert (await shown(farm, task))["result"] == "The analyst says 4."
     assert farm.model.asked[-1].messages[-2]["content"] == "4"
     assert (await farm.ok("ann", "GET", f"/runs/{waiting['run_id']}/verify"))["ok"]
