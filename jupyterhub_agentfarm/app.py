@@ -51,6 +51,7 @@ from .hub import Hub
 from .monitoring.anchoring import Anchoring
 from .monitoring.metrics import Vitals, scrape
 from .records import EMBEDDED_CONTEXT, EMBEDDED_MODEL, hub_user, unit_name
+from .scheduling.idling import IDLE_SECONDS, Idling
 from .scheduling.judging import Judging
 from .scheduling.lifecycle import ASSIGNED_SECONDS
 from .scheduling.reaper import Reaper
@@ -97,6 +98,10 @@ class AgentFarm(Application):
     default_model = Unicode("", help="Model of agents that name none; empty: the first one of the upstreams.").tag(
         config=True
     )
+    idle_seconds = Float(
+        IDLE_SECONDS,
+        help="Seconds after which an agent's server that neither works nor is used is stopped; 0: never. A pool may have its own.",
+    ).tag(config=True)
     upstreams = List(
         Dict(),
         help="Model servers besides, each the fields of gateway.upstreams.openai_compatible.Settings: "
@@ -154,6 +159,7 @@ class AgentFarm(Application):
             parts, scheduler, reaper = self.build(db, key, upstreams, hub, directory)
             anchoring = Anchoring(db, derived(key, b"anchors"), directory / "anchors.jsonl")
             keeping = Retention(db, rules)
+            idling = Idling(db, hub, parts.resources, self.idle_seconds)
             front.application = application(parts, derived(key, b"cookies"))
             server.add_sockets(shared if self.stands_by else sockets)
             log.info(
@@ -169,6 +175,7 @@ class AgentFarm(Application):
                 parts.models.budgets.run(),
                 anchoring.run(),
                 keeping.run(),
+                idling.run(),
                 parts.judging.run(),
             )
             if self.stands_by:

@@ -13,7 +13,7 @@ import agentfarm_sdk
 from agentfarm_sdk.errors import AgentFarmError, Forbidden, Invalid, Transient, Unauthenticated, UserError
 from agentfarm_sdk.farm import Farm
 
-from . import agents, audit, budgets, cases, chaos, farm, inbox, local, microservers, placements, tasks
+from . import agents, audit, budgets, cases, chaos, farm, inbox, local, microservers, placements, pools, tasks
 from .show import Out
 
 FAILED, USAGE, AWAY, NOT_PERMITTED, INTERRUPTED = 1, 2, 3, 4, 130
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="agentfarm", description="A farm of AI agents on JupyterHub.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"agentfarm {agentfarm_sdk.__version__}")
     nouns = top.add_subparsers(dest="noun", metavar="NOUN", required=True)
-    modules = (local, agents, cases, tasks, inbox, budgets, audit, farm, microservers, placements, chaos)
+    modules = (local, agents, cases, tasks, inbox, budgets, audit, farm, microservers, placements, pools, chaos)
     for add in (module.add for module in modules):
         add(nouns)
     return top

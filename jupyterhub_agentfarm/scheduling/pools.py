@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..errors import Conflict, FleetError, Invalid, NotFound
 from ..records import Task
-from ..store import agents, children, pools, tasks, turns
+from ..store import agents, children, poolrules, pools, tasks, turns
 from ..store.db import Database, Tx
 from ..store.pools import Busy, Line
 from .priority import choose_member
@@ -37,16 +37,19 @@ class Stuck:
     stopped: tuple[str, ...]
     alone: bool
     tasks: int  # of the same owner that wait for the pool, this one too
+    most: int | None = None  # of `stopped` that may be started; None: all
 
 
 class Pools:
     def __init__(self, db: Database, supervisors: Listening, lacking: Lacking) -> None:
         self.db, self.supervisors, self.lacking = db, supervisors, lacking
+        self.rules: dict[str, poolrules.Rules] = {}
         self.left = False  # some wait for a member to have room
 
     async def look(self) -> list[Stuck]:
         """Give away what there is room for; return the first of each owner's that is left."""
         lines = await self.db.read(pools.lines)
+        self.rules = await self.db.read(poolrules.of) if lines else {}
         members = {name for line in lines for name in line.members}
         load = await self.db.read(lambda c: pools.busy(c, members)) if members else {}
         found: list[Stuck] = []
@@ -72,7 +75,11 @@ class Pools:
             chosen = choose_member(sorted(listening), load)
             if chosen is None and members:
                 stopped = tuple(name for name in members if name not in listening)
-                stuck.append(Stuck(task, stopped, not listening, len(line.tasks)))
+                most = poolrules.started(self.rules, line.target.removeprefix("pool:"))
+                up = sum(1 for name in line.members if self.supervisors.seen(name))
+                stuck.append(
+                    Stuck(task, stopped, not listening, len(line.tasks), None if most is None else max(0, most - up))
+                )
                 continue
             if chosen is None:
                 await self._fail(task, "unplaceable", await self._nobody(line, task))

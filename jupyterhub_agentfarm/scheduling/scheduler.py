@@ -158,10 +158,10 @@ class Scheduler:
         """
         if not stuck.alone and self.db.now() - stuck.task.created_at < PATIENCE:
             return set()
-        for name in to_start(stuck.stopped, self.attempts, stuck.tasks):
+        for name in to_start(stuck.stopped, self.attempts, stuck.tasks)[: stuck.most]:
             if self._move(name) == "start":
                 self._begin(name)
-        if stuck.alone and all(self._move(name) == "fail" for name in stuck.stopped):
+        if stuck.alone and stuck.most != 0 and all(self._move(name) == "fail" for name in stuck.stopped):
             whys = "; ".join([await self._reasons(name) for name in stuck.stopped])
             message = f"no agent of {stuck.task.target} could be made ready in {self.deadline:.0f} s: {whys}"
             await self.db.write(lambda tx: tasks.fail(tx, stuck.task, "unplaceable", message))

@@ -70,6 +70,15 @@ agents = Table(
     Index("ix_agents_owner", "owner"),
 )
 
+pools = Table(  # how many servers a pool's members may have; a pool without a row follows the farm's rules
+    "pools",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("min_servers", Integer, nullable=False),
+    Column("max_servers", Integer),
+    Column("idle_seconds", Double),
+)
+
 definitions = Table(
     "definitions",
     metadata,

@@ -758,6 +758,30 @@ export interface PersonView {
   agents: Owned[];
 }
 
+export interface PoolMember {
+  agent: string;
+  ready: boolean;
+  microserver: string | null;
+}
+
+/** min_servers are kept up; max_servers null: any number; idle_seconds null: the farm's, 0: never stopped. */
+export interface PoolRules {
+  min_servers?: number;
+  max_servers?: number | null;
+  idle_seconds?: number | null;
+}
+
+/** `up`: servers of its members that are up. `idle_seconds` null: the farm's. `may_change`: the asker manages all its members. */
+export interface PoolView {
+  name: string;
+  members: PoolMember[];
+  up: number;
+  min_servers?: number;
+  max_servers?: number | null;
+  idle_seconds?: number | null;
+  may_change?: boolean;
+}
+
 /** `missing`: variables without a value: they stand in `prompt` as they are written. `context`: what the model can take. */
 export interface Preview {
   prompt: string;

@@ -12,6 +12,7 @@ import pytest
 from servicekit import Service, service
 
 from jupyterhub_agentfarm.scheduling import scheduler
+from jupyterhub_agentfarm.scheduling.idling import Idling
 
 NAMES = ("analyst", "boss", "other")
 
@@ -152,3 +153,44 @@ async def test_a_pool_s_task_that_comes_after_another_is_given_away_when_that_ha
     await finish(farm, first)
     second = await farm.claim("analyst", wait=15)  # it listened a moment ago, so it is a member that may take it
     assert second and await task_of(farm, second["run"]) == later
+
+
+async def test_a_pool_starts_no_more_servers_than_its_rules_say_keeps_some_up_and_stops_who_is_idle(
+    farm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await farm.ask("bob", "PUT", "/pools/all", {"max_servers": 1})).status_code == 403
+    assert (await farm.ask("ann", "PUT", "/pools/none", {})).status_code == 404
+    assert (await farm.ask("ann", "PUT", "/pools/all", {"min_servers": 3, "max_servers": 1})).status_code == 422
+    await farm.ok("ann", "PUT", "/pools/all", {"max_servers": 1, "idle_seconds": 60})
+    given = await batch(farm, "ann", 6)
+    for _ in range(1000):
+        farm.scheduler.wake()
+        if farm.hub.running:
+            break
+        await asyncio.sleep(0.02)
+    for _ in range(20):
+        farm.scheduler.wake()
+        await asyncio.sleep(0.02)
+    assert len(farm.hub.running) == 1, "six tasks wait, and one server is enough by the rules"
+    (member,) = farm.hub.running
+    agent = member.removeprefix("agent-")
+    idling = Idling(farm.db, farm.parts.hub, farm.parts.resources)
+    idling._began -= 3600  # this service has been up for an hour, and nobody used the server
+    first = await farm.claim(agent, wait=15)
+    assert first is not None
+    monkeypatch.setattr(idling, "_worked", {})
+    await idling.look()
+    assert farm.hub.running == {member}, "it has a lease: however silent it is, it stays"
+    taken: list[str] = [first["run"]]
+    await finish(farm, first)
+    await worked(farm, agent, taken, lambda: len(taken) == len(given))
+    monkeypatch.setattr(idling, "_worked", {})
+    await idling.look()
+    assert farm.hub.running == set(), "it neither works nor is used"
+    await farm.ok("ann", "PUT", "/pools/all", {"min_servers": 2})
+    await idling.look()
+    assert len(farm.hub.running) == 2, "a minimum is kept up, with or without work"
+    (pool,) = (await farm.ok("ann", "GET", "/pools"))["items"]
+    assert pool["min_servers"] == 2 and len(pool["members"]) == 3 and pool["may_change"]
+    told = (await farm.ok("operator", "GET", "/runs/farm/events?limit=1000"))["items"]
+    assert [one["body"]["max_servers"] for one in told if one["kind"] == "pool.changed"] == [1, None]

@@ -116,6 +116,8 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /agents/{name}/cases/runs": SEES,
     "GET /agents/{name}/cases/runs/{batch}": SEES,
     "PATCH /microservers/{name}": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "GET /pools": USERS,
+    "PUT /pools/{name}": (HIDE, HIDE, HIDE, HIDE, HIDE, NO, NO, WHO),
     "GET /placements/settings": USERS,
     "PUT /placements/settings": (NO, NO, NO, NO, IN, NO, NO, WHO),
     "GET /placements/rebalance": (NO, NO, NO, NO, IN, NO, NO, WHO),

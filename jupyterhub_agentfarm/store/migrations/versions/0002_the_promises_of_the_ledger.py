@@ -207,7 +207,15 @@ def _connections() -> None:
 
 
 def _agents() -> None:
-    """Who edited a draft; what its server is promised."""
+    """Who edited a draft; what its server is promised; how many servers a pool has."""
+    op.create_table(
+        "pools",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("min_servers", sa.Integer(), nullable=False),
+        sa.Column("max_servers", sa.Integer()),
+        sa.Column("idle_seconds", sa.Double()),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_pools")),
+    )
     op.add_column("agents", sa.Column("resources", sa.Text(), server_default="{}", nullable=False))
     op.add_column("agents", sa.Column("edited_by", sa.String(length=255)))
     op.add_column("agents", sa.Column("edited_at", sa.Double()))
