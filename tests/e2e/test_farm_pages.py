@@ -43,13 +43,28 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
         machine.get_by_text("its disk is old").wait_for()
         page.get_by_label("Agent", exact=True).select_option(AGENT)
         page.get_by_text(f"No microserver can take the server of {AGENT} now.").wait_for()
+        machine.get_by_role("button", name="Labels and taints").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Labels", exact=True).fill("zone=hen-house")
+        found += admin.axe()
+        dialog.get_by_role("button", name="Save").click()
+        machine.get_by_text("zone=hen-house").wait_for()
         admin.shot("microservers-dark")
         found += admin.axe()
     finally:
         with farm.person("admin").api() as api:
             for one in api.get("/microservers").json()["items"]:
                 api.post(f"/microservers/{one['name']}/uncordon", json={"reason": "it was a test"}).raise_for_status()
+            machines = [one["name"] for one in api.get("/microservers").json()["items"]]
+            for name in machines:
+                api.patch(f"/microservers/{name}", json={"labels": {"zone": None}}).raise_for_status()
     machine.locator("[data-state=ready]").wait_for()  # by the stream: nobody pressed anything here
+    page = admin.at(f"agents/{AGENT}?tab=server")
+    page.get_by_label("Memory (MiB)").fill("700")
+    page.get_by_role("button", name="Save; it holds").click()
+    page.get_by_text("700 MiB of memory").wait_for()
+    admin.shot("resources-dark")
+    found += admin.axe()
     assert found == []
 
 

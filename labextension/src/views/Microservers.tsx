@@ -8,6 +8,7 @@ import { microserverIcon } from '../icons';
 import { movesAgents } from '../model';
 import type { AgentView, Listed, MicroserverView } from '../protocol';
 import { AGENTS } from './Agents';
+import { Marks } from './Marks';
 import { Reasons } from './Placement';
 import type { View } from './view';
 
@@ -36,6 +37,8 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
   const { t } = useFarm();
   const [verb, ask] = React.useState('');
   const labels = Object.entries(one.labels ?? {});
+  const taints = Object.entries(one.taints ?? {});
+  const gpus = one.gpus ?? [];
   const facts = [
     one.cpus ? t('%1 CPUs', one.cpus) : '', one.uptime ? t('up for %1', lasting(one.uptime)) : '', one.backend ? t('backend: %1', one.backend) : '',
     one.isolation ? t('isolation: %1', one.isolation) : '', one.own_users == null ? '' : one.own_users ? t('a system user for each agent') : t('one system user for all agents')
@@ -46,6 +49,7 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
       <dl className="af-meters">
         <Use name={t('Load')} used={one.load ?? 0} whole={one.cpus ?? 0} words={t('%1 of %2 CPUs', (one.load ?? 0).toFixed(1), one.cpus ?? 0)} />
         <Use name={t('Memory')} {...room(one.memory, one.memory_free, t)} />
+        <Use name={t('Promised')} used={one.promised_memory ?? 0} whole={(one.memory ?? 0) - (one.reserve_memory ?? 0)} words={promised(one, t)} />
         <Use name={t('Disk')} {...room(one.disk, one.disk_free, t)} />
       </dl>
       <p>
@@ -53,16 +57,20 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
         {(one.agents ?? []).map((agent, at) => <React.Fragment key={agent}>{at ? ', ' : t('; agents: ')}<Go to={`agents/${agent}`}>{agent}</Go></React.Fragment>)}
       </p>
       <p className="af-quiet">{facts.filter(Boolean).join(' · ')}</p>
-      {labels.length > 0 && <p className="af-quiet">{labels.map(([key, said]) => `${key}=${said}`).join(' · ')}</p>}
+      {gpus.length > 0 && <p className="af-quiet">{t('%1 of %2 GPUs are taken', (one.gpus_taken ?? []).length, gpus.length)} · {gpus.map(gpu => `${gpu.name ?? 'GPU'} ${bytes(Number(gpu.memory ?? 0))}`).join(', ')}</p>}
+      {labels.length > 0 && <p className="af-quiet">{t('Labels: %1', labels.map(([key, said]) => `${key}=${said}`).join(' · '))}</p>}
+      {taints.map(([taint, reason]) => <p key={taint}><Badge state="tainted" look="wait" word={t('tainted %1', taint)} /> <Text>{reason}</Text></p>)}
       {(one.verbs ?? []).length > 0 && (
         <div className="af-line">
           {one.verbs!.map(can => <Button key={can} onClick={() => ask(can)}>{can === 'cordon' ? t('Cordon') : can === 'uncordon' ? t('Uncordon') : can}</Button>)}
+          <Button onClick={() => ask('mark')}>{t('Labels and taints')}</Button>
         </div>
       )}
       {(one.verbs ?? []).length > 0 && Object.entries(one.cannot ?? {}).map(([cannot, why]) => (
         <p key={cannot} className="af-quiet">{t('No %1 here: %2', cannot, why)}</p>
       ))}
-      {verb && <Turn name={one.name} verb={verb} onClose={() => ask('')} />}
+      {verb === 'mark' && <Marks one={one} onClose={() => ask('')} />}
+      {verb && verb !== 'mark' && <Turn name={one.name} verb={verb} onClose={() => ask('')} />}
     </Card>
   );
 }
@@ -75,6 +83,11 @@ function Use({ name, used, whole, words }: { name: string; used: number; whole: 
       <dd className="af-quiet">{words}</dd>
     </>
   );
+}
+
+function promised(one: MicroserverView, t: ReturnType<typeof useFarm>['t']): string {
+  const kept = one.reserve_memory ? t('; %1 kept for the system', bytes(one.reserve_memory)) : '';
+  return t('%1 to servers', bytes(one.promised_memory ?? 0)) + (one.promised_cpu ? t(', %1 CPUs', one.promised_cpu) : '') + kept;
 }
 
 function room(whole = 0, free = 0, t: ReturnType<typeof useFarm>['t']): { used: number; whole: number; words: string } {

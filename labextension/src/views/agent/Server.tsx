@@ -7,6 +7,7 @@ import type { AgentView, Connected, ConnectionView, EditorView, Listed, ServerVi
 import { reaches } from '../../rights';
 import { Reasons } from '../Placement';
 import { Section } from './fields';
+import { Resources } from './Resources';
 
 export function ServerTab({ agent, path }: { agent: AgentView; path: string }): JSX.Element {
   const { t, api, model } = useFarm();
@@ -39,6 +40,7 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
         <Section title={t('Why it stands where it stands')} open={!server?.ready}><Reasons agent={agent.name} /></Section>
       )}
       <Editors editors={agent.editors ?? []} />
+      <Resources agent={agent.name} manages={manages} />
       {manages && <Connections agent={agent} />}
       {agent.retired_at === null && reaches(agent.rights, 'owner') && <Retire agent={agent} path={path} />}
     </>
