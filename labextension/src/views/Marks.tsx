@@ -52,7 +52,7 @@ export function Marks({ one, onClose }: { one: MicroserverView; onClose: () => v
       title={t('Labels and taints of %1', one.name)} onClose={onClose}
       acts={<Button type="submit" form={id} look="primary" busy={save.busy}>{t('Save')}</Button>}
     >
-      <form id={id} className="af-form" onSubmit={event => void submit(event)}>
+      <form id={id} className="af-fields" onSubmit={event => void submit(event)}>
         <Field label={t('Labels')} hint={t('One a line, name=value. Agents’ servers can ask for them; ticks=STORE: its streams are kept here.')}>
           {ids => <textarea {...ids} name="labels" rows={3} value={labels} autoFocus onChange={event => setLabels(event.target.value)} />}
         </Field>

@@ -34,7 +34,7 @@ export function Resources({ agent, manages }: { agent: string; manages: boolean 
         {value && <p className="af-quiet">{told(whole, t)}</p>}
         {value && value.feasible !== 'now' && value.change && <p role="status">{t('No microserver takes it now: %1', value.change)}</p>}
         {value && manages && (
-          <form className="af-form" onSubmit={event => { event.preventDefault(); void save.run(); }}>
+          <form className="af-fields" onSubmit={event => { event.preventDefault(); void save.run(); }}>
             <div className="af-line af-narrow">
               <NumberField
                 label={t('Memory (MiB)')} value={own.memory === undefined ? undefined : own.memory / MIB} usual={usual(own.memory, (whole.memory ?? 0) / MIB)}
