@@ -185,6 +185,11 @@ class Placing:
         if known.get("promise"):
             known["promise"]["started"] = True
 
+    def devices(self, unit: str, facts: Mapping[str, Any]) -> dict[str, str]:
+        """Return the environment by which the unit's server finds its GPUs, and none of the others'."""
+        mine = (self.state.units[unit].get("promise") or {}).get("gpus", ())
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(at) for at in mine)} if facts.get("gpus") else {}
+
     def ended(self, unit: str) -> None:
         """Take back what was promised to a unit that has ended; a place that waits for its start is kept a while."""
         promise = self.state.units.get(unit, {}).get("promise")

@@ -189,6 +189,65 @@ async def test_a_cordoned_microserver_takes_nothing_new_also_after_a_restart_and
         await daemon.client.place("af-c", {"memory": 1 << 50})
 
 
+async def test_what_was_promised_counts_at_once_and_until_the_server_has_ended(daemon: Daemon) -> None:
+    (local,) = await daemon.client.microservers()
+    half = {"cpu": local["cpus"] * 0.6}
+    places = await asyncio.gather(
+        *(daemon.client.place(unit, half) for unit in ("af-a", "af-b")), return_exceptions=True
+    )
+    refused = [one for one in places if isinstance(one, NoMicroserverFits)]
+    assert len(refused) == 1 and "CPUs are promised to other servers" in str(refused[0])
+    first, second = ("af-a", "af-b") if isinstance(places[1], NoMicroserverFits) else ("af-b", "af-a")
+    await daemon.sleeper(first, demand=half)
+    explained = await daemon.client.explain(first)
+    assert explained["stands"] and explained["microserver"] == "local" and "the only one that fits" in explained["why"]
+    assert (await daemon.client.explain(second))["reasons"] == {"local": None}, "it asks for nothing yet"
+    await daemon.client.put_demand(second, "agent-b", half, "all")
+    assert (await daemon.client.explain(second))["feasible"] == "later"
+    daemon.process.kill()
+    daemon.process.communicate()
+    await daemon.start()
+    with pytest.raises(NoMicroserverFits, match="CPUs are promised"):
+        await daemon.client.place(second)
+    (local,) = await daemon.client.microservers()
+    assert local["promised_cpu"] == pytest.approx(half["cpu"])
+    await daemon.client.stop(first, now=True)
+    assert (await daemon.client.place(second))["microserver"] == "local"
+
+
+async def test_a_server_sees_the_gpus_that_it_was_promised_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf 'NVIDIA A2, 15356\\nNVIDIA H200, 143771\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    daemon = Daemon()
+    try:
+        await daemon.start()
+        (local,) = await daemon.client.microservers()
+        assert [one["name"] for one in local["gpus"]] == ["NVIDIA A2", "NVIDIA H200"] and local["labels"]["gpu"]
+        shows = [
+            sys.executable,
+            "-c",
+            "import os, time; print('gpus', os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(600)",
+        ]
+        for unit, demand, seen in (("af-a", {"gpus": 1, "gpu_memory": 20 << 30}, "gpus 1"), ("af-b", {}, "gpus ")):
+            await daemon.client.start(
+                unit, user=unit.replace("af", "agent"), server="", args=shows, env={}, demand=demand
+            )
+
+            async def told(unit: str = unit, seen: str = seen) -> bool:
+                return seen.strip() in [line.strip() for line in await daemon.client.logs(unit)]
+
+            await until(told)
+        with pytest.raises(NoMicroserverFits, match="1 of 2 GPUs are not taken; 1 are asked for"):
+            await daemon.client.place("af-c", {"gpus": 1, "gpu_memory": 20 << 30})
+        assert (await daemon.client.place("af-c", {"gpus": 1}))["microserver"] == "local", "the small one is not taken"
+    finally:
+        await daemon.stop()
+
+
 async def test_only_agents_users_are_made_and_a_hub_that_is_away_is_transient(daemon: Daemon) -> None:
     for name in ("alice", "agent-", "agent-X", "agent-a/../../users/alice", "admin"):
         with pytest.raises((Forbidden, NotFound)):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import gpus
 from .checks import VERSION
 from .processes import boot_id
 
@@ -23,7 +24,7 @@ def machine(folder: Path) -> dict[str, Any]:
         "boot_id": boot_id(), "cpus": os.cpu_count() or 1, "load": os.getloadavg()[0], "memory": memory["MemTotal"],
         "memory_free": memory["MemAvailable"], "disk": disk.total, "disk_free": disk.free, "uptime": uptime(),
         "avx2": "avx2" in flags, "cpu_flags": flags, "os": system(), "time": time.time(), "version": VERSION, "hostname": platform.node(),
-        "arch": platform.machine(), "kernel": platform.release(), "python": platform.python_version(), "helper": helper_hash(),
+        "arch": platform.machine(), "kernel": platform.release(), "python": platform.python_version(), "helper": helper_hash(), "gpus": list(gpus.found()),
     }  # fmt: skip
 
 
