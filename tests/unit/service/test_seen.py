@@ -58,7 +58,7 @@ async def test_an_answer_from_before_a_start_does_not_pass_for_one_from_behind_i
     there.up = True
     seen.stale()
     behind = asyncio.ensure_future(seen.look())
-    await there.being_asked.wait()
+    await asyncio.wait_for(there.being_asked.wait(), 10)
     there.held.set()
     assert not (await before).server("a").ready and (await behind).server("a").ready
     assert (await seen.look()).server("a").ready and there.asked == 2
