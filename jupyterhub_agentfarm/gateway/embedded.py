@@ -130,6 +130,9 @@ def serve(file: Path, port: int, key: str) -> None:
         )
     if not file.exists():
         raise StartError(f"the model's file {file.name} is not in {file.parent}", hint="run: make farm")
+    # Threads that spin while they wait for each other take the cores from everybody on a busy machine, themselves included: at a load
+    # of 20 on two cores a reply took minutes, and takes seconds so. libgomp reads it when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from xllamacpp import CommonParams, Server
 
     params = CommonParams()
