@@ -123,7 +123,8 @@ def _named(file: Path) -> psutil.Process | None:
     try:
         told: dict[str, Any] = json.loads(file.read_text())
         found = psutil.Process(int(told["pid"]))
-        return found if found.create_time() == told["started"] else None
+        ended = found.status() == psutil.STATUS_ZOMBIE  # and nobody has asked yet how
+        return found if found.create_time() == told["started"] and not ended else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
 
