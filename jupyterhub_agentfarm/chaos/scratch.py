@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -85,8 +86,8 @@ def prepared(named: Path | None, force: bool) -> Path:
 class Scratch:
     """The farm and what stands around it. `lease`: seconds."""
 
-    def __init__(self, directory: Path, database: str, lease: float) -> None:
-        self.directory, self.lease = directory, lease
+    def __init__(self, directory: Path, database: str, lease: float, standby: bool = False) -> None:
+        self.directory, self.lease, self.standby = directory, lease, standby
         self.effects = directory / "effects.jsonl"
         self.offset = directory / "clock" / "offset"
         self.postgres: Postgres | None = None
@@ -135,7 +136,7 @@ class Scratch:
             "AGENTFARM_RESTART_SECONDS": str(RESTART_SECONDS), "AGENTFARM_CONFIG": str(self.directory / "config.py"), "AGENTFARM_SERVICE_URL": f"http://127.0.0.1:{self.wire.port}",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(self.offset.parent), os.environ.get("PYTHONPATH", "")))),
         }  # fmt: skip
-        command = [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(self.directory), "--no-demo", "--port", "0"]  # fmt: skip
+        command = [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(self.directory), "--no-demo", "--port", "0", *(["--standby"] if self.standby else [])]  # fmt: skip
         with (self.directory / "launcher.log").open("ab") as log:
             launcher = self.launcher = subprocess.Popen(
                 command, env=env, stdout=log, stderr=log, start_new_session=True, preexec_fn=end_with_us
@@ -192,8 +193,11 @@ class Scratch:
         return int(json.loads((self.directory / "ports.json").read_text())[name])
 
     def process(self, name: str) -> psutil.Process:
-        """Return one of the launcher's processes. Raises psutil.NoSuchProcess."""
+        """Return one of the launcher's processes; of two services the one that leads. Raises psutil.NoSuchProcess."""
         pid = self.ready.get("pids", {}).get(name)
+        if self.standby and name == "service":
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                pid = json.loads((self.directory / "leading.json").read_text())["pid"]
         if not pid:
             raise psutil.NoSuchProcess(0)
         return psutil.Process(int(pid))

@@ -27,6 +27,9 @@ def add(nouns: Any) -> None:
     )
     verb.add_argument("--duration", type=float, default=60.0, metavar="SECONDS", help="how long faults strike (60)")
     verb.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="made for the trial")
+    verb.add_argument(
+        "--standby", action="store_true", help="with a second service: faults strike the one that leads (postgresql)"
+    )
     verb.add_argument("--seed", type=int, help="the same faults and tasks again")
     verb.add_argument("--faults", default="", help="only these, with commas: " + ", ".join(BY_NAME))
     verb.add_argument(
@@ -69,7 +72,7 @@ def maltreat(asked: argparse.Namespace, out: Out) -> int:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(143)
     )  # then, too, the farm is stopped: agents' servers outlive us
-    farm = Scratch(directory, asked.database, asked.lease)
+    farm = Scratch(directory, asked.database, asked.lease, asked.standby)
     try:
         farm.start()
         if farm.postgres and not farm.room and not (asked.strike or asked.faults):
@@ -103,6 +106,8 @@ def _wanted(asked: argparse.Namespace) -> tuple[list[Fault], list[str]]:
         raise Invalid(f"no work of a trial brings {unknown[0]}", hint="there are: " + ", ".join(BRINGS))
     if asked.points and not (asked.all or kinds):
         raise Invalid("--points is for a matrix", hint="add --all, or --at with kinds of events")
+    if asked.standby and asked.database == "sqlite":
+        raise Invalid("SQLite cannot have a standby", hint="add --database postgresql")
     if not 2.0 <= asked.lease <= 60.0:
         raise Invalid("a lease is 2 to 60 seconds here", hint="leave --lease away")
     return faults, kinds

@@ -23,3 +23,9 @@ def test_a_standby_is_wished_for_by_the_flag_or_by_the_environment(
     monkeypatch.setenv("AGENTFARM_STANDBY", env)
     assert main(["up", "--state", str(tmp_path), *argv]) == 0
     assert [(one.directory, one.standby) for one in wishes] == [(tmp_path, standby)]
+
+
+def test_a_trial_with_a_standby_beside_sqlite_is_refused_with_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chaos", "--standby"]) == 2
+    said = capsys.readouterr().err
+    assert "SQLite cannot have a standby" in said and "--database postgresql" in said
