@@ -48,6 +48,10 @@ class FakeFarm {
     this.streams.at(-1)!.enqueue(new TextEncoder().encode(`id: ${id}\nevent: ${one.kind}\ndata: ${JSON.stringify({ agent: 'a', event: one })}\n\n`));
   }
 
+  tell(name: string, data: unknown): void {
+    this.streams.at(-1)!.enqueue(new TextEncoder().encode(`event: ${name}\ndata: ${JSON.stringify(data)}\n\n`));
+  }
+
   cut(): void {
     this.streams.at(-1)!.close();
   }
@@ -103,6 +107,26 @@ test('what is shown by many is asked for once, and a hidden one asks for nothing
   const before = farm.asked.length;
   await until(() => model.link.get() === 'idle');
   assert.equal(farm.asked.length, before);
+});
+
+test('verdicts are read again where they came, and what is wrong with the farm is known at once', async () => {
+  const farm = new FakeFarm();
+  const model = new FarmModel(new Api(farm.transport));
+  const [mine, other] = ['/agents/a/cases/runs/batch-1', '/agents/b/cases/runs/batch-2'].map(path => model.resource(path, () => false));
+  const leave = [mine!, other!].map(one => one.subscribe(() => undefined));
+  await farm.connected(1);
+  await until(() => mine!.get().state === 'ready' && other!.get().state === 'ready' && model.link.get() === 'live');
+  const asked = (agent: string): number => farm.asked.filter(path => path.startsWith(`/agents/${agent}/`)).length;
+  farm.tell('cases', { items: [] }); // how things are: it has just been read
+  farm.tell('health', { status: 'degraded', problems: ['database: away'] });
+  await until(() => model.health.get().problems.length === 1);
+  const before = [asked('a'), asked('b')];
+  farm.tell('cases', { items: [{ agent: 'a', batch_id: 'batch-1', totals: [] }] });
+  await until(() => asked('a') > before[0]!);
+  assert.equal(asked('b'), before[1]);
+  farm.tell('health', { status: 'ok', problems: [] });
+  await until(() => model.health.get().status === 'ok');
+  leave.forEach(one => one());
 });
 
 test('an answer without JSON is a problem with its status', async () => {

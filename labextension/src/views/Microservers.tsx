@@ -146,7 +146,7 @@ function Placement(): JSX.Element {
           </Field>
         </div>
       )}
-      {chosen && <Reasons agent={chosen} />}
+      {chosen && <Reasons agent={chosen} up={agents.find(agent => agent.name === chosen)?.server?.ready ?? false} />}
     </Card>
   );
 }

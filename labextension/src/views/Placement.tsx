@@ -5,7 +5,8 @@ import { Badge, ErrorBox, Loading, Text } from '../components';
 import { useFarm, useResource, type Translate } from '../context';
 import type { Explanation } from '../protocol';
 
-export function Reasons({ agent }: { agent: string }): JSX.Element {
+/** `up`: its server runs; why it could not be started before is over then. */
+export function Reasons({ agent, up }: { agent: string; up: boolean }): JSX.Element {
   const { t } = useFarm();
   // the stream tells of servers and microservers itself
   const { state, value, problem, resource } = useResource<Explanation>(`/placements/explain?agent=${encodeURIComponent(agent)}`, () => false);
@@ -16,7 +17,7 @@ export function Reasons({ agent }: { agent: string }): JSX.Element {
       {value && (
         <>
           <p role="status">{placed(agent, value, t)}{value.why_here && <span className="af-quiet"> {value.why_here}</span>}</p>
-          {value.why && <Text>{value.why}</Text>}
+          {value.why && !up && <Text>{value.why}</Text>}
           {value.change && <p>{t('What would have to change: %1', value.change)}</p>}
           {(value.queue ?? []).map(one => <p key={one} className="af-quiet">{one}</p>)}
           <table className="af-plain">

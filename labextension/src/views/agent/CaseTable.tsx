@@ -2,11 +2,12 @@
 import React from 'react';
 
 import { Badge, Diff, ErrorBox, Go, Loading, Meter, Value } from '../../components';
-import { rowsOf, whyNot, written, type Row, type Version } from '../../cases';
+import { rowsOf, whyNot, written, type Kind, type Row, type Version } from '../../cases';
 import { useFarm, useResource, type Translate } from '../../context';
 import type { Change } from '../../model';
 import type { CaseRun, Total, Tried } from '../../protocol';
 import { oneLine, statusWord } from '../../words';
+import { checkWords } from './CaseForm';
 
 export const versionWord = (one: Version, t: Translate): string => (one === 'draft' ? t('the draft') : t('version %1', one));
 
@@ -75,7 +76,7 @@ function Figures({ total }: { total: Total }): JSX.Element {
   return (
     <>
       <span className="af-came-version">{versionWord(total.version, t)}</span> <span>{words}</span>
-      <Meter whole={whole} words={`${versionWord(total.version, t)}: ${words}`} parts={[{ name: t('passed'), amount: passed, look: 'full' }, { name: t('failed'), amount: failed + errors, look: 'bad' }]} />
+      <Meter whole={whole} words={`${versionWord(total.version, t)}: ${words}`} parts={[{ name: t('passed'), amount: passed, look: 'full' }, { name: t('failed'), amount: failed, look: 'bad' }, { name: t('could not be checked'), amount: errors, look: 'held' }]} />
     </>
   );
 }
@@ -102,6 +103,11 @@ function Moved({ moved }: { moved: Row['moved'] }): JSX.Element | null {
   return words[moved] ? <Badge state={`moved-${moved}`} look={looks[moved]} word={words[moved]} /> : null;
 }
 
+function checked(check: { [name: string]: unknown }, t: Translate): string {
+  const kind = check.kind === 'run' ? t('the run') : checkWords(t)[check.kind as Kind]?.[0] ?? String(check.kind);
+  return check.passed === true ? t('%1: yes', kind) : check.passed === false ? t('%1: no', kind) : t('%1: could not be checked', kind);
+}
+
 /** Results and checks of one case: of two versions what differs between them. */
 function Whole({ row, versions }: { row: Row; versions: Version[] }): JSX.Element {
   const { t } = useFarm();
@@ -120,7 +126,7 @@ function Whole({ row, versions }: { row: Row; versions: Version[] }): JSX.Elemen
                 <li key={number}>
                   <Badge
                     state={`check-${String(check.passed)}`} look={check.passed === true ? 'good' : check.passed === false ? 'bad' : 'wait'}
-                    word={String(check.kind)}
+                    word={checked(check, t)}
                   />
                   <span className="af-came-why">{String(check.why ?? '')}</span>
                   {typeof check.judge_run === 'string' && <Go to={`runs/${check.judge_run}`}>{t('who judged')}</Go>}

@@ -37,7 +37,7 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
       {server?.reasons && <p className="af-quiet">{server.reasons}</p>}
       <ErrorBox problem={start.problem ?? stop.problem} />
       {agent.retired_at === null && (
-        <Section title={t('Why it stands where it stands')} open={!server?.ready}><Reasons agent={agent.name} /></Section>
+        <Section title={t('Why it stands where it stands')} open={!server?.ready}><Reasons agent={agent.name} up={server?.ready ?? false} /></Section>
       )}
       <Editors editors={agent.editors ?? []} />
       <Resources agent={agent.name} manages={manages} />

@@ -67,7 +67,7 @@ function One({ agent, thread, onBack }: { agent: AgentView; thread: string; onBa
       <div className="af-line af-middle">
         <Button look="quiet" onClick={onBack}>{t('All conversations')}</Button>
         {value && <b>{value.title || value.thread_id}</b>}
-        {value && <span className="af-quiet">{value.owner} · <Time at={value.created_at} /> · {policyWord(value.policy, t)}</span>}
+        {value && <span className="af-quiet">{value.owner} · <Time at={value.created_at} /> · {t('a message that meets an active run: %1', policyWord(value.policy, t))}</span>}
       </div>
       <ErrorBox problem={problem} onRetry={resource.refresh} />
       {value && <section className="af-talk" aria-label={t('Conversation')}><Thread thread={thread} acts={acts} keep={undefined} /></section>}
