@@ -43,9 +43,9 @@ function activate(
     icon: args => (args.isPalette ? undefined : icon),
     execute: args => {
       const route = String(args.route ?? 'agents');
-      let widget = tracker.find(one => one.content.route === route);
+      let widget = tracker.find(one => one.content.route === route || one.content.key === route);
       if (!widget) {
-        const opened = new MainAreaWidget({ content: new RouteWidget(farm, route) });
+        const opened = new MainAreaWidget({ content: new RouteWidget(farm, route, String(args.key ?? route)) });
         opened.content.readdressed.connect(() => void tracker.save(opened));
         widget = opened;
         widget.id = `main-${widget.content.id}`;
@@ -63,7 +63,7 @@ function activate(
   app.shell.add(panel, 'left', { rank: 250 });
   restorer?.add(panel, 'agentfarm-panel');
   void restorer?.restore(tracker, {
-    command: OPEN, args: widget => ({ route: widget.content.route }), name: widget => widget.content.route
+    command: OPEN, args: widget => ({ route: widget.content.route, key: widget.content.key }), name: widget => widget.content.key
   });
 
   for (const view of views.filter(one => one.nav !== undefined && one.where !== 'page')) {

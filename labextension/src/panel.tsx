@@ -46,7 +46,8 @@ abstract class FarmWidget extends ReactWidget {
 export class RouteWidget extends FarmWidget {
   readonly readdressed = new Signal<this, string>(this);
 
-  constructor(farm: Farm, public route: string) {
+  /** `key`: the route by which it was opened first; the saved layout knows it by this. */
+  constructor(farm: Farm, public route: string, readonly key: string) {
     super({
       ...farm,
       readdress: to => {
@@ -58,7 +59,7 @@ export class RouteWidget extends FarmWidget {
     });
     const view = findView(views, route)?.view;
     const name = decodeURIComponent(route.split('?')[0]!.split('/').slice(1).join('/'));
-    this.id = `agentfarm-${route.replace(/[^A-Za-z0-9]+/g, '-')}`;
+    this.id = `agentfarm-${key.replace(/[^A-Za-z0-9]+/g, '-')}`;
     this.title.label = [view?.title(farm.t) ?? 'AgentFarm', name.replace(/^(run|task)-0*(\w{8})\w*$/, '$2')].filter(Boolean).join(' ');
     this.title.caption = `AgentFarm: ${route}`;
     this.title.icon = icon;

@@ -65,7 +65,7 @@ function FarmHealth(): JSX.Element | null {
   return value ? (
     <p className="af-line af-home-health">
       {problems.length === 0 && <Badge state="ok" word={t('the farm is well')} />}
-      <span>{model?.name ? t('%1 answers, by %2', model.name, model.upstream ?? '') : t('no model answers')}</span>
+      <span>{problems.some(one => one.startsWith('model')) ? '' : model?.name ? t('%1 answers, by %2', model.name, model.upstream ?? '') : t('no model answers')}</span>
       <span className="af-quiet">{t('AgentFarm %1 on %2', value.version, value.database)}</span>
     </p>
   ) : null;

@@ -34,7 +34,6 @@ export function CasesTab({ agent, readOnly }: { agent: AgentView; readOnly: bool
     <>
       <div className="af-line">
         {!readOnly && <Try agent={agent} none={!value?.items.length} onBegun={begun} />}
-        <span className="af-spring" />
         {!readOnly && <Button onClick={() => setForm('new')}>{t('New test case')}</Button>}
       </div>
       <ErrorBox problem={problem ?? drop.problem ?? tried.problem} onRetry={problem ? resource.refresh : undefined} />
