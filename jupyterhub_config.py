@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jupyterhub.authenticators.shared import SharedPasswordAuthenticator
 
-from jupyterhub_agentfarm.hubconfig import SERVICE, configure, farm_authenticator
+from jupyterhub_agentfarm.hubconfig import SERVICE, configure, cull_people, farm_authenticator
 
 c = get_config()  # type: ignore[name-defined]  # noqa: F821  (JupyterHub puts it there)
 
@@ -65,6 +65,8 @@ configure(
     admins=admins,
     pages=pages,
 )
+if hours := os.environ.get("AGENTFARM_PEOPLE_IDLE_HOURS"):  # then people's servers that nobody uses for so long are stopped
+    cull_people(c, round(float(hours) * 3600))  # agents' are the farm's own affair: it knows who works
 # The launcher: tells the Hub to fill a restarted proxy, and mints the command line's token.
 c.JupyterHub.services.append({"name": "agentfarm-launcher", "api_token": secret("hub-launcher.token")})
 c.JupyterHub.load_roles.append(

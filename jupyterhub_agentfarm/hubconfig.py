@@ -5,7 +5,9 @@ A production Hub calls `configure(c, …)` from its own file and keeps its authe
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from jupyterhub import orm
 from jupyterhub.auth import Authenticator
 from sqlalchemy.orm import object_session
 
+from .errors import StartError
+
 AGENT_PREFIX = "agent-"
 SERVICE = "agentfarm"
+CULLER = "agentfarm-idle-people"
 
 CUSTOM_SCOPES: dict[str, dict[str, Any]] = {
     "custom:agentfarm:act": {"description": "Act as this agent"},
@@ -111,6 +116,26 @@ def configure(
     c.JupyterHub.spawner_class = "jupyterhub_agentfarm.spawner.AgentFarmSpawner"
     c.Spawner.server_token_scopes = SERVER_SCOPES
     c.Authenticator.post_auth_hook = refuse_agents
+
+
+def cull_people(c: Any, seconds: int) -> None:
+    """Have people's servers stopped that nobody has used for so long, by JupyterHub's own culler; call it after `configure`.
+
+    It sees people's servers alone: agents' are the farm's (`c.AgentFarm.idle_seconds`), which knows who works. A run in a notebook
+    counts as use. Servers tell the Hub of use every five minutes, so give it more than ten.
+
+    Raises:
+        StartError: the package jupyterhub-idle-culler is not installed.
+    """
+    if importlib.util.find_spec("jupyterhub_idle_culler") is None:
+        raise StartError(
+            "the package jupyterhub-idle-culler is not installed", hint="pip install jupyterhub-idle-culler"
+        )
+    words = [sys.executable, "-m", "jupyterhub_idle_culler", f"--timeout={seconds}"]
+    c.JupyterHub.services.append({"name": CULLER, "command": words})
+    scopes = ["list:users", "read:users:activity", "read:servers", "delete:servers"]
+    role = {"name": CULLER, "services": [CULLER], "scopes": [f"{scope}!group=people" for scope in scopes]}
+    c.JupyterHub.load_roles.append(role)
 
 
 def forget_tokens(db: Any, user: orm.User) -> None:

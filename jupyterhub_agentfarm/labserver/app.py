@@ -80,7 +80,8 @@ class AgentFarmExtension(ExtensionApp):
         elif self.agent:
             self._supervise()
         else:
-            self.socket = KernelSocket(self.service, serverapp.runtime_dir)
+            settings = serverapp.web_app.settings
+            self.socket = KernelSocket(self.service, serverapp.runtime_dir, lambda: activity.mark(settings))
             os.environ["AGENTFARM_SOCKET"] = self.socket.start()
 
     async def stop_extension(self) -> None:

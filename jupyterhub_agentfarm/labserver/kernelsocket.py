@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,16 @@ def private_folder(near: str, name_bytes: int) -> Path:
 
 
 class KernelHandler(Ends, web.RequestHandler):
-    def initialize(self, service: Service) -> None:
-        self.service = service
+    def initialize(self, service: Service, active: Callable[[], None]) -> None:
+        self.service, self.active = service, active
 
     async def _pass(self, path: str) -> None:
         if not routes.passes(self.request.method or "", path, routes.KERNEL):
             answer_problem(self, refusal(self.request.method or "", path))
             return
         await self.run_until_closed(forward(self, self.service, path, self.request.query, run_tokens=True))
+        if path.endswith("/heartbeat") and self.get_status() == 200:
+            self.active()  # a run of this kernel's has a live lease: the person's server is in use, however silent it is
 
     get = post = put = patch = delete = _pass
 
@@ -102,8 +105,8 @@ class WorkerPassHandler(websocket.WebSocketHandler):
 class KernelSocket:
     """The socket's file and server; it lives from `start` to `stop`."""
 
-    def __init__(self, service: Service, runtime_dir: str) -> None:
-        self._service, self._runtime_dir = service, runtime_dir
+    def __init__(self, service: Service, runtime_dir: str, active: Callable[[], None]) -> None:
+        self._service, self._runtime_dir, self._active = service, runtime_dir, active
         self._folder: Path | None = None
         self._server: HTTPServer | None = None
 
@@ -112,8 +115,9 @@ class KernelSocket:
         self._folder = private_folder(self._runtime_dir, len("farm.sock"))
         path = self._folder / "farm.sock"
         options = {"service": self._service}
+        whole = {**options, "active": self._active}
         app = web.Application(
-            [(r"/api/v1/worker", WorkerPassHandler, options), (r"/api/v1/(.*)", KernelHandler, options)],
+            [(r"/api/v1/worker", WorkerPassHandler, options), (r"/api/v1/(.*)", KernelHandler, whole)],
             websocket_max_message_size=FRAME_BYTES, websocket_ping_interval=20, log_function=_quiet,
         )  # fmt: skip
         self._server = HTTPServer(app, max_buffer_size=MAX_BLOB_BYTES + MAX_APPEND_BYTES)

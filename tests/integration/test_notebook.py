@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -152,7 +153,7 @@ async def test_what_goes_wrong_is_one_sentence_and_no_traceback(farm: Service, t
 async def socket(farm: Service, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """The farm as kernels of a person's server reach it: by a socket, with no token of their own."""
     passing = forward.Service(farm.url, "ann-server", logging.getLogger("test"))
-    kernels = KernelSocket(passing, tempfile.gettempdir())
+    kernels = KernelSocket(passing, tempfile.gettempdir(), lambda: None)
     monkeypatch.setenv("AGENTFARM_SOCKET", kernels.start())
     monkeypatch.delenv("AGENTFARM_TOKEN")
     yield
@@ -184,6 +185,28 @@ async def test_in_a_persons_server_a_task_that_is_shown_goes_on_being_shown_and_
     assert sorted(json.loads(results["data"]["text/plain"].replace("'", '"'))) == ["one", "three", "two"]
     assert "1 of 1" in markup(batch) and "four" in text(batch)
     assert "calculator" in markup(run) and text(threads).strip() == "[]"
+
+
+async def test_a_notebook_s_run_with_a_live_lease_marks_its_person_s_server_as_used_and_a_refused_one_does_not(
+    farm: Service,
+) -> None:
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "x"})
+    claim = await farm.claim(wait=5)
+    assert claim is not None
+    marks: list[str] = []
+    passing = forward.Service(farm.url, "ann-server", logging.getLogger("test"))
+    kernels = KernelSocket(passing, tempfile.gettempdir(), lambda: marks.append("used"))
+    transport = httpx.AsyncHTTPTransport(uds=kernels.start())
+    headers = {"Authorization": f"token {claim['token']}"}
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://farm/api/v1", headers=headers) as http:
+            path = f"/runs/{claim['run']}/heartbeat"
+            assert (await http.post(path, json={"fence": claim["fence"] + 1})).status_code == 409 and not marks
+            assert (await http.post(path, json={"fence": claim["fence"]})).status_code == 200
+    finally:
+        await kernels.stop()
+        await passing.close()
+    assert marks == ["used"]
 
 
 CHROMIUM = next((one for one in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(one).exists()), "")

@@ -277,3 +277,25 @@ def test_a_daemon_that_dies_while_a_server_starts_costs_nothing(place: Place, ga
     before = place.address("gus")
     assert place.its_token_works("gus"), "a lost fleet.json is made anew from the units"
     assert place.up("hal") != before
+
+
+def test_jupyterhub_s_own_culler_stops_people_s_idle_servers_and_does_not_see_agents(place: Place) -> None:
+    pytest.importorskip(
+        "jupyterhub_idle_culler", reason="jupyterhub-idle-culler is not installed: it is an operator's choice"
+    )
+    config = place.state / "config.py"
+    config.write_text(
+        config.read_text() + "from jupyterhub_agentfarm.hubconfig import cull_people\ncull_people(c, 2)\n"
+    )
+    place.hub.terminate()
+    place.hub.wait(20)
+    place.start_hub()
+    place.ask("POST", "/users/agent-idle")
+    place.ask("POST", "/groups/agents/users", {"users": ["agent-idle"]})
+    place.up("agent-idle")
+    place.begin("idler")
+    until(lambda: "Culling server idler" in place.text(), "the person's idle server was culled")
+    until(lambda: not place.server("idler"), "it is gone")
+    assert place.server("agent-idle").get("ready"), place.text()[-4000:]
+    place.ask("DELETE", "/users/agent-idle/server")
+    place.gone("agent-idle")
