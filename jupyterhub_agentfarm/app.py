@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import gc
 import logging
 import os
 import secrets
@@ -167,6 +168,8 @@ class AgentFarm(Application):
                 port, db.epoch, db.generation, "SQLite" if db.sqlite else "PostgreSQL",
             )  # fmt: skip
             await parts.models.budgets.ready()  # what a former life reserved is settled before anything is asked
+            gc.collect()
+            gc.freeze()  # what stands for ever is not looked through each time: 50 ms, in which everybody waits
             await run_until(
                 stopped,
                 db.lead(),
