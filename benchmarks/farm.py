@@ -6,7 +6,7 @@
 a server in a process of its own that notes when a request reaches it (all clocks are the machine's CLOCK_MONOTONIC).
 
 submit → model: from the moment before `POST /tasks` until its model request has come in, on an agent that is warm and idle.
-created, leased, requested: when those events of it are written, from the same moment on.
+created, leased, requested: the transactions of those events begin, from the same moment on (the first two are one).
 cancel: from `POST …/cancel` until the task has ended, while its tool blocks its thread for ever; `grace` is what it is given.
 at rest: memory and processor time of the service, over 20 s in which nobody asks for anything.
 """
