@@ -1,8 +1,7 @@
-"""A WebSocket on the bare connection, RFC 6455: what worker.py speaks over.
+"""A WebSocket on the bare connection, by the protocol of the library `websockets`: what worker.py speaks over.
 
-Tornado's own reads each frame in four steps through its stream and writes through two futures, the library `websockets`
-reads it as a generator: a fifth, and then a tenth, of the service's time where many workers are at work. Here a frame is a
-function call.
+Tornado's own reads each frame in four steps through its stream and writes through two futures, which was a fifth of the
+service's time where many workers are at work. Here a frame is a function call.
 """
 
 from __future__ import annotations
@@ -14,63 +13,16 @@ from collections.abc import Callable
 from typing import cast
 
 from tornado.web import RequestHandler
-from websockets.frames import CloseCode
+from websockets.exceptions import InvalidState
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import Protocol, Side, State
 
 from ..errors import Invalid
-
-try:
-    from websockets.speedups import apply_mask
-except ImportError:  # there is no compiled one for this machine
-    from websockets.utils import apply_mask
 
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 MAX_UNSENT = 64 * 1024 * 1024  # bytes; who takes nothing for so long is cut off, and asks again
 CLOSE_SECONDS = 5.0  # for what was written before the end
-CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10  # section 11.8
-
-
-class Broken(Exception):
-    """The client breaks a rule; `code` says which."""
-
-    def __init__(self, code: CloseCode) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-def next_frame(data: bytes, at: int, room: int) -> tuple[bool, int, bytes, int] | None:
-    """Return of the client's frame at `at`: is it the last of its message, its kind, its content, where the next begins.
-
-    None: the rest of it is still to come. Raises Broken; also where there are more bytes of a message than `room`.
-    """
-    if len(data) < at + 2:
-        return None
-    first, second = data[at], data[at + 1]
-    last, kind, size, begin = first > 127, first & 15, second & 127, at + 2
-    if first & 0x70 or second < 128 or kind not in (CONT, TEXT, BINARY, CLOSE, PING, PONG):
-        raise Broken(CloseCode.PROTOCOL_ERROR)
-    if kind >= CLOSE and (size > 125 or not last):
-        raise Broken(CloseCode.PROTOCOL_ERROR)
-    if size > 125:
-        begin += 2 if size == 126 else 8
-        if len(data) < begin:
-            return None
-        size = int.from_bytes(data[at + 2 : begin], "big")
-    if kind < CLOSE and size > room:
-        raise Broken(CloseCode.MESSAGE_TOO_BIG)
-    end = begin + 4 + size
-    if len(data) < end:
-        return None
-    return last, kind, apply_mask(data[begin + 4 : end], data[begin : begin + 4]), end
-
-
-def framed(kind: int, content: bytes) -> bytes:
-    """Return a frame of the server's."""
-    size = len(content)
-    if size < 126:
-        return bytes((128 | kind, size)) + content
-    if size < 65536:
-        return bytes((128 | kind, 126)) + size.to_bytes(2, "big") + content
-    return bytes((128 | kind, 127)) + size.to_bytes(8, "big") + content
+DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
 class Wire(asyncio.Protocol):
@@ -81,10 +33,9 @@ class Wire(asyncio.Protocol):
 
     def __init__(self, limit: int, ping: float, message: Callable[[bytes], None], closed: Callable[[], None]) -> None:
         self._ping_seconds, self._message, self._closed = ping, message, closed
+        self._frames = Protocol(Side.SERVER, state=State.OPEN, max_size=limit)
         self.transport: asyncio.Transport | None = None
-        self._limit, self._size = limit, 0  # size: bytes of the parts
         self._parts: list[bytes] = []  # of a message in several frames
-        self._left = b""  # of a frame whose rest is still to come
         self._heard = True
         self._timer: asyncio.TimerHandle | None = None
 
@@ -96,15 +47,12 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
-        data = self._left + data if self._left else data
-        at = 0
-        try:
-            while self.transport is not None and (found := next_frame(data, at, self._limit - self._size)) is not None:
-                last, kind, content, at = found
-                self._take(last, kind, content)
-        except Broken as error:
-            self.close(error.code)
-        self._left = data[at:]
+        self._frames.receive_data(data)
+        for event in self._frames.events_received():
+            frame = cast(Frame, event)
+            if frame.opcode in DATA:
+                self._take(frame)
+        self._send_out()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
@@ -122,13 +70,19 @@ class Wire(asyncio.Protocol):
         """Send a text, where the connection still stands."""
         if self.transport is None:
             return
-        self._write(framed(TEXT, message))
-        if self.transport.get_write_buffer_size() > MAX_UNSENT:
+        try:
+            self._frames.send_text(message)
+        except InvalidState:
+            return  # the other side has said goodbye
+        self._send_out()
+        if self.transport is not None and self.transport.get_write_buffer_size() > MAX_UNSENT:
             self.transport.abort()
 
     def close(self, code: CloseCode = CloseCode.NORMAL_CLOSURE) -> None:
         """Say that it is over, and end it when that is sent. Twice is harmless."""
-        self._write(framed(CLOSE, code.to_bytes(2, "big")))
+        if self.transport is not None and self._frames.state is State.OPEN:
+            self._frames.send_close(code)
+            self._send_out()
         self._end()
 
     def hold(self, still: bool) -> None:
@@ -138,29 +92,21 @@ class Wire(asyncio.Protocol):
 
     # -- frames --------------------------------------------------------------------------------------------------
 
-    def _take(self, last: bool, kind: int, content: bytes) -> None:
-        if kind == PING:
-            self._write(framed(PONG, content))
-        elif kind == CLOSE:
-            if len(content) == 1:
-                raise Broken(CloseCode.PROTOCOL_ERROR)
-            self._write(framed(CLOSE, content[:2]))
-            self._end()
-        elif kind != PONG:
-            if (kind == CONT) != bool(self._parts):  # what goes on has begun, and nothing begins between
-                raise Broken(CloseCode.PROTOCOL_ERROR)
-            if last and not self._parts:
-                self._message(content)
-                return
-            self._parts.append(content)
-            self._size += len(content)
-            if last:
-                whole, self._parts, self._size = b"".join(self._parts), [], 0
-                self._message(whole)
+    def _take(self, frame: Frame) -> None:
+        self._parts.append(bytes(frame.data))
+        if frame.fin:
+            data, self._parts = b"".join(self._parts), []
+            self._message(data)
 
-    def _write(self, frame: bytes) -> None:
+    def _send_out(self) -> None:
+        """Write what the protocol has to say; it ends the connection where a goodbye was answered or a rule broken."""
+        said = self._frames.data_to_send()
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(frame)
+            for data in said:
+                if data:
+                    self.transport.write(data)
+        if self._frames.state is not State.OPEN:
+            self._end()
 
     def _end(self) -> None:
         transport, self.transport = self.transport, None
@@ -175,7 +121,8 @@ class Wire(asyncio.Protocol):
             self.transport.abort()
             return
         self._heard = False
-        self._write(framed(PING, b""))
+        self._frames.send_ping(b"")
+        self._send_out()
         self._timer = asyncio.get_running_loop().call_later(self._ping_seconds, self._ping)
 
 
