@@ -131,7 +131,7 @@ class Trial:
     def _strike(self, fault: Fault, kind: str) -> None:
         """Strike when the ledger has just got an event of that kind ("": anywhen), heal, and wait until the farm answers."""
         if fault.name == "notebook" or self.random.random() < 0.3:
-            self._give_notebook()
+            self._give_notebook(wait=fault.name == "notebook")
         heal = self._aimed(fault, kind) if kind else self._anywhen(fault)
         self._pump_for(fault.seconds + fault.leases * self.farm.lease)
         heal()
@@ -245,14 +245,16 @@ class Trial:
         self.given += 1
         self.tasks[task["task_id"]], self.sorts[task["task_id"]] = task, sort
 
-    def _give_notebook(self) -> None:
-        """Let a notebook's kernel begin a run of its own, where none drives one; wait until its calls reach the world."""
+    def _give_notebook(self, wait: bool) -> None:
+        """Let a notebook's kernel begin a run of its own, where none drives one; `wait` until its calls reach the world."""
         if self.farm.notebook and self.farm.notebook.poll() is None:
             return
         name = f"{self.begun}-n{self.notebooks}"
         self.notebooks += 1
         made = work.make(Random(name), "pause", name, f"http://127.0.0.1:{self.farm.world_port}", AGENTS[0])
         self.farm.drive_notebook(made.input)
+        if not wait:
+            return
         until(
             lambda: self._pump() is not None and any(name in one["name"] for one in self.farm.requests()),
             HEAL_SECONDS, "a notebook's call has reached the world",
