@@ -43,9 +43,10 @@ function activate(
     icon: args => (args.isPalette ? undefined : icon),
     execute: args => {
       const route = String(args.route ?? 'agents');
-      let widget = tracker.find(one => one.content.route === route || one.content.key === route);
+      const key = String(args.key ?? route); // named where a tab is restored
+      let widget = tracker.find(one => one.content.key === key || (args.key === undefined && one.content.route === route));
       if (!widget) {
-        const opened = new MainAreaWidget({ content: new RouteWidget(farm, route, String(args.key ?? route)) });
+        const opened = new MainAreaWidget({ content: new RouteWidget(farm, route, key) });
         opened.content.readdressed.connect(() => void tracker.save(opened));
         widget = opened;
         widget.id = `main-${widget.content.id}`;
