@@ -1,0 +1,17 @@
+"""A tool for an agent of the lab: it takes for ever once, so that something can happen meanwhile, and is quick the second time."""
+
+import time
+from pathlib import Path
+
+from agentfarm_sdk import tool
+
+
+@tool(effect="read", timeout=600)
+def linger(ctx, mark: str) -> str:
+    """Stay for ten minutes; where the mark is there already, leave at once."""
+    there = Path.home() / mark
+    if there.exists():
+        return "the second time"
+    there.touch()
+    time.sleep(600)
+    return "the first time"

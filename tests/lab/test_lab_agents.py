@@ -1,0 +1,133 @@
+"""Agents on real microservers, through a real Hub and its proxy: they work to the end, whatever becomes of daemon, line and power."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from labkit import Lab, skip_without_lab
+
+from agentfarm_sdk.tools.registry import pinned
+from jupyterhub_agentfarm.fleet.client import FleetClient
+
+sys.path.append(str(Path(__file__).parents[1] / "e2e"))
+import lingering
+from farmkit import Farm, Person, clean_env, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(600)]
+SUM = json.dumps({"tool": "calculator", "arguments": {"expression": "17*23"}})
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[str]:
+    """The address of a model server that does what the task says."""
+    skip_without_lab()
+    command = [sys.executable, "-m", "jupyterhub_agentfarm.chaos.model"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    process.kill()
+    process.wait(10)
+
+
+class Fleet:
+    """A farm and the daemon's own door, for what has no command yet."""
+
+    def __init__(self, farm: Farm) -> None:
+        self.farm, self.client = farm, FleetClient(farm.state / "fleet.sock", timeout=90)
+
+    def add(self, lab: Lab, host: int) -> None:
+        lab.need(host)
+        lab.install(host, asyncio.run(self.client.ssh_key()))
+        registration = {"ssh": f"root@{lab.address(host)}", "host_keys": [lab.host_key(host)]}
+        added = asyncio.run(self.client.register(f"micro{host}", registration))
+        assert not added["silent"], added
+
+    def where(self, agent: str) -> str:
+        units = [one for one in asyncio.run(self.client.units()) if one.get("agent") == agent]
+        return str(units[0]["microserver"]) if units else ""
+
+
+@pytest.fixture(scope="module")
+def fleet(booted: Lab, model: str) -> Iterator[Fleet]:
+    place = Path(tempfile.mkdtemp(prefix="afl-", dir="/tmp"))
+    env = clean_env(HF_API_URL=model, HUGGING_FACE_AUTH_TOKEN="none-needed", AGENTFARM_SSH_ALIVE_SECONDS="1")
+    farm = Farm(place / "farm", env, database=f"sqlite:///{place}/farm/farm.sqlite", options=("--no-demo",))
+    farm.start()
+    made = Fleet(farm)
+    try:
+        made.add(booted, 1)
+        asyncio.run(made.client.cordon("local", "its servers go elsewhere"))
+        yield made
+    finally:
+        farm.stop()
+        if not made.farm.leftovers():
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def alice(fleet: Fleet) -> Person:
+    """A person with an agent that calculates and lingers."""
+    person = fleet.farm.person("alice")
+    spec, code = pinned(lingering.linger)
+    tools = [{"name": "calculator"}, msgspec.to_builtins(spec)]
+    draft = {"prompt": "Do what you are told.", "model": {"name": "scripted"}, "tools": tools}
+    with person.api() as api:
+        made = api.post("/agents", json={"name": "far", "draft": draft, "files": {"lingering.py": code.decode()}})
+        assert made.status_code == 201, made.text
+        api.post("/agents/far/publish", json={}).raise_for_status()
+    return person
+
+
+def linger(person: Person, lab: Lab, mark: str) -> str:
+    """Submit a task and wait until its tool is under way; return its id."""
+    task = person.submit("far", json.dumps({"tool": "linger", "arguments": {"mark": mark}}))
+    there = lab.inside(1, f"/var/lib/agentfarm/workspaces/far/{mark}")
+    until(there.exists, 60, "the tool is under way")
+    return str(task["task_id"])
+
+
+def test_an_agent_works_on_a_microserver_and_its_kernels_are_reached_through_the_proxy(
+    fleet: Fleet, alice: Person, booted: Lab
+) -> None:
+    done = alice.settled(alice.submit("far", SUM)["task_id"])
+    assert done["status"] == "succeeded" and "391" in done["result"], done
+    assert fleet.where("far") == "micro1"
+    said = fleet.farm.kernels("agent-far", alice.token).run("import os, platform; print(platform.node(), os.getuid())")
+    host, uid = said.split()
+    assert host == "micro1" and int(uid) >= 200_000
+    assert ":8888" not in booted("exec", 1, "ss", "-tln")
+
+
+def test_a_daemon_that_is_killed_cuts_no_websocket_of_a_kernel(fleet: Fleet, alice: Person) -> None:
+    kernel = fleet.farm.kernels("agent-far", alice.token)
+    waits = "import time\nfor n in range(60):\n    time.sleep(0.1)\nprint('to the end')"
+
+    async def kill_meanwhile() -> str:
+        running = asyncio.create_task(kernel._run(waits))
+        await asyncio.sleep(1)
+        await asyncio.to_thread(fleet.farm.kill, "daemon")
+        return await asyncio.wait_for(running, 120)
+
+    assert asyncio.run(kill_meanwhile()) == "to the end\n"
+    done = alice.settled(alice.submit("far", SUM)["task_id"])
+    assert done["status"] == "succeeded", done
+
+
+def test_a_power_cut_ends_no_task(fleet: Fleet, alice: Person, lab: Lab) -> None:
+    task = linger(alice, lab, "before-the-cut")
+    lab("kill", 1)
+    lab("start", 1)
+    lab.off.clear()
+    done = alice.settled(task, 120)
+    assert done["status"] == "succeeded" and "the second time" in done["result"], done
+    kinds = [event["kind"] for event in alice.events(done["run_id"])]
+    assert kinds.count("run.leased") == 2 and "tool.doubted" not in kinds
