@@ -71,6 +71,10 @@ class FleetClient:
         """Return the public part of the farm's key for microservers."""
         return str((await self._call("GET", "/ssh/key"))["public_key"])
 
+    async def disconnect(self) -> None:
+        """End the connections to all microservers: the farm is being stopped."""
+        await self._call("DELETE", "/connections")
+
     async def explain(self, unit: str) -> dict[str, Any]:
         """Return {unit, microserver, reasons: {name: why not, or null}, why, feasible, change, demand …}."""
         return await self._call("GET", f"/placements/explain?unit={quote(unit)}")

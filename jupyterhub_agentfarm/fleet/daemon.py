@@ -169,7 +169,10 @@ class Fleet:
         async with self._locks.setdefault(unit, asyncio.Lock()):
             shown = await self.show(unit)
             if shown.get("pid") == pid:
-                await self.microserver(shown["microserver"]).ask("stop", unit=unit)
+                micro = self.microserver(shown["microserver"])
+                await micro.ask("stop", unit=unit)
+                if isinstance(micro, SshMicroserver):
+                    await self.remotes.unforward(micro, unit)
 
     async def listed(self) -> list[dict[str, Any]]:
         """Return every unit with its state; those that a microserver runs and the daemon had forgotten are adopted."""
@@ -402,6 +405,12 @@ class _Key(_Handler):
         self.answer({"public_key": self.fleet.remotes.public_key()})
 
 
+class _Connections(_Handler):
+    async def delete(self) -> None:
+        await self.fleet.remotes.disconnect()
+        self.answer({})
+
+
 class _Explain(_Handler):
     async def get(self) -> None:
         self.answer(await self.fleet.placing.explain(self.get_argument("unit")))
@@ -450,6 +459,7 @@ def application(fleet: Fleet, users: HubUsers) -> tornado.web.Application:
             (r"/microservers", _Microservers, parts),
             (r"/microservers/([^/]+)", _Microserver, parts),
             (r"/ssh/key", _Key, parts),
+            (r"/connections", _Connections, parts),
             (r"/microservers/([^/]+)/(cordon|uncordon)", _Cordon, parts),
             (r"/placements/explain", _Explain, parts),
             (r"/placements/plan", _Plan, parts),

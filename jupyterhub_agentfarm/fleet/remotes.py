@@ -102,6 +102,13 @@ class Remotes:
         await asyncio.gather(*self._keeping.values(), return_exceptions=True)
         self._keeping.clear()
 
+    async def disconnect(self) -> None:
+        """End all connections, when the whole farm is stopped. Those of a daemon that only starts anew are left to it."""
+        await self.let_go()
+        await asyncio.gather(
+            *(micro.connection.close() for micro in self.microservers.values()), return_exceptions=True
+        )
+
     # -- which there are -----------------------------------------------------------------------------------------
 
     def public_key(self) -> str:
@@ -201,15 +208,7 @@ class Remotes:
             log.warning("microserver %s was restarted: what ran there has ended", micro.name)
         known |= {"boot_id": facts["boot_id"], "helper_version": facts["helper"]}
         self.state.save()
-        running = [one for one in (await micro.ask("list"))["items"] if one["state"] == "running"]
-        for one in running:
-            home = self.state.units.get(one["unit"])
-            if home is not None and (home["microserver"] != micro.name or home.get("unwanted")):
-                log.warning(
-                    "unit %s still runs on %s, where it is not wanted any more: it is stopped", one["unit"], micro.name
-                )
-                await micro.ask("stop", unit=one["unit"], now=True)
-                home.pop("unwanted", None)
+        running = await self._fenced(micro)
         back = known.get("back", {})
         if back:
             await micro.ask("release", ports=sorted(back.values()))
@@ -219,6 +218,25 @@ class Remotes:
         for one in running:
             if self.state.units.get(one["unit"], {}).get("microserver") == micro.name:
                 await self.forward(micro, one["unit"], one["socket"])
+
+    async def _fenced(self, micro: SshMicroserver) -> list[dict[str, Any]]:
+        """End what may not run there any more, forget what is left of it; return what runs there by right. Raises FleetError."""
+        rightful = []
+        for one in (await micro.ask("list"))["items"]:
+            home, unit = self.state.units.get(one["unit"]), one["unit"]
+            elsewhere = home is not None and home.get("microserver") not in (None, micro.name)
+            if one["state"] == "running" and (elsewhere or (home or {}).get("unwanted")):
+                log.warning(
+                    "unit %s still runs on %s, where it is not wanted any more: it is stopped", unit, micro.name
+                )
+                await micro.ask("stop", unit=unit, now=True)
+            elif one["state"] == "running":
+                rightful.append(one)
+            if elsewhere:
+                await micro.ask("forget", unit=unit)
+            elif home is not None and home.pop("unwanted", None):
+                self.state.save()
+        return rightful
 
     async def forward(self, micro: SshMicroserver, unit: str, socket: str) -> int:
         """Bring the unit's socket to its loopback port here, or to another one where that is taken. Raises FleetError, StartError."""

@@ -13,7 +13,7 @@ STOP_SECONDS = 12.0  # for a server to end by itself, its kernels with it
 
 
 async def stop_all(state: State, say: Callable[[str], None]) -> None:
-    """Stop every server. What cannot be stopped is said: the next start finds it again."""
+    """Stop every server, then end the connections to microservers. What cannot be stopped is said: the next start finds it again."""
     fleet = FleetClient(state.directory / "fleet.sock", timeout=STOP_SECONDS)
     try:
         units = await _running(fleet)
@@ -22,6 +22,7 @@ async def stop_all(state: State, say: Callable[[str], None]) -> None:
         await asyncio.gather(*(_stop(fleet, unit) for unit in units))
         if left := await _running(fleet):
             say(f"these servers did not stop: {', '.join(left)}")
+        await fleet.disconnect()
     except AgentFarmError as error:
         say(f"{error.detail}: servers may still run, the next start finds them")
 
@@ -32,8 +33,9 @@ async def _running(fleet: FleetClient) -> list[str]:
 
 async def _stop(fleet: FleetClient, unit: str) -> None:
     try:
-        await fleet.stop(unit)
-    except FleetError:  # it takes too long
-        await fleet.stop(unit, now=True)
-    except NotFound:
+        try:
+            await fleet.stop(unit)
+        except FleetError:  # it takes too long
+            await fleet.stop(unit, now=True)
+    except (FleetError, NotFound):  # its microserver is away: it is stopped there when it returns
         pass

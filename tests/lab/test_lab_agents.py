@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 from labkit import Lab, skip_without_lab
 
@@ -69,6 +70,8 @@ def fleet(booted: Lab, model: str) -> Iterator[Fleet]:
         yield made
     finally:
         farm.stop()
+        masters = [one for one in psutil.process_iter(["cmdline"]) if str(place) in " ".join(one.info["cmdline"] or [])]
+        assert not masters, masters
         if not made.farm.leftovers():
             shutil.rmtree(place, ignore_errors=True)
 
