@@ -30,6 +30,11 @@ PROXY = HERE.parents[1] / "node_modules" / ".bin"
     ],
 )
 def test_the_hubs_own_suite_passes_against_our_spawner(suite: str, starts: bool, tmp_path: Path) -> None:
+    run_suite(suite, starts, tmp_path)
+
+
+def run_suite(suite: str, starts: bool, tmp_path: Path, **env: str) -> None:
+    """Run JupyterHub's own suites in a process of their own. `starts`: servers are started there."""
     path = f"{PROXY}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if shutil.which("configurable-http-proxy", path=path) is None:
         pytest.skip("configurable-http-proxy is not installed: npm ci")
@@ -45,6 +50,7 @@ def test_the_hubs_own_suite_passes_against_our_spawner(suite: str, starts: bool,
         "PATH": path,
         "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}",
         "AGENTFARM_SUITE_MARK": str(mark),
+        **env,
     }
     # Into a file: a service that a test forgot would hold a pipe open for ever.
     with (tmp_path / "out").open("w+") as out:

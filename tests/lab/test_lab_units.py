@@ -108,7 +108,7 @@ async def test_a_server_runs_is_reached_by_a_loopback_port_and_ends_whole(
     # again is the same; the end is whole
     again = await daemon.client.start("af-a", user="agent-a", server="", args=[PYTHON, "-c", SERVER], env={})
     assert (again["pid"], again["port"]) == (started["pid"], started["port"])
-    assert [one["state"] for one in await daemon.client.units()] == ["running"]
+    assert [one["state"] for one in await daemon.client.units() if one["unit"] == "af-a"] == ["running"]
     stopped = await daemon.client.stop("af-a")
     assert stopped["state"] == "exited" and stopped["empty"] and proof_of_death(stopped)
     assert "sleep 600" not in lab("exec", 1, "ps", "-eo", "args") and not is_open(started["port"])
