@@ -14,11 +14,10 @@ from typing import Any
 
 import msgspec
 
-from agentfarm_sdk import effects, schemas
+from agentfarm_sdk import schemas
 from agentfarm_sdk.fold import Fold
 from agentfarm_sdk.protocol import (
     LEASE_SECONDS,
-    WORKER_KINDS,
     AdmittedCall,
     AppendAnswer,
     AppendRequest,
@@ -39,8 +38,7 @@ from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid
 from ..records import Committed, Run
 from ..store import definitions, inbox, latest, leases, ledger, threads
 from ..store.db import Database, Tx
-from . import admission, simulation
-from .asking import AskedCall
+from . import admission, reports, simulation
 from .budgets import size_of
 from .decisions import Word, events_of
 from .simulation import Answers, asked_for
@@ -51,7 +49,6 @@ Push = Callable[[str, list[Event]], None]
 ARRIVAL_SECONDS = 10.0
 RENEW_TOKEN_AFTER = 300.0
 _TOLD = {"started": "admitted", "awaiting": "awaiting", "failed": "failed", "succeeded": "answered"}
-OUTCOMES = frozenset({"tool.succeeded", "tool.failed"})
 ASIDE = frozenset({"model.requested", "model.failed"})  # they move nothing in a fold
 
 
@@ -69,9 +66,7 @@ class LiveRun:
         self.calls_made = sum(1 for call in fold.calls.values() if call.attempts)
         self.writing = 0  # writes of ours that are under way
         self.digest, self.digested, self.size = "", 0, 0  # size: tokens of the messages, at most
-        self.shown: dict[
-            int, dict[str, Any]
-        ] = {}  # messages with images and files, as the model is shown them, by place
+        self.shown: dict[int, dict[str, Any]] = {}  # by place: messages with images and files, as the model sees them
         self.token_at = time.monotonic()
         self.loaded: list[Event] = []  # the events that it was made of, until it is opened
         self._arrival = asyncio.Event()
@@ -317,11 +312,11 @@ class LiveRuns:
             _held(live)
             if request.n != live.n + 1:
                 raise Hole(f"append {request.n} came after {live.n}", hint=f"append {live.n + 1} first", last_n=live.n)
-            _check(live, events, self.db.now())
+            reports.check(live.fold, live.fence, events, self.db.now())
             for event in events:
                 live.apply(event, f"worker:{fence}")
             verdicts = self._admit_reported(live, events)
-            also = [verdict.event for verdict in verdicts] + _left_in_doubt(live, events)
+            also = [verdict.event for verdict in verdicts] + reports.left_in_doubt(live.fold, events)
             for event in also:
                 live.apply(event, "gateway")
             live.arrived(request.n)
@@ -390,7 +385,7 @@ class LiveRuns:
 
         Raises Conflict: the call has an outcome. Forbidden: another worker started it.
         """
-        if event.kind not in OUTCOMES:
+        if event.kind not in reports.OUTCOMES:
             raise Invalid("an outcome is tool.succeeded or tool.failed")
 
         def late(tx: Tx) -> ledger.Appended:
@@ -494,83 +489,6 @@ def _held(live: LiveRun) -> None:
             f"run {live.run.run_id}: fence {live.fence} holds nothing any more",
             hint="stop: it was taken from this worker",
         )
-
-
-def _check(live: LiveRun, events: Iterable[NewEvent], now: float) -> None:
-    """Refuse what this worker cannot say now; what stands earlier in the same append counts."""
-    unanswered: dict[str, str] = {call.call: call.state for call in live.fold.open_calls}
-    lost = {call.call for call in live.fold.open_calls if call.state == "started" and call.fence != live.fence}
-    reported = False
-    for event in events:
-        if event.kind not in WORKER_KINDS:
-            raise Forbidden(
-                f"a worker may not write {event.kind}", hint="workers write: " + ", ".join(sorted(WORKER_KINDS))
-            )
-        if event.kind == "tool.probed":
-            _check_probed(live, event, lost)
-        if event.kind in OUTCOMES and (unanswered.pop(event.call or "", None) != "started" or event.call in lost):
-            raise Conflict(
-                f"call {event.call} is not under way", hint="only an admitted call without outcome can get one"
-            )
-        if event.kind in effects.RESTS:
-            if unanswered.get(event.call or "") != "started":
-                raise Conflict(f"call {event.call} is not under way", hint="only an admitted call can rest")
-            unanswered[event.call or ""] = "resting"
-        effects.check(event, now)
-        if event.kind == "context.compacted":
-            if unanswered:
-                raise Conflict("a call has no outcome yet", hint="shorten the conversation when it has one")
-            if not isinstance(msgspec.json.decode(event.body).get("summary"), str):
-                raise Invalid("context.compacted needs a summary", hint="text that stands for the older messages")
-        if event.kind in ("run.succeeded", "model.reported") and unanswered:
-            raise Conflict("a call has no outcome yet", hint="append the outcomes first")
-        if event.kind == "model.reported":
-            if reported:
-                raise Conflict("an append holds one reply", hint="append the next one when this one is admitted")
-            reported = True
-            unanswered |= dict.fromkeys(_check_reported(live, event), "asked")
-
-
-def _check_probed(live: LiveRun, event: NewEvent, lost: set[str]) -> None:
-    call = live.fold.calls.get(event.call or "")
-    if call is None or (call.open and (call.call not in lost or call.effect != "once")):
-        raise Conflict(f"call {event.call} is none to ask a probe of", hint="those that `open` hands out as `probe`")
-    if msgspec.json.decode(event.body).get("answer") not in ("happened", "not_happened", "unknown"):
-        raise Invalid("tool.probed needs an answer", hint="happened (with its result), not_happened or unknown")
-
-
-def _left_in_doubt(live: LiveRun, events: Iterable[NewEvent]) -> list[NewEvent]:
-    """Return the doubts that stay where a probe could not end them; the run then waits for a person."""
-    doubts: list[NewEvent] = []
-    for event in events:
-        if event.kind != "tool.probed" or (call := live.fold.calls[event.call or ""]).state != "started":
-            continue
-        said = msgspec.json.decode(event.body)
-        why = said.get("reason") or "it does not know"
-        if said["answer"] == "not_happened":
-            why = "it has not happened, but the worker is only silent and may still be doing it"
-        doubts.append(leases.doubt(call, f"the tool's probe was asked: {why}", call.proof))
-    return doubts
-
-
-def _check_reported(live: LiveRun, event: NewEvent) -> list[str]:
-    """Return the ids of a reported reply's calls. Raises Invalid."""
-    said = msgspec.json.decode(event.body).get("message")
-    try:
-        asked = [
-            AskedCall(c["function"]["name"], c["function"]["arguments"], c["id"])
-            for c in (said.get("tool_calls") or [])
-        ]
-        if said["role"] != "assistant" or not isinstance(said.get("content") or "", str):
-            raise KeyError
-        wanted = admission.message(live.fold.steps, said.get("content") or "", asked)
-    except (TypeError, KeyError, AttributeError):
-        raise Invalid("model.reported needs a message of the assistant in OpenAI's form") from None
-    if [c["id"] for c in wanted.get("tool_calls", [])] != [c.id for c in asked]:
-        raise Invalid(
-            "the calls of a reported reply need our ids", hint=f"c{live.fold.steps}-0, c{live.fold.steps}-1, …"
-        )
-    return [c.id for c in asked]
 
 
 def _append(tx: Tx, run_id: str, fence: int, n: int, events: list[NewEvent], also: list[NewEvent]) -> ledger.Appended:
