@@ -35,7 +35,8 @@ FORMER = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s 
 STUCK = f"""
     SELECT pg_terminate_backend(a.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objid = {LEADER_KEY} AND l.granted
-    AND a.state = 'active' AND a.wait_event = 'ClientWrite' AND a.state_change < clock_timestamp() - make_interval(secs => %s)
+    AND a.datname = current_database() AND a.state = 'active' AND a.wait_event = 'ClientWrite'
+    AND a.state_change < clock_timestamp() - make_interval(secs => %s)
 """
 
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from servicekit import FakeHub
 from test_service_process import free_port
 
@@ -33,7 +34,9 @@ from agentfarm_sdk.testing import ScriptedServer, calls, says
 from jupyterhub_agentfarm.chaos.network import Wire
 from jupyterhub_agentfarm.chaos.postgres import Postgres
 from jupyterhub_agentfarm.errors import StoreError, Transient
+from jupyterhub_agentfarm.store import engines
 from jupyterhub_agentfarm.store.db import Database
+from jupyterhub_agentfarm.store.leading import Lock
 
 T = TypeVar("T")
 LEASE = 4.0
@@ -371,3 +374,30 @@ async def test_a_session_of_one_s_own_that_the_database_takes_for_alive_stands_i
     finally:
         await db.close()
         wire.close()
+
+
+def test_a_leader_that_is_stuck_in_the_middle_of_an_answer_is_followed(postgres: Postgres) -> None:
+    """Its session is not idle: PostgreSQL waits to send the rest."""
+    wire = Wire(lambda: str(postgres.folder / ".s.PGSQL.5432"))
+    url = postgres.create()
+    name = url.partition("@/")[2].partition("?")[0]
+    former, reader = engines.make(f"postgresql://farm@127.0.0.1:{wire.port}/{name}")
+    following, other = engines.make(url)
+    mine, theirs = Lock(following, 1.0), Lock(former, 1.0)
+    session = theirs.connect()
+
+    def take() -> None:
+        with contextlib.suppress(sa.exc.DBAPIError):
+            session.exec_driver_sql("SELECT repeat('x', 100000000)")
+
+    taking = threading.Thread(target=take)
+    try:
+        wire.silence("down")
+        taking.start()
+        until(mine.ask, HEAL, "the other one leads")
+    finally:
+        wire.close()
+        taking.join()
+        mine.release()
+        for engine in (former, reader, following, other):
+            engine.dispose()
