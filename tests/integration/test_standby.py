@@ -392,6 +392,7 @@ def test_a_leader_that_is_stuck_in_the_middle_of_an_answer_is_followed(postgres:
 
     taking = threading.Thread(target=take)
     try:
+        session.exec_driver_sql("SELECT 1")  # the transaction has begun: what follows is one question and its answer
         wire.silence("down")
         taking.start()
         until(mine.ask, HEAL, "the other one leads")
