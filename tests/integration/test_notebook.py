@@ -190,8 +190,9 @@ async def test_in_a_persons_server_a_task_that_is_shown_goes_on_being_shown_and_
 async def test_a_notebook_s_run_with_a_live_lease_marks_its_person_s_server_as_used_and_a_refused_one_does_not(
     farm: Service,
 ) -> None:
-    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "x"})
-    claim = await farm.claim(wait=5)
+    await farm.agent("other")  # the analyst is at work here
+    await farm.ok("ann", "POST", "/tasks", {"target": "other", "input": "x"})
+    claim = await farm.claim("other", wait=15)
     assert claim is not None
     marks: list[str] = []
     passing = forward.Service(farm.url, "ann-server", logging.getLogger("test"))
