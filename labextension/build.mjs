@@ -3,6 +3,8 @@
 // The extension is what JupyterLab calls a federated module: a script that puts `{init, get}` at
 // `window._JUPYTERLAB[name]`. `init` gets the share scope, in which JupyterLab offers its packages and React; `get` loads
 // those that we use and then our code. That is all there is to it, so esbuild does it, in a second.
+//
+// CodeMirror comes late: a chunk of the pages, and in JupyterLab a file of its own beside the first, with its own needs.
 import { createHash } from 'node:crypto';
 import { access, mkdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -13,7 +15,9 @@ import * as esbuild from 'esbuild';
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const PACKAGE = path.join(HERE, '..', 'jupyterhub_agentfarm');
 const WATCH = process.argv.includes('--watch');
-const SHARED = /^(@jupyterlab|@lumino|@codemirror|@lezer)\/[\w-]+$|^react$|^react-dom$/;
+const SHARED = /^(@jupyterlab|@lumino|@lezer)\/[\w-]+$|^@codemirror\/(commands|language|state|view)$|^react$|^react-dom$/;
+const LATE = path.join(HERE, 'src', 'editor', 'editor.ts');
+const LOADER = 'agentfarm:editor';
 
 const common = {
   absWorkingDir: HERE, bundle: true, write: false, minify: !WATCH, sourcemap: false, target: 'es2022', jsx: 'transform', metafile: true,
@@ -22,10 +26,12 @@ const common = {
 
 const lab = {
   ...common, entryPoints: ['src/index.ts'], format: 'cjs', platform: 'browser', outdir: 'out',
-  plugins: [shared(), whenDone(writeLab)]
+  plugins: [shared(), late(), whenDone(writeLab)]
 };
+const labEditor = { ...common, entryPoints: [LATE], format: 'cjs', platform: 'browser', outdir: 'out', plugins: [shared()] };
 const pages = {
-  ...common, entryPoints: ['src/pages.tsx'], format: 'esm', platform: 'browser', outdir: 'out', plugins: [whenDone(writePages)]
+  ...common, entryPoints: ['src/pages.tsx'], format: 'esm', platform: 'browser', outdir: 'out', splitting: true, entryNames: 'farm.[hash]',
+  chunkNames: 'farm.[hash]', plugins: [whenDone(writePages)]
 };
 const labStyle = { ...common, entryPoints: ['style/lab.css'], outdir: 'out' };
 
@@ -39,16 +45,26 @@ function shared() {
   };
 }
 
+/** In JupyterLab the container says how the editor is loaded. */
+function late() {
+  return {
+    name: 'late',
+    setup(build) {
+      build.onResolve({ filter: /\/editor\/load$/ }, () => ({ path: LOADER, external: true, watchFiles: [LATE] }));
+    }
+  };
+}
+
 function whenDone(write) {
   return { name: 'write', setup: build => build.onEnd(result => (result.errors.length ? undefined : write(result))) };
 }
 
 async function writeLab(result) {
-  const code = text(result, '.js');
-  const needs = Object.values(result.metafile.outputs).flatMap(output => output.imports.filter(one => one.external).map(one => one.path));
   const style = text(await esbuild.build(labStyle), '.css');
   const name = JSON.parse(await readFile(path.join(HERE, 'package.json'), 'utf8')).name;
-  const entry = container(name, [...new Set(needs)].sort(), code, style);
+  const editor = lateModule(await esbuild.build(labEditor));
+  const file = `editor.${hash(editor)}.js`;
+  const entry = container(name, needs(result), text(result, '.js'), style, file);
   const load = `static/remoteEntry.${hash(entry)}.js`;
   const about = {
     name, version: await version(), description: 'AgentFarm in JupyterLab', dependencies: {},
@@ -57,6 +73,7 @@ async function writeLab(result) {
   const schema = await readFile(path.join(HERE, 'schema', 'panel.json'), 'utf8');
   await replace(path.join(PACKAGE, 'labextension'), {
     [load]: entry,
+    [`static/${file}`]: editor,
     [`schemas/${name}/panel.json`]: schema,
     [`schemas/${name}/package.json.orig`]: JSON.stringify({ name, version: about.version, jupyterlab: { schemaDir: 'schema' } }),
     'install.json': JSON.stringify({ packageManager: 'python', packageName: 'jupyterhub-agentfarm', uninstallInstructions: 'pip uninstall jupyterhub-agentfarm' }),
@@ -64,12 +81,25 @@ async function writeLab(result) {
   });
 }
 
+/** What a bundle takes from the share scope. */
+function needs(result) {
+  const found = Object.values(result.metafile.outputs).flatMap(output => output.imports.filter(one => one.external).map(one => one.path));
+  return [...new Set(found)].filter(one => one !== LOADER).sort();
+}
+
+const lateModule = result => `export const needs = ${JSON.stringify(needs(result))};
+export default function (module, exports, require) {
+${text(result, '.js')}
+}
+`;
+
 /** The script of the federated module. A version that is loaded already wins, else the highest: so React is one. */
-function container(name, needs, code, style) {
+function container(name, needs, code, style, editor) {
   return `(() => {
 "use strict";
-let scope, loading;
-const shared = {};
+let scope, loading, late;
+const from = document.currentScript.src;
+const shared = { "${LOADER}": { load: () => (late ??= import(new URL("${editor}", from)).then(found => run(found.needs, found.default))) } };
 const key = version => version.split(/[.+-]/).map(part => part.padStart(8, "0")).join(".");
 async function provide(name) {
   const versions = Object.entries(scope[name] || {});
@@ -78,13 +108,16 @@ async function provide(name) {
   entry.loaded = 1;
   shared[name] = (await entry.get())();
 }
-async function load() {
-  await Promise.all(${JSON.stringify(needs)}.map(provide));
+async function run(needs, code) {
+  await Promise.all(needs.map(provide));
   const module = { exports: {} };
-  (function (module, exports, require) {
-${code}
-  })(module, module.exports, name => shared[name]);
+  code(module, module.exports, name => shared[name]);
   return module.exports;
+}
+function load() {
+  return run(${JSON.stringify(needs)}, function (module, exports, require) {
+${code}
+  });
 }
 function style() {
   const element = document.createElement("style");
@@ -105,13 +138,9 @@ function style() {
 }
 
 async function writePages(result) {
-  const files = {};
-  const names = {};
-  for (const kind of ['.js', '.css']) {
-    const content = text(result, kind);
-    names[kind.slice(1)] = `farm.${hash(content)}${kind}`;
-    files[names[kind.slice(1)]] = content;
-  }
+  const files = Object.fromEntries(result.outputFiles.map(file => [path.basename(file.path), file.text]));
+  const [js, { cssBundle: css }] = Object.entries(result.metafile.outputs).find(([, output]) => output.entryPoint === pages.entryPoints[0]);
+  const names = { js: path.basename(js), css: path.basename(css) };
   await replace(path.join(PACKAGE, 'pages', 'build'), { ...files, 'manifest.json': JSON.stringify(names) });
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import logging
+import secrets
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -24,7 +25,7 @@ FILES = Path(jupyterhub_agentfarm.__file__).parent / "pages"
 BUILT = FILES / "build"
 ROUTES = r"(?:(?!api/|static/|oauth_callback)[a-z][A-Za-z0-9._:@%/-]*)?"  # the script knows which of them are pages
 CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self' 'nonce-{nonce}'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
@@ -35,7 +36,8 @@ class _Page(HubOAuthenticated, RequestHandler):  # type: ignore[misc]
         self.hub_auth = parts.door.auth
 
     def set_default_headers(self) -> None:
-        self.set_header("Content-Security-Policy", CSP)
+        self.nonce = secrets.token_urlsafe(16)  # CodeMirror writes its style sheet into the page
+        self.set_header("Content-Security-Policy", CSP.format(nonce=self.nonce))
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "same-origin")
         self.set_header("Cache-Control", "no-store")
@@ -76,6 +78,7 @@ class FarmPage(_Page):
             "person": asker.name,
             "approver": "yes" if asker.may_approve else "",
             "operator": "yes" if asker.operator else "",
+            "nonce": self.nonce,
             "hub": self.parts.public_hub,
             "version": jupyterhub_agentfarm.__version__,
             "model": chosen["name"] if chosen else "none",
@@ -144,7 +147,7 @@ def specs(parts: Parts) -> list[tuple[str, Any, dict[str, Any]]]:
     return [
         (rf"{parts.prefix}oauth_callback", SignedIn, {"parts": parts}),
         (rf"{parts.prefix}static/(farm\.svg)", _Static, {"path": str(FILES)}),
-        (rf"{parts.prefix}static/(farm\.[0-9a-f]+\.(?:js|css))", _Built, {"path": str(BUILT)}),
+        (rf"{parts.prefix}static/(farm\.[0-9A-Z]+\.(?:js|css))", _Built, {"path": str(BUILT)}),
         (rf"{parts.prefix}{ROUTES}", FarmPage, {"parts": parts}),
         (parts.prefix.rstrip("/"), _Slash, {"to": parts.prefix}),
     ]

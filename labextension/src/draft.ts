@@ -106,25 +106,6 @@ export function variablesOf(prompt: string): string[] {
   return [...new Set([...prompt.matchAll(PLACE)].filter(found => !found[1]).map(found => found[2]!))];
 }
 
-export interface Piece {
-  text: string;
-  variable?: string;
-}
-
-/** A prompt in pieces, its variables apart. Together they are the prompt again. */
-export function pieces(prompt: string): Piece[] {
-  const found: Piece[] = [];
-  let at = 0;
-  for (const one of prompt.matchAll(PLACE)) {
-    if (one[1]) {
-      continue;
-    }
-    found.push({ text: prompt.slice(at, one.index) }, { text: one[0], variable: one[2]! });
-    at = one.index + one[0].length;
-  }
-  return [...found, { text: prompt.slice(at) }];
-}
-
 /** JSON as people edit it; '' for nothing. */
 export const jsonText = (value: unknown): string =>
   value === undefined || value === null || (typeof value === 'object' && Object.keys(value).length === 0) ? '' : JSON.stringify(value, null, 2);

@@ -81,6 +81,11 @@ class Desk:
         self.page.screenshot(path=ARTEFACTS / f"{name}.png")
         return ARTEFACTS / f"{name}.png"
 
+    def prompt(self) -> Any:
+        """Return the field of the system prompt when its editor has come: `fill` writes into it, `inner_text` reads it."""
+        self.page.locator("[data-editor=code]").first.wait_for()
+        return self.page.get_by_label("System prompt")
+
     def axe(self, within: str = "body") -> list[str]:
         """Return the serious and critical findings of axe-core, each with the elements that it is about."""
         if not AXE.exists():

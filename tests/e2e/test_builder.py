@@ -35,8 +35,8 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     page.get_by_role("button", name="Demo: analyst").click()
     page.fill("input[name=name]", "bea-sums")
     page.get_by_role("button", name="Create", exact=True).click()
-    prompt = page.get_by_label("System prompt")
-    prompt.fill(prompt.input_value().replace("an analyst", "an analyst of {{firm}}"))
+    prompt = bea.prompt()
+    prompt.fill(prompt.inner_text().replace("an analyst", "an analyst of {{firm}}"))
     page.get_by_label("firm", exact=True).fill("Miller Ltd")
     page.locator("select[name=add-tool]").select_option("recall")
     recall = page.get_by_role("group", name="recall")
@@ -68,8 +68,7 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     page.get_by_role("button", name="Take away place_order").click()
     saved(page)
     page.reload()
-    prompt.wait_for()
-    assert "{{firm}}" in prompt.input_value() and page.get_by_label("firm", exact=True).input_value() == "Miller Ltd"
+    assert "{{firm}}" in bea.prompt().inner_text() and page.get_by_label("firm", exact=True).input_value() == "Miller Ltd"
     page.get_by_role("group", name="calculator").wait_for()
     assert recall.count() == 0
 
@@ -84,6 +83,18 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     bea.shot("playground")
     page.reload()
     talk.locator("[data-kind=call]").get_by_text("391").wait_for()  # the conversation is there again
+    talk.locator("[data-kind=model]").last.get_by_role("button", name="Fork from here").click()
+    bea.prompt().fill("You say the result of the calculator.")
+    page.get_by_role("button", name="Begin the fork").click()
+    forks = page.get_by_role("region", name="Forks")
+    forks.locator("[data-state=succeeded]").wait_for(timeout=MINUTES)
+    page.locator("textarea[name=say]").fill("Count from one to nine hundred.")
+    page.locator("textarea[name=say]").press("Control+Enter")
+    talk.get_by_role("article").nth(1).get_by_role("button", name="Stop").click()
+    talk.locator("[data-state=cancelled]").wait_for(timeout=MINUTES)
+    assert bea.axe() == []
+    bea.shot("playground-forked-and-stopped")
+    talk.get_by_role("article").first.get_by_role("button", name="Show steps").click()
 
     talk.get_by_role("button", name="Save as a test case").click()
     page.fill("input[name=case-name]", "a product")
@@ -129,7 +140,7 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     bea.shot("exact-request")
     page.get_by_role("dialog").get_by_role("button", name="Close").click()
     page.locator("[data-kind=model]").last.get_by_role("button", name="Fork from here").click()
-    page.get_by_role("dialog").get_by_label("System prompt").fill("You say the result of the calculator.")
+    bea.prompt().fill("You say the result of the calculator.")
     page.get_by_role("button", name="Begin the fork").click()
     page.get_by_text("Forked before reply 2").wait_for(timeout=MINUTES)
 
@@ -144,8 +155,7 @@ def test_two_people_edit_one_draft_and_neither_loses_a_word(desk: Callable[..., 
         api.post("/agents/bea-shared/shares", json={"person": "carl", "rights": "manage"}).raise_for_status()
     bea, carl = desk("bea"), desk("carl", dark=True)
     hers, his = bea.at("agents/bea-shared"), carl.at("agents/bea-shared")
-    hers.get_by_label("System prompt").wait_for()
-    his.get_by_label("System prompt").wait_for()
+    bea.prompt(), carl.prompt()
     held: list[Any] = []  # what Bea's browser saves reaches the farm after what Carl's saves
     hers.route(
         "**/agents/bea-shared",
@@ -168,11 +178,9 @@ def test_two_people_edit_one_draft_and_neither_loses_a_word(desk: Callable[..., 
     clash.get_by_role("button", name="Save what stands below").click()
     saved(hers)
     hers.reload()
-    hers.get_by_label("System prompt").wait_for()
-    assert hers.get_by_label("System prompt").input_value() == "You are brief, say Bea and Carl."
+    assert bea.prompt().inner_text() == "You are brief, say Bea and Carl."
     bea.refused_on_purpose()
     his.reload()
-    his.get_by_label("System prompt").wait_for()
-    assert his.get_by_label("System prompt").input_value() == "You are brief, say Bea and Carl."
+    assert carl.prompt().inner_text() == "You are brief, say Bea and Carl."
     assert carl.axe() == []
     carl.shot("agent-dark")

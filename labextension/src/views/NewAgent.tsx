@@ -1,11 +1,13 @@
 /** A new agent: from a template, from nothing, or from a file. */
 import React from 'react';
 
-import { Button, Empty, ErrorBox, Field, Head, Loading } from '../components';
+import { Button, Dialog, Empty, ErrorBox, Field, Head, Loading } from '../components';
 import { useAction, useFarm, useResource } from '../context';
 import { agentIcon } from '../icons';
+import { movesAgents } from '../model';
 import type { AgentView, Definition, Listed, Template } from '../protocol';
 import { oneLine } from '../words';
+import { AGENTS } from './Agents';
 import type { View } from './view';
 
 const EMPTY = '';
@@ -26,7 +28,7 @@ function NewAgent(): JSX.Element {
     const draft: Definition = template?.definition ?? {};
     open(await api.post<AgentView>('/agents', { name: name.trim(), draft, ...(pool ? { pool } : {}) }));
   });
-  const imported = useAction(async (file: File) => open(await api.post<AgentView>('/agents/import', { text: await file.text() })));
+  const [file, setFile] = React.useState<Chosen | null>(null);
   const choose = (one: string): void => {
     setChosen(one);
     form.current?.querySelector('input')?.focus();
@@ -37,18 +39,16 @@ function NewAgent(): JSX.Element {
         <label className="af-button af-file">
           {t('Import a file …')}
           <input
-            type="file" className="af-hidden" accept=".yaml,.yml,.json" disabled={imported.busy}
+            type="file" className="af-hidden" accept=".yaml,.yml,.json"
             onChange={event => {
-              const file = event.target.files?.[0];
+              const chosen = event.target.files?.[0];
               event.target.value = '';
-              if (file) {
-                void imported.run(file);
-              }
+              void chosen?.text().then(text => setFile({ called: chosen.name, text }));
             }}
           />
         </label>
       </Head>
-      <ErrorBox problem={imported.problem} />
+      {file && <Import file={file} onClose={() => setFile(null)} onMade={open} />}
       <ErrorBox problem={problem} onRetry={resource.refresh} />
       <form
         ref={form} className="af-form"
@@ -83,6 +83,34 @@ function NewAgent(): JSX.Element {
         </div>
       )}
     </section>
+  );
+}
+
+interface Chosen {
+  called: string;
+  text: string;
+}
+
+/** An agent's file under the name that it says, or another one. Where that agent is there already its draft becomes the file's. */
+function Import({ file, onClose, onMade }: { file: Chosen; onClose: () => void; onMade: (agent: AgentView) => void }): JSX.Element {
+  const { t, api } = useFarm();
+  const { value } = useResource<Listed<AgentView>>(AGENTS, movesAgents);
+  const [name, setName] = React.useState(() => /^"?name"?:\s*["']?([\w-]+)/m.exec(file.text)?.[1] ?? '');
+  const taken = value?.items.some(agent => agent.name === name.trim()) ?? false;
+  const act = useAction(async () => {
+    const under = name.trim() ? `?name=${encodeURIComponent(name.trim())}` : '';
+    onMade(await api.post<AgentView>(`/agents/import${under}`, { text: file.text }));
+  });
+  return (
+    <Dialog
+      title={t('Import %1', file.called)} onClose={onClose}
+      acts={<Button look={taken ? 'danger' : 'primary'} busy={act.busy} onClick={() => void act.run()}>{taken ? t('Replace the draft of %1', name) : t('Import')}</Button>}
+    >
+      <Field label={t('Name')} hint={taken ? t('This agent is there already: its draft becomes what the file says; its versions stay.') : t('a new agent of yours')}>
+        {ids => <input {...ids} name="import-name" value={name} placeholder={t('as the file says')} onChange={event => setName(event.target.value)} />}
+      </Field>
+      <ErrorBox problem={act.problem} />
+    </Dialog>
   );
 }
 

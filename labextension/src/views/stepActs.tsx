@@ -4,6 +4,7 @@ import React from 'react';
 import { Button, Dialog, ErrorBox, Field, type StepActs } from '../components';
 import { useAction, useFarm, useRun } from '../context';
 import type { AgentView, Event, Mode, NewFork, TaskView } from '../protocol';
+import { PromptField } from './agent/PromptField';
 import { ModeField } from './mode';
 import { RequestDialog } from './Request';
 
@@ -76,13 +77,9 @@ function ForkDialog({ asked, agent, usual, onClose, onForked }: {
         </Field>
         <ModeField mode={chosen} onChange={setChosen} />
       </div>
-      <Field label={t('System prompt')} hint={prompt === null ? t('As it was. Change it to see what another prompt does.') : ''}>
-        {ids => (
-          <textarea
-            {...ids} rows={6} value={prompt ?? (of === 'draft' ? drafted : promptOf(events, count))} onChange={event => setPrompt(event.target.value)}
-          />
-        )}
-      </Field>
+      <PromptField
+        prompt={prompt ?? (of === 'draft' ? drafted : promptOf(events, count))} rows={8} onChange={setPrompt} hint={t('As it was. Change it to see what another prompt does.')}
+      />
       <Field label={t('Then say (may be empty)')}>
         {ids => <textarea {...ids} rows={2} value={input} onChange={event => setInput(event.target.value)} />}
       </Field>

@@ -22,7 +22,7 @@ export function DraftTab({ agent, editing, readOnly }: { agent: AgentView; editi
       {conflict && <ConflictBox conflict={conflict} editing={editing} />}
       <div className="af-columns">
         <div className="af-column">
-          <PromptField prompt={draft.prompt ?? ''} readOnly={readOnly} onChange={prompt => edit(now => ({ ...now, prompt }))} />
+          <PromptField prompt={draft.prompt ?? ''} variables={draft.variables} readOnly={readOnly} onChange={prompt => edit(now => ({ ...now, prompt }))} />
           <Length draft={draft} saved={editing.state === 'saved'} />
           <Variables editing={editing} readOnly={readOnly} />
           <Field label={t('What it does')} hint={t('for people who choose an agent')}>
