@@ -49,6 +49,9 @@ export function useFarm(): Farm {
   return farm;
 }
 
+/** Whether the view is shown: what stands above the page (a dialog) goes with its tab. */
+export const useShown = (): boolean => React.useContext(ShownContext);
+
 const nothing = (): void => undefined;
 
 /** The store's value, drawn again when it changes, while the view is shown. */

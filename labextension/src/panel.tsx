@@ -5,7 +5,7 @@ import type { Message } from '@lumino/messaging';
 import { Signal } from '@lumino/signaling';
 import React from 'react';
 
-import { Badge, Empty } from './components';
+import { Badge, Button, Empty, Loading } from './components';
 import { agentBadge } from './views/Agents';
 import { FarmProvider, useFarm, useResource, useStore, type Farm } from './context';
 import { farmIcon } from './icons';
@@ -112,12 +112,17 @@ function Panel(): JSX.Element {
 
 function PanelAgents(): JSX.Element {
   const { t, navigate } = useFarm();
-  const { value, problem } = useResource<Listed<AgentView>>('/agents?limit=500', movesAgents);
+  const { state, value, problem } = useResource<Listed<AgentView>>('/agents?limit=500', movesAgents);
   return (
     <section aria-label={t('Agents')}>
-      <h3>{t('Agents')}</h3>
+      <div className="af-panel-head">
+        <h3>{t('Agents')}</h3>
+        <span className="af-spring" />
+        <Button look="quiet" title={t('New agent')} aria-label={t('New agent')} onClick={() => navigate('new-agent')}>+</Button>
+      </div>
+      {state === 'loading' && <Loading />}
       {problem && <p className="af-bad" role="alert">{problem.message}</p>}
-      {value?.items.length === 0 && <Empty title={t('No agent yet.')} />}
+      {value?.items.length === 0 && <Empty title={t('No agent yet.')}><Button onClick={() => navigate('new-agent')}>{t('Make your first agent')}</Button></Empty>}
       {value?.items.map(agent => (
         <button key={agent.name} type="button" className="af-row" onClick={() => navigate(`agents/${agent.name}`)}>
           <span className="af-grow">{agent.name}</span>
@@ -130,10 +135,11 @@ function PanelAgents(): JSX.Element {
 
 function PanelTasks(): JSX.Element {
   const { t, navigate } = useFarm();
-  const { value } = useResource<Listed<TaskView>>('/tasks?limit=20', movesTasks);
+  const { state, value } = useResource<Listed<TaskView>>('/tasks?limit=20', movesTasks);
   return (
     <section aria-label={t('Latest tasks')}>
-      <h3>{t('Latest tasks')}</h3>
+      <div className="af-panel-head"><h3>{t('Latest tasks')}</h3></div>
+      {state === 'loading' && <Loading />}
       {value?.items.length === 0 && <Empty title={t('Nothing was asked for yet.')} />}
       {value?.items.map(task => (
         <button key={task.task_id} type="button" className="af-row" onClick={() => navigate(task.run_id ? `runs/${task.run_id}` : `tasks/${task.task_id}`)}>

@@ -82,9 +82,15 @@ class Desk:
         return ARTEFACTS / f"{name}.png"
 
     def prompt(self) -> Any:
-        """Return the field of the system prompt when its editor has come: `fill` writes into it, `inner_text` reads it."""
-        self.page.locator("[data-editor=code]").first.wait_for()
-        return self.page.get_by_label("System prompt")
+        """Return the field of the system prompt that is in sight, when its editor has come."""
+        code = self.page.locator("[data-editor=code]").filter(visible=True).last  # in a dialog: above the others
+        code.wait_for()
+        return code.get_by_label("System prompt")
+
+    def prompted(self) -> str:
+        """Return what stands in the system prompt."""
+        found: list[str] = self.prompt().locator(".cm-line").all_text_contents()
+        return "\n".join(found)
 
     def axe(self, within: str = "body") -> list[str]:
         """Return the serious and critical findings of axe-core, each with the elements that it is about."""

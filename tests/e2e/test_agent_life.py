@@ -61,7 +61,7 @@ def restored_and_carried(ines: Desk, page: Any, tmp_path: Path) -> list[str]:
     assert saved.value.suggested_filename == f"{AGENT}-v2.yaml"
     saved.value.save_as(tmp_path / "geese.yaml")
     page.get_by_role("tab", name="Draft").click()
-    assert ines.prompt().inner_text() == "You keep hens."
+    assert ines.prompted() == "You keep hens."
 
     ines.at("new-agent")
     page.set_input_files("input[type=file]", tmp_path / "geese.yaml")
@@ -75,7 +75,7 @@ def restored_and_carried(ines: Desk, page: Any, tmp_path: Path) -> list[str]:
     dialog.get_by_label("Name").fill("ines-second")
     dialog.get_by_role("button", name="Import", exact=True).click()
     page.get_by_role("heading", name="ines-second").wait_for()
-    assert ines.prompt().inner_text() == "You keep geese.\nYou count them."
+    assert ines.prompted() == "You keep geese.\nYou count them."
     page.get_by_role("group", name="recall").wait_for()
     return found
 

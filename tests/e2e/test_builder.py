@@ -36,7 +36,7 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     page.fill("input[name=name]", "bea-sums")
     page.get_by_role("button", name="Create", exact=True).click()
     prompt = bea.prompt()
-    prompt.fill(prompt.inner_text().replace("an analyst", "an analyst of {{firm}}"))
+    prompt.fill(bea.prompted().replace("an analyst", "an analyst of {{firm}}"))
     page.get_by_label("firm", exact=True).fill("Miller Ltd")
     page.locator("select[name=add-tool]").select_option("recall")
     recall = page.get_by_role("group", name="recall")
@@ -68,7 +68,7 @@ def test_from_a_template_to_the_result_of_a_task(desk: Callable[..., Desk], farm
     page.get_by_role("button", name="Take away place_order").click()
     saved(page)
     page.reload()
-    assert "{{firm}}" in bea.prompt().inner_text() and page.get_by_label("firm", exact=True).input_value() == "Miller Ltd"
+    assert "{{firm}}" in bea.prompted() and page.get_by_label("firm", exact=True).input_value() == "Miller Ltd"
     page.get_by_role("group", name="calculator").wait_for()
     assert recall.count() == 0
 
@@ -178,9 +178,9 @@ def test_two_people_edit_one_draft_and_neither_loses_a_word(desk: Callable[..., 
     clash.get_by_role("button", name="Save what stands below").click()
     saved(hers)
     hers.reload()
-    assert bea.prompt().inner_text() == "You are brief, say Bea and Carl."
+    assert bea.prompted() == "You are brief, say Bea and Carl."
     bea.refused_on_purpose()
     his.reload()
-    assert carl.prompt().inner_text() == "You are brief, say Bea and Carl."
+    assert carl.prompted() == "You are brief, say Bea and Carl."
     assert carl.axe() == []
     carl.shot("agent-dark")

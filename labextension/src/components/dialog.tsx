@@ -1,7 +1,8 @@
-/** A modal dialog: the browser's own, so focus stays inside and Escape closes it. */
+/** A modal dialog: the browser's own, so focus stays inside and Escape closes it. In a hidden tab of JupyterLab it is closed: it would
+ * keep everything else from the mouse. */
 import React from 'react';
 
-import { useFarm } from '../context';
+import { useFarm, useShown } from '../context';
 import { Button } from './basic';
 
 export function Dialog({ title, onClose, children, acts }: {
@@ -14,11 +15,15 @@ export function Dialog({ title, onClose, children, acts }: {
   const { t } = useFarm();
   const id = React.useId();
   const element = React.useRef<HTMLDialogElement>(null);
+  const shown = useShown();
   React.useEffect(() => {
     const dialog = element.current;
-    dialog?.showModal();
-    return () => dialog?.close();
-  }, []);
+    if (!shown || !dialog) {
+      return;
+    }
+    dialog.showModal();
+    return () => dialog.close();
+  }, [shown]);
   return (
     <dialog
       ref={element} className="af-dialog" aria-labelledby={id}

@@ -88,7 +88,7 @@ function Publish({ agent, editing, path, onClose }: { agent: AgentView; editing:
     }
   });
   const acts = made
-    ? <Submit agent={agent} />
+    ? <Submit agent={agent} onGo={onClose} />
     : <Button look="primary" busy={publish.busy} onClick={() => void publish.run()}>{t('Publish version %1', (agent.published ?? 0) + 1)}</Button>;
   return (
     <Dialog title={t('Publish %1', agent.name)} onClose={onClose} acts={acts}>
@@ -107,9 +107,13 @@ function Publish({ agent, editing, path, onClose }: { agent: AgentView; editing:
   );
 }
 
-function Submit({ agent }: { agent: AgentView }): JSX.Element {
+function Submit({ agent, onGo }: { agent: AgentView; onGo: () => void }): JSX.Element {
   const { t, navigate } = useFarm();
-  return <Button look="primary" onClick={() => navigate(`tasks?target=${agent.name}`)}>{t('Give it a task')}</Button>;
+  const go = (): void => {
+    onGo();
+    navigate(`tasks?target=${agent.name}`);
+  };
+  return <Button look="primary" onClick={go}>{t('Give it a task')}</Button>;
 }
 
 export const agentView: View = { id: 'agent', title: t => t('Agent'), icon: agentIcon, route: 'agents/:name', Component: Agent };

@@ -65,7 +65,7 @@ function NewAgent(): JSX.Element {
             {ids => <input {...ids} name="pool" value={pool} pattern="[a-z](-?[a-z0-9]){0,24}" onChange={event => setPool(event.target.value)} />}
           </Field>
         </div>
-        <div className="af-line">
+        <div className="af-line af-middle">
           <Button type="submit" look="primary" busy={create.busy} disabled={chosen === null || !name.trim()}>{t('Create')}</Button>
           <span className="af-quiet">{chosen === null ? t('Choose what it begins with.') : template ? template.title : t('An empty draft')}</span>
         </div>

@@ -25,7 +25,7 @@ export function LimitsPart({ draft, edit, readOnly }: {
   });
   return (
     <>
-      <div className="af-line">
+      <div className="af-grid">
         {(Object.keys(USUAL) as (keyof Limits)[]).map(name => (
           <NumberField
             key={name} label={words[name]} value={limits[name]} readOnly={readOnly} onChange={to => set(name, to)}

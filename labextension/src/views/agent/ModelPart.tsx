@@ -51,7 +51,7 @@ export function ModelPart({ draft, edit, readOnly }: {
         )}
       </Field>
       {chosen?.error && <p className="af-bad" role="alert">{chosen.error}</p>}
-      <div className="af-line">
+      <div className="af-grid">
         {NUMBERS.map(name => (
           <NumberField
             key={name} label={words[name]} value={parameters[name] as number | undefined} usual={t('not said')} readOnly={readOnly}
