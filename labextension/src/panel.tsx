@@ -57,10 +57,10 @@ export class RouteWidget extends FarmWidget {
         this.readdressed.emit(to);
       }
     });
-    const view = findView(views, route)?.view;
-    const name = decodeURIComponent(route.split('?')[0]!.split('/').slice(1).join('/'));
+    const found = findView(views, route);
+    const name = found?.params.name ?? found?.params.id ?? '';
     this.id = `agentfarm-${key.replace(/[^A-Za-z0-9]+/g, '-')}`;
-    this.title.label = [view?.title(farm.t) ?? 'AgentFarm', name.replace(/^(run|task)-0*(\w{8})\w*$/, '$2')].filter(Boolean).join(' ');
+    this.title.label = [found?.view.title(farm.t) ?? 'AgentFarm', name.replace(/^(run|task)-0*(\w{8})\w*$/, '$2')].filter(Boolean).join(' ');
     this.title.caption = `AgentFarm: ${route}`;
     this.title.icon = icon;
     this.title.closable = true;

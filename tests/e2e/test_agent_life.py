@@ -132,7 +132,11 @@ def connected(ines: Desk, page: Any) -> list[str]:
     up.wait_for(timeout=SERVER)
     with page.expect_popup() as opened:
         page.get_by_role("link", name="JupyterLab").click()
-    opened.value.locator(".jp-LabShell").wait_for(timeout=SERVER)
+    lab, hub = opened.value.locator(".jp-LabShell"), opened.value.get_by_role("button", name="Authorize")
+    lab.or_(hub).first.wait_for(timeout=SERVER)
+    if hub.is_visible():  # the Hub asks once whether this server may know who she is
+        hub.click()
+    lab.wait_for(timeout=SERVER)
     opened.value.close()
     page.get_by_role("button", name="Connect", exact=True).click()
     dialog = page.get_by_role("dialog")

@@ -1,6 +1,6 @@
 /** CodeMirror for system prompts: variables marked and completed, undo, the keys of a plain text field (Tab goes on to the next one). */
 import { autocompletion, completionKeymap, type Completion, type CompletionContext, type CompletionResult } from '@codemirror/autocomplete';
-import { history, historyKeymap, standardKeymap } from '@codemirror/commands';
+import { history, historyKeymap, isolateHistory, standardKeymap } from '@codemirror/commands';
 import { Annotation, Compartment, EditorState, Facet, Transaction, type Extension } from '@codemirror/state';
 import {
   Decoration, EditorView, keymap, MatchDecorator, placeholder, ViewPlugin, type DecorationSet, type ViewUpdate
@@ -147,7 +147,7 @@ function insert(view: EditorView, chosen: Completion, from: number, to: number):
   const closed = /^\s*\}\}/.exec(view.state.sliceDoc(to, to + 20));
   const text = closed ? chosen.label : `${chosen.label}}}`;
   const cursor = from + chosen.label.length + (closed ? closed[0].length : 2);
-  view.dispatch({ changes: { from, to, insert: text }, selection: { anchor: cursor }, userEvent: 'input.complete' });
+  view.dispatch({ changes: { from, to, insert: text }, selection: { anchor: cursor }, userEvent: 'input.complete', annotations: isolateHistory.of('full') });
 }
 
 /** The theme's colours, whichever it is. */
