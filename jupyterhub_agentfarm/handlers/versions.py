@@ -180,7 +180,7 @@ async def import_(call: Call) -> AgentView:
         try:
             agent, has = reach_agent(tx.connection, call.asker, name, "manage")
         except NotFound as error:
-            raise Conflict(f"the name {name} is taken", hint="import it under another one: ?name=") from error
+            raise Conflict(f"the name {name} is taken", hint="import it under another name (?name=)") from error
         in_use(agent)
         by = call.asker.name
         return agent_view(agents.update_draft(tx, name, draft=draft.definition, pool=file.pool, rev=None, by=by), has)

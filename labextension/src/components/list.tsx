@@ -142,7 +142,7 @@ export function Table<T>({ items, columns, keyOf, label, onOpen, empty, more }: 
   }
   const shown = items.slice(from, from + room);
   return (
-    <div className="af-table" role="table" aria-label={label} aria-rowcount={items.length + 1}>
+    <div className="af-table" role="table" aria-label={label} aria-rowcount={items.length + 1} style={{ minHeight: HEAD + ROW * Math.min(items.length, 5) }}>
       <div role="rowgroup" className="af-table-head">
         <div role="row" aria-rowindex={1} style={{ gridTemplateColumns: widths }}>
           {columns.map(column => <div key={column.id} role="columnheader">{column.title}</div>)}
@@ -166,3 +166,4 @@ export function Table<T>({ items, columns, keyOf, label, onOpen, empty, more }: 
 }
 
 const ROW = 36; // px; kit.css draws rows so high
+const HEAD = 34; // px, with the frame; in a narrow place five rows stay in sight

@@ -90,7 +90,7 @@ export function BudgetPart({ agent, readOnly }: { agent: string; readOnly: boole
         </div>
       ))}
       {page && !readOnly && (
-        <div className="af-line">
+        <div className="af-grid af-roomy">
           <NumberField label={t('Amount')} value={amount} onChange={setAmount} />
           {choice('unit', t('Unit'), units)}
           {choice('period', t('Period'), periods)}

@@ -25,13 +25,15 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
   });
   const manages = can && reaches(agent.rights, 'manage');
   const server = agent.server;
+  const ready = server?.ready ?? null;
+  React.useEffect(() => setTold(''), [ready]); // what was said of it is over
   return (
     <>
       <div className="af-line af-middle">
         {server && <Badge state={server.ready ? 'ready' : server.pending ? 'starting' : 'stopped'} word={serverWord(server, t)} />}
         {server?.microserver && <span className="af-quiet">{t('on %1', server.microserver)}</span>}
-        {can && <Button busy={start.busy} onClick={() => void start.run()}>{t('Start')}</Button>}
-        {manages && <Button busy={stop.busy} onClick={() => void stop.run()}>{t('Stop')}</Button>}
+        {can && <Button busy={start.busy} disabled={ready === true} onClick={() => void start.run()}>{t('Start')}</Button>}
+        {manages && <Button busy={stop.busy} disabled={ready === false && !server?.pending} onClick={() => void stop.run()}>{t('Stop')}</Button>}
         {told && <span role="status" className="af-quiet">{told}</span>}
       </div>
       {server?.reasons && <p className="af-quiet">{server.reasons}</p>}
