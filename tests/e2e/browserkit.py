@@ -141,6 +141,8 @@ def desk(browser: Any, farm: Farm, request: pytest.FixtureRequest) -> Iterator[C
     for one in desks:
         if request.node.stash.get(FAILED, False):
             one.shot(f"failed-{request.node.name[:60]}-{one.name}")
+            for at, tab in enumerate(one.context.pages[1:], 2):
+                tab.screenshot(path=ARTEFACTS / f"failed-{request.node.name[:60]}-{one.name}-{at}.png")
         one.close()
     assert [error for one in desks for error in one.errors] == []
 

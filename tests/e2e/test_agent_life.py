@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from browserkit import Desk
 from farmkit import Farm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.parametrize("farm", ["sqlite"], indirect=True)]
-SERVER = 120_000  # ms for a server to start beside other tests
+SERVER = 240_000  # ms for a server to start beside other tests
 AGENT = "ines-keeper"
 
 
@@ -132,11 +133,11 @@ def connected(ines: Desk, page: Any) -> list[str]:
     up.wait_for(timeout=SERVER)
     with page.expect_popup() as opened:
         page.get_by_role("link", name="JupyterLab").click()
-    lab, hub = opened.value.locator(".jp-LabShell"), opened.value.get_by_role("button", name="Authorize")
-    lab.or_(hub).first.wait_for(timeout=SERVER)
-    if hub.is_visible():  # the Hub asks once whether this server may know who she is
-        hub.click()
-    lab.wait_for(timeout=SERVER)
+    workspace = f"/user/agent-{AGENT}/lab"
+    opened.value.wait_for_url(re.compile(f"oauth2/authorize|{workspace}"), wait_until="commit", timeout=SERVER)
+    if "oauth2/authorize" in opened.value.url:  # the Hub asks once whether this server may know who she is
+        opened.value.get_by_role("button", name="Authorize").click(timeout=SERVER)
+    opened.value.wait_for_url(f"**{workspace}**", wait_until="domcontentloaded", timeout=SERVER)
     opened.value.close()
     page.get_by_role("button", name="Connect", exact=True).click()
     dialog = page.get_by_role("dialog")
