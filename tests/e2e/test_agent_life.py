@@ -129,8 +129,7 @@ def connected(ines: Desk, page: Any) -> list[str]:
     """Its server is started, opened, reached by VS Code's way, closed to it again, and stopped."""
     page.get_by_role("tab", name="Server").click()
     page.get_by_role("button", name="Start", exact=True).click()
-    up = page.get_by_role("tabpanel").locator("[data-state=ready]")
-    up.wait_for(timeout=SERVER)
+    page.locator(".af-head [data-state=ready]").wait_for(timeout=SERVER)
     with page.expect_popup() as opened:
         page.get_by_role("link", name="JupyterLab").click()
     workspace = f"/user/agent-{AGENT}/lab"
@@ -152,5 +151,5 @@ def connected(ines: Desk, page: Any) -> list[str]:
     kept.get_by_role("button", name="Revoke").click()
     kept.wait_for(state="detached")
     page.get_by_role("button", name="Stop", exact=True).click()
-    page.get_by_role("tabpanel").locator("[data-state=stopped]").wait_for(timeout=SERVER)
+    page.locator(".af-head [data-state=stopped]").wait_for(timeout=SERVER)
     return found

@@ -41,7 +41,7 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
       {agent.retired_at === null && (
         <Section title={t('Why it stands where it stands')} open={!server?.ready}><Reasons agent={agent.name} up={server?.ready ?? false} /></Section>
       )}
-      <Editors editors={agent.editors ?? []} />
+      <Editors editors={agent.editors ?? []} stopped={ready === false} />
       <Resources agent={agent.name} manages={manages} />
       {manages && <Connections agent={agent} />}
       {agent.retired_at === null && reaches(agent.rights, 'owner') && <Retire agent={agent} path={path} />}
@@ -53,14 +53,15 @@ export function serverWord(server: NonNullable<AgentView['server']>, t: ReturnTy
   return server.ready ? t('server up') : server.pending ? t('server: %1', server.pending) : t('server stopped');
 }
 
-function Editors({ editors }: { editors: EditorView[] }): JSX.Element | null {
+/** Where it is stopped the Hub would turn people away: it starts agents' servers for the farm alone. */
+function Editors({ editors, stopped }: { editors: EditorView[]; stopped: boolean }): JSX.Element | null {
   const { t } = useFarm();
   const links = editors.filter(one => one.name !== 'vscode' && /^(https?:)?\//.test(one.url));
   return links.length === 0 ? null : (
     <section className="af-section" aria-label={t('Open its workspace')}>
       <div className="af-section-head"><h3>{t('Open its workspace')}</h3></div>
       <div className="af-section-body af-line">
-        {links.map(one => <a key={one.name} className="af-button" href={one.url} target="_blank" rel="noopener">{one.title}</a>)}
+        {stopped ? <p className="af-quiet">{t('Start the server first.')}</p> : links.map(one => <a key={one.name} className="af-button" href={one.url} target="_blank" rel="noopener">{one.title}</a>)}
       </div>
     </section>
   );
