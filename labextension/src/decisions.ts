@@ -2,7 +2,7 @@
 import type { InboxView } from './protocol';
 import type { Translate } from './translate';
 
-export type Extra = 'arguments' | 'result' | 'answer';
+export type Extra = 'arguments' | 'result' | 'answer' | 'amount';
 
 export interface Choice {
   decision: string;
@@ -35,7 +35,7 @@ export function choices(item: InboxView, t: Translate): Choice[] {
       ];
     case 'budget':
       return [
-        { decision: 'approve', word: t('Go on without this budget'), look: 'primary' },
+        { decision: 'approve', word: t('Go on beyond this budget'), look: 'primary', extra: 'amount' },
         { decision: 'refuse', word: t('End the run'), look: 'danger' }
       ];
     default:
@@ -88,6 +88,12 @@ function json(typed: string, wrong: (why: string) => string): unknown {
   } catch (error) {
     throw new NotJson(wrong((error as Error).message));
   }
+}
+
+/** By how much a budget is waived; nothing typed: without end. */
+export function amountOf(typed: string): { amount: number } | undefined {
+  const amount = Number(typed);
+  return typed.trim() && Number.isFinite(amount) ? { amount } : undefined;
 }
 
 /** How a typed result is understood, to be shown beside it. */

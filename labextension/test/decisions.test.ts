@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { answerOf, argumentsOf, choices, NotJson, resultOf, subject } from '../src/decisions';
+import { amountOf, answerOf, argumentsOf, choices, NotJson, resultOf, subject } from '../src/decisions';
 import type { InboxView } from '../src/protocol';
 import { plain } from '../src/translate';
 
@@ -29,6 +29,10 @@ test('arguments that were looked at and left alone are not an edit', () => {
   assert.equal(argumentsOf(asked, '{ "amount": 5,\n "to": "bob" }', plain), undefined);
   assert.deepEqual(argumentsOf(asked, '{"amount": 6, "to": "bob"}', plain), { amount: 6, to: 'bob' });
   assert.throws(() => argumentsOf(asked, '{"amount": ', plain), NotJson);
+});
+
+test('a budget is waived by what was typed, or without end', () => {
+  assert.deepEqual([amountOf(''), amountOf(' '), amountOf('0.5'), amountOf('x')], [undefined, undefined, { amount: 0.5 }, undefined]);
 });
 
 test('a result is JSON or a text; nothing typed is no result; an answer to choices stays a text', () => {

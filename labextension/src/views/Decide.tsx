@@ -4,7 +4,7 @@ import React from 'react';
 import { Problem } from '../api';
 import { Button, ErrorBox, Field } from '../components';
 import { useAction, useFarm } from '../context';
-import { answerOf, argumentsOf, choices, resultOf, understood, type Choice } from '../decisions';
+import { amountOf, answerOf, argumentsOf, choices, resultOf, understood, type Choice } from '../decisions';
 import type { InboxView } from '../protocol';
 
 export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDecided: () => void; onRecorded: () => void }): JSX.Element {
@@ -14,6 +14,7 @@ export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDec
   const options = Array.isArray(item.detail.choices) ? (item.detail.choices as string[]) : null;
   const [edited, setEdited] = React.useState<string | null>(null);
   const [given, setGiven] = React.useState(options?.[0] ?? '');
+  const [beyond, setBeyond] = React.useState('');
   const [reason, setReason] = React.useState('');
   const [force, setForce] = React.useState(false);
   const decide = useAction(async (choice: Choice) => {
@@ -28,6 +29,7 @@ export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDec
     try {
       const extra = choice.extra === 'arguments'
         ? { arguments: edited === null ? undefined : argumentsOf(item, edited, t) }
+        : choice.extra === 'amount' ? { arguments: amountOf(beyond) }
         : choice.extra === 'answer' ? { result: answerOf(item, given, t) } : choice.extra === 'result' ? { result: resultOf(given) } : {};
       return { decision: choice.decision, reason, ...extra, ...(choice.forced ? { force } : {}) };
     } catch (error) {
@@ -54,6 +56,11 @@ export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDec
           {ids => options
             ? <select {...ids} value={given} onChange={event => setGiven(event.target.value)}>{options.map(one => <option key={one}>{one}</option>)}</select>
             : <textarea {...ids} rows={2} value={given} onChange={event => setGiven(event.target.value)} />}
+        </Field>
+      )}
+      {offered.some(choice => choice.extra === 'amount') && (
+        <Field label={t('By at most, %1', String(item.detail.unit ?? ''))} hint={t('Empty: it holds no longer for this run. This step needs %1.', String(item.detail.needed ?? '?'))}>
+          {ids => <input {...ids} name="beyond" type="number" min={0} step="any" value={beyond} onChange={event => setBeyond(event.target.value)} />}
         </Field>
       )}
       <Field label={t('Reason')} hint={t('Recorded with your name.')}>
