@@ -39,6 +39,7 @@ from agentfarm_sdk.tools.registry import pinned
 
 UP_SECONDS, END_SECONDS, REST_SECONDS = 120.0, 60.0, 20.0
 WARM = 10  # tasks that are made and not counted
+SETTLE = 5.0  # seconds after the first task, in which the server starts the kernel that is to be its spare from then on
 PAUSE = 0.05  # seconds between two tasks: the agent is idle
 Row = dict[str, Any]
 
@@ -236,6 +237,7 @@ def measure(directory: Path, database: str, tasks: int) -> list[Row]:
         first = running.ask("POST", "/tasks", {"target": "bench", "input": "go"})["task_id"]  # its server starts
         running.asked_at()
         running.ended(first)
+        time.sleep(SETTLE)
         rows = [dispatch(running, tasks), rest(running), cancelled(running, 3)]
     return [{"database": name, **row} for row in rows]
 
