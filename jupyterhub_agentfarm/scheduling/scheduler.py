@@ -188,7 +188,8 @@ class Scheduler:
             placed = await self.explain(hub_user(agent))
         except AgentFarmError as error:
             return f"{reasons}; {error.detail}"
-        return f"{reasons}; placement: {placed}" if placed else reasons
+        against = "; ".join(f"{name}: {why}" for name, why in (placed.get("reasons") or {}).items() if why)
+        return f"{reasons}; of the microservers, {against}" if against else reasons
 
     async def _unplaceable(self, waiting: queue.Waiting) -> None:
         reasons = await self._reasons(waiting.agent)

@@ -126,6 +126,7 @@ async def test_an_agent_nobody_serves_gets_its_server_started(farm: Service) -> 
 async def test_a_task_whose_server_never_comes_fails_with_the_reasons(farm: Service) -> None:
     farm.hub.refuses_start = "no room"
     farm.scheduler.deadline = 0.0
+    farm.fleet.machines["local"].told["memory_free"] = 0
     await farm.agent()
     task = await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "now"})
     async with farm.client("ann") as client:
