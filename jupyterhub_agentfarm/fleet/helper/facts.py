@@ -39,7 +39,7 @@ def meminfo() -> dict[str, int]:
 
 def cpu_flags() -> list[str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "").partition(":")[2].split()
 
 
 def system() -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ LIB, RUN, SECRET = Path("/var/lib/agentfarm"), Path("/run/agentfarm"), Path("/ru
 SLICE = "agentfarm.slice"
 STOP_SECONDS = 8  # from SIGTERM to SIGKILL
 SOCKET_BYTES = 107
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # older systemds' words in the journal have them
 # Of the machine's memory at most so much for one unit that names no limit.
 MEMORY_SHARE = 0.5
 FIXED = [
@@ -267,7 +269,7 @@ def escaped(value: str) -> str:
 def reason_of(unit: str, said: str) -> str:
     lines = [line for line in said.strip().splitlines() if line and not line.startswith("See ")]
     tail = log_lines(unit, 3)
-    return "; ".join([*lines[-1:], *tail])[-500:] or "systemd did not say why"
+    return COLOURS.sub("", "; ".join([*lines[-1:], *tail]))[-500:] or "systemd did not say why"
 
 
 def clear(unit: str) -> None:
