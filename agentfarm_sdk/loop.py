@@ -89,6 +89,11 @@ class Loop:
             raise
         except Parked:  # the farm has written so: it decides when the run goes on
             return "parked"
+        except (
+            Cancelled
+        ) as error:  # the model is asked no more: the farm knows of the wish before its event has come here
+            self.cancel(str(error.extra.get("reason") or error.detail))
+            return await self._cancelled()
         except AgentFarmError as error:
             return await self._end("run.failed", {"error": {"type": error.type, "message": _with_hint(error)}})
         except Exception as error:  # a bug of ours, or of a model that lives here: said aloud, never tried for ever

@@ -469,7 +469,7 @@ def _may_ask(live: LiveRun, now: float) -> None:
     if fold.ended:
         raise Conflict(f"run {live.run.run_id} has {fold.status}", hint="submit a new task, or rerun this one")
     if fold.cancel:
-        raise Cancelled(f"run {live.run.run_id} was cancelled: {fold.cancel}")
+        raise Cancelled(f"run {live.run.run_id} was cancelled: {fold.cancel}", reason=fold.cancel)
     if fold.open_calls:  # a reply's call without a result makes providers refuse the messages for ever
         raise Conflict("a call has no outcome yet", hint="append the outcomes before the next request")
     for name, limit, used in (

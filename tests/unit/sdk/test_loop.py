@@ -98,6 +98,20 @@ def test_calls_are_made_side_by_side_and_told_in_call_order(farm: FakeFarm) -> N
     assert [(m["tool_call_id"], m["content"]) for m in model.shown[1][-2:]] == [("c0-0", "one"), ("c0-1", "two")]
 
 
+def test_a_run_that_was_cancelled_before_its_worker_heard_of_it_ends_as_cancelled_and_not_as_failed(
+    farm: FakeFarm,
+) -> None:
+    class Stopped(ScriptedModel):
+        async def reply(self, question: Question) -> Reply:
+            raise Cancelled("run run-1 was cancelled: enough", reason="enough")
+
+    run = farm.run(Agent("a", tools=[add]), "go", Stopped())
+    with pytest.raises(Cancelled):
+        _ = run.result
+    assert (kinds(run)[-1], run.status) == ("run.cancelled", "cancelled")
+    assert [event.data() for event in run.events()][-1] == {"reason": "enough"}
+
+
 def test_a_failed_tool_is_told_to_the_model_and_the_run_goes_on(farm: FakeFarm) -> None:
     @tool(effect="read")
     def broken() -> str:
