@@ -65,7 +65,8 @@ configure(
     admins=admins,
     pages=pages,
 )
-if hours := os.environ.get("AGENTFARM_PEOPLE_IDLE_HOURS"):  # then people's servers that nobody uses for so long are stopped
+# People's servers that nobody uses for so long are stopped.
+if hours := os.environ.get("AGENTFARM_PEOPLE_IDLE_HOURS"):
     cull_people(c, round(float(hours) * 3600))  # agents' are the farm's own affair: it knows who works
 # The launcher: tells the Hub to fill a restarted proxy, and mints the command line's token.
 c.JupyterHub.services.append({"name": "agentfarm-launcher", "api_token": secret("hub-launcher.token")})
