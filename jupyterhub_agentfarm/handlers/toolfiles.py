@@ -6,6 +6,7 @@ The function's signature and docstring are put together again, and the SDK's own
 from __future__ import annotations
 
 import ast
+import asyncio
 import dataclasses
 import datetime
 import decimal
@@ -21,10 +22,11 @@ import msgspec
 from agentfarm_sdk.protocol import ToolSpec
 from agentfarm_sdk.tools import registry
 
-from ..errors import AgentFarmError
+from ..errors import AgentFarmError, Invalid
 from .routes import Call, Route
 
 MAX_SOURCE = 256 * 1024  # characters of one file
+MAX_SOURCES = 4 * MAX_SOURCE  # of all together
 TYPES: dict[str, Any] = {
     "int": int, "str": str, "float": float, "bool": bool, "bytes": bytes, "list": list, "dict": dict, "tuple": tuple, "set": set,
     "frozenset": frozenset, "object": Any, "Decimal": decimal.Decimal, "datetime": datetime.datetime, "date": datetime.date,
@@ -67,7 +69,11 @@ class Unread(Exception):
 
 async def read(call: Call) -> ReadTools:
     """Say which tools the files hold. Nothing is saved, nothing is executed."""
-    return ReadTools([one for name, text in call.body.files.items() for one in tools_of(name, text)])
+    files: dict[str, str] = call.body.files
+    if sum(map(len, files.values())) > MAX_SOURCES:
+        raise Invalid(f"the files are longer than {MAX_SOURCES} characters together", hint="choose fewer at a time")
+    found = [await asyncio.to_thread(tools_of, name, text) for name, text in files.items()]  # a long one takes a while
+    return ReadTools([one for some in found for one in some])
 
 
 def tools_of(file: str, text: str) -> list[FoundTool]:
@@ -86,7 +92,8 @@ def tools_of(file: str, text: str) -> list[FoundTool]:
             )
         ]
     except (ValueError, RecursionError, MemoryError) as error:
-        return [FoundTool(file, 1, "", None, f"this is no Python: {error}", "mend the file, then choose it again")]
+        said = str(error) or "it is nested too deeply"
+        return [FoundTool(file, 1, "", None, f"this is no Python: {said}", "mend the file, then choose it again")]
     reader = _Reader(module)
     found = list(reader.tools(file))
     if not found:
@@ -140,6 +147,10 @@ class _Reader:
             spec = registry.tool(**options)(self._function(node)).spec
         except Unread as error:
             return FoundTool(file, error.line, name, None, error.what, error.hint)
+        except RecursionError:
+            return FoundTool(
+                file, node.lineno, name, None, f"tool {name}: it is nested too deeply to be read", READABLE
+            )
         except AgentFarmError as error:
             return FoundTool(file, node.lineno, name, None, error.detail, error.hint)
         except (TypeError, ValueError) as error:  # an option that `tool` does not have, a default of another type

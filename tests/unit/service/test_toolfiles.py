@@ -98,3 +98,14 @@ def test_nothing_of_the_file_is_executed() -> None:
     text = "from agentfarm_sdk import tool\nraise SystemExit\n@tool\ndef f(x: int = 1):\n    'Does it.'\n    raise SystemExit\n"
     (one,) = tools_of("mine.py", text)
     assert one.tool and one.tool["schema"]["properties"]["x"] == {"type": "integer", "default": 1}
+
+
+def test_what_is_nested_too_deeply_is_refused_in_words() -> None:
+    head = "from agentfarm_sdk import tool\n@tool\ndef f(x: "
+    for text in (
+        "|".join(["int"] * 900) + "): ...",
+        "int = " + "-" * 2000 + "1): ...",
+        "int = " + "-" * 200_000 + "1): ...",
+    ):
+        (found,) = tools_of("deep.py", head + text)
+        assert found.tool is None and "nested too deeply" in found.problem
