@@ -124,7 +124,9 @@ class Worker:
         self.current = run
         lease = float(message.get("lease", LEASE_SECONDS))
         url = str(message["url"])
-        self._sockets = sockets = self._sockets or Sockets(settings.api_url(url), keeps=True)
+        sockets = self._sockets
+        if sockets is None or sockets.url != settings.api_url(url):  # the farm may have moved since the last run
+            self._sockets = sockets = Sockets(settings.api_url(url), keeps=True)
         self._ledger = ledger = FarmLedger(
             url, run, int(message["fence"]), str(message["token"]), lease=lease, sockets=sockets
         )

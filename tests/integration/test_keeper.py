@@ -82,7 +82,7 @@ async def test_one_that_dies_again_and_again_is_started_ever_more_seldom(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[int] = []
-    monkeypatch.setattr(keeping, "pause", lambda deaths: pauses.append(deaths) or 0.01)
+    monkeypatch.setattr(keeping, "pause", lambda deaths, longest: pauses.append(deaths) or 0.01)
     await made.keeper.start(made.part("hub"))
     for count in range(1, 4):
         pid = made.keeper.pids["hub"]

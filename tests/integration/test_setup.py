@@ -205,5 +205,5 @@ def test_a_wheel_holds_the_panel_and_the_farm_pages(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert any(name.endswith("share/jupyter/labextensions/jupyterhub-agentfarm/package.json") for name in names)
-    assert any(re.search(r"jupyterhub_agentfarm/pages/build/farm\.[0-9a-f]+\.js$", name) for name in names)
+    assert any(re.search(r"jupyterhub_agentfarm/pages/build/farm\.[0-9A-Z]+\.js$", name) for name in names)
     assert not any("node_modules" in name for name in names)
