@@ -158,7 +158,7 @@ async def test_a_pool_s_task_that_comes_after_another_is_given_away_when_that_ha
 async def test_a_pool_starts_no_more_servers_than_its_rules_say_keeps_some_up_and_stops_who_is_idle(
     farm: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.1)  # here a supervisor comes behind the tasks, which no commit tells
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.1)  # a supervisor comes behind the tasks: no commit tells it
     assert (await farm.ask("bob", "PUT", "/pools/all", {"max_servers": 1})).status_code == 403
     assert (await farm.ask("ann", "PUT", "/pools/none", {})).status_code == 404
     assert (await farm.ask("ann", "PUT", "/pools/all", {"min_servers": 3, "max_servers": 1})).status_code == 422
