@@ -152,6 +152,7 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
             self.user_options = options
             if self.orm_spawner is not None:  # so that a Hub that is started anew knows it too
                 self.orm_spawner.user_options = options
+                self.db.commit()  # the end of any request of the Hub's rolls back what is not
 
     async def stop(self, now: bool = False) -> None:
         """Return when the unit is gone. Stopping twice is harmless."""

@@ -206,6 +206,7 @@ def test_a_hub_that_is_killed_finds_its_servers_again_at_the_same_address_and_wi
     place.kill(place.hub)
     place.start_hub()
     until(lambda: place.server("ann").get("ready"), "the Hub has found the server again")
+    assert place.server("ann")["user_options"] == {"profile": "local"}, "what the Hub's admin page prints"
     assert place.address("ann") == address and place.its_token_works("ann") and place.tokens("ann") == 1
     place.ask("DELETE", "/users/ann/server")  # this Hub never saw the token
     place.gone("ann")
