@@ -163,6 +163,8 @@ class Hub:
         found: dict[str, dict[str, Any]] = {}
         for offset in range(0, MOST_USERS, PAGE):
             users = await self._ask("GET", f"/users?state=active&limit={PAGE}&offset={offset}") or []
+            if not isinstance(users, list):
+                raise Transient("the Hub's list of users is none", retry_after=5.0)
             for user in users:
                 server = (user.get("servers") or {}).get("")
                 if server and (server.get("ready") or server.get("pending")):
