@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import psycopg
 import pytest
 import sqlalchemy as sa
 from servicekit import FakeHub
@@ -374,6 +375,25 @@ async def test_a_session_of_one_s_own_that_the_database_takes_for_alive_stands_i
     finally:
         await db.close()
         wire.close()
+
+
+def test_a_leader_that_is_stuck_in_the_middle_of_a_pipeline_is_followed(postgres: Postgres) -> None:
+    """Its session is not idle either: PostgreSQL waits for the rest of what is asked."""
+    url = postgres.create()
+    former, reader = engines.make(url)
+    following, other = engines.make(url)
+    mine, theirs = Lock(following, 1.0), Lock(former, 1.0)
+    session = theirs.connect()
+    driver: Any = session.connection.driver_connection
+    try:
+        with pytest.raises(psycopg.OperationalError), driver.pipeline():
+            driver.execute("SELECT 1")  # written, and no end of the pipeline behind it
+            until(mine.ask, HEAL, "the other one leads")
+            driver.execute("SELECT 1").fetchone()
+    finally:
+        mine.release()
+        for engine in (former, reader, following, other):
+            engine.dispose()
 
 
 def test_a_leader_that_is_stuck_in_the_middle_of_an_answer_is_followed(postgres: Postgres) -> None:
