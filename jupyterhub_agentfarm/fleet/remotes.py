@@ -218,6 +218,10 @@ class Remotes:
         for one in running:
             if self.state.units.get(one["unit"], {}).get("microserver") == micro.name:
                 await self.forward(micro, one["unit"], one["socket"])
+        still = {one["unit"] for one in (await micro.ask("list"))["items"] if one["state"] == "running"}
+        for one in running:  # none is started before it counts as up, but one may have been stopped meanwhile
+            if one["unit"] not in still and one["unit"] in self.state.units:
+                await self.unforward(micro, one["unit"])
 
     async def _fenced(self, micro: SshMicroserver) -> list[dict[str, Any]]:
         """End what may not run there any more, forget what is left of it; return what runs there by right. Raises FleetError."""
