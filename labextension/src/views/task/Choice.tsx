@@ -31,8 +31,11 @@ export function useChoice(first: string | undefined): Chosen {
   const [choice, set] = React.useState<Choice>({ target: first ?? '', mode: 'live', priority: '0', deadline: '', variables: '' });
   const open = (value?.items ?? []).filter(agent => agent.published && agent.rights !== 'view');
   const pools = [...new Set(open.flatMap(agent => (agent.pool ? [`pool:${agent.pool}`] : [])))];
-  const targets = [...open.map(agent => agent.name), ...pools];
-  const whole = { ...choice, target: choice.target || (targets[0] ?? '') };
+  const known = [...open.map(agent => agent.name), ...pools];
+  const target = choice.target || (known[0] ?? '');
+  // The list may still be on its way, or older than the agent: what was chosen stays choosable, and the farm has the last word.
+  const targets = !target || known.includes(target) ? known : [target, ...known];
+  const whole = { ...choice, target };
   return { choice: whole, change: part => set(before => ({ ...before, ...part })), targets, asked: askedOf(whole) };
 }
 
