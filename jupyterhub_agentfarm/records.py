@@ -187,3 +187,4 @@ class Microserver:
     reserve_memory: int = 0  # for the system
     reserve_cpu: float = 0.0
     groups: dict[str, int] = field(default_factory=dict)  # pool -> its servers here
+    others: frozenset[str] = frozenset()  # servers that another farm has here, by unit

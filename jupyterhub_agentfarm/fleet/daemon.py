@@ -182,6 +182,8 @@ class Fleet:
             for item in items:
                 about = item.pop("about", {})
                 known = self.state.units.get(item["unit"])
+                if known is None and item.get("farm") == "":
+                    continue  # nobody says whose it is: another farm's, perhaps
                 if known is None:
                     self.state.units[item["unit"]] = {"ip": "127.0.0.1", "port": 0, **about, "microserver": name}
                     self.state.save()

@@ -39,6 +39,7 @@ class AnyMicroserver(abc.ABC):
         self.name = name
         self.state = "ready"  # as the operator turned it: ready, cordoned, draining
         self.taints: dict[str, str] = {}  # of its health: name -> reason
+        self.farm = ""  # whose units are asked about, where farms share the machine
         self._facts: dict[str, Any] = {}
         self._facts_at = -1e9
         self._fresh = asyncio.Lock()  # facts are asked for once, not by everybody at the same time
@@ -62,7 +63,8 @@ class AnyMicroserver(abc.ABC):
         Raises:
             FleetError: it cannot be reached, started, or does not answer.  Invalid: it refuses what is asked.  StartError.
         """
-        request = json.dumps({"v": VERSION, "op": op, **fields}).encode()
+        whose = {"farm": self.farm} if self.farm else {}
+        request = json.dumps({"v": VERSION, **whose, "op": op, **fields}).encode()
         out = await self._exchange(request, SECONDS.get(op, HELPER_SECONDS))
         try:
             answer = json.loads(out)
@@ -92,6 +94,10 @@ class AnyMicroserver(abc.ABC):
 
     async def _ask_facts(self) -> dict[str, Any]:
         return await self.ask("facts")
+
+    def outdated(self) -> None:
+        """Have it asked anew: it may have been restarted."""
+        self._facts_at = -1e9
 
     def last_facts(self) -> dict[str, Any]:
         """Return what it said last, however long ago; {} where it never answered."""

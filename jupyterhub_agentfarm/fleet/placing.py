@@ -129,6 +129,7 @@ class Placing:
         reserve = entry.get("reserve_memory", settings.reserve_memory)
         cpu = entry.get("reserve_cpu")
         groups: dict[str, int] = {}
+        others = told.get("others") or {"units": [], "memory": 0, "cpu": 0.0}  # other farms'
         for one in promises:
             if one.get("group"):
                 groups[one["group"]] = groups.get(one["group"], 0) + 1
@@ -137,7 +138,8 @@ class Placing:
             cpus=told["cpus"], load=told["load"], servers=len(promises), labels=self.labels(name, told), taints=self.taints(name),
             flags=flags_of(told), gpus=tuple(int(one["memory"]) for one in told.get("gpus") or ()),
             gpus_taken=frozenset(at for one in promises for at in one.get("gpus", ())),
-            promised_memory=sum(one["memory"] for one in promises), promised_cpu=sum(one["cpu"] for one in promises),
+            promised_memory=sum(one["memory"] for one in promises) + others["memory"],
+            promised_cpu=sum(one["cpu"] for one in promises) + others["cpu"], others=frozenset(others["units"]),
             unused=sum(one["memory"] for one in promises if now - one["at"] < SETTLE_SECONDS),
             reserve_memory=min(MOST_RESERVED, told["memory"] // 10) if reserve is None else int(reserve),
             reserve_cpu=settings.reserve_cpu if cpu is None else float(cpu), groups=groups,

@@ -70,7 +70,7 @@ class Remotes:
             await self._returned(made)
 
         made = SshMicroserver(name, Connection(name, target(known["ssh"]), self.files, on_up))
-        made.state = known["state"]
+        made.state, made.farm = known["state"], self.state.farm
         self.microservers[name] = self.farm[name] = made
         return made
 
@@ -203,6 +203,7 @@ class Remotes:
 
     async def _returned(self, micro: SshMicroserver) -> None:
         """Before anything else is done with it: end what may not run there any more; then bring back ports. Raises FleetError."""
+        micro.outdated()
         facts, known = await micro.look(), self.state.microservers[micro.name]
         if known.get("boot_id") not in (None, facts["boot_id"]):
             log.warning("microserver %s was restarted: what ran there has ended", micro.name)

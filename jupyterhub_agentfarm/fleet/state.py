@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from urllib.parse import quote, unquote
 
 from ..errors import StartError
 
+FARM = re.compile(r"[0-9a-f]{12}")
 AGENT_USER = re.compile(r"^agent-[a-z][a-z0-9-]{0,40}$")
 FIRST_UID = 200_000  # above people's and systemd's ranges
+UIDS, PLACES = (
+    1_000,
+    300,
+)  # each farm begins at one of so many places: farms that share a microserver do not share users there
 FORWARDS = range(
     21_000, 25_000
 )  # loopback ports that lead to servers on microservers: below those that the kernel gives out
@@ -23,6 +29,7 @@ FORWARDS = range(
 class FleetState:
     """`fleet.json` in memory. Every change is on disk before the method returns.
 
+    farm: the farm's own id, by which microservers know its units; made once, kept in `farm.id` beside, so that it outlives `fleet.json`.
     units: {microserver, ip, port, user, server, agent, home, promise, unwanted: it could not be told to stop}; microservers: {state, reason,
     ssh: user@host:port (none: this machine), labels, taints, boot_id, helper_version, back: {address here: the port there that leads to it}}.
     """
@@ -35,6 +42,7 @@ class FleetState:
         self.placement: dict[str, Any] = {}  # the farm's settings (demands.Settings)
         self.demands: dict[str, dict[str, Any]] = {}  # unit -> what its owner set: user, resources, group
         self.last_forward = 0
+        known: dict[str, Any] = {}
         if path.exists():
             try:
                 known = json.loads(path.read_text())
@@ -46,11 +54,12 @@ class FleetState:
                     f"{path} cannot be read",
                     hint="restore it from a backup: it holds the ports and users of running servers",
                 ) from error
+        self.farm = _farm_id(path.with_name("farm.id"), known.get("farm", ""))
 
     def save(self) -> None:
         temporary = self.path.with_suffix(".new")
         with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as sink:
-            names = ("units", "uids", "microservers", "placement", "demands", "last_forward")
+            names = ("farm", "units", "uids", "microservers", "placement", "demands", "last_forward")
             json.dump({name: getattr(self, name) for name in names}, sink, indent=1)
             sink.flush()
             os.fsync(sink.fileno())
@@ -59,7 +68,8 @@ class FleetState:
     def uid(self, user: str) -> int:
         """Return the user id that servers of this hub user run under; a new one is never one that was given before."""
         if user not in self.uids:
-            self.uids[user] = max([FIRST_UID - 1, *self.uids.values()]) + 1
+            first = FIRST_UID + UIDS * (int(self.farm, 16) % PLACES)
+            self.uids[user] = max(self.uids.values(), default=first - 1) + 1
             self.save()
         return self.uids[user]
 
@@ -99,6 +109,20 @@ class FleetState:
                 port = int(probe.getsockname()[1])
             if port not in taken:
                 return port
+
+
+def _farm_id(path: Path, known: str) -> str:
+    """Return the farm's id; it is made where there is none. Raises StartError."""
+    if path.exists():
+        known = path.read_text().strip()
+    elif not known:
+        known = secrets.token_hex(6)
+    if not FARM.fullmatch(known):
+        raise StartError(f"{path} cannot be read", hint="restore it from a backup: microservers know the farm by it")
+    if not path.exists():
+        path.write_text(known + "\n")
+        path.chmod(0o600)
+    return known
 
 
 def forwards_of(text: str) -> range:

@@ -23,6 +23,7 @@ import pytest
 from jupyterhub.tests import mocking
 
 from jupyterhub_agentfarm.fleet.client import FleetClient
+from jupyterhub_agentfarm.fleet.helper.checks import VERSION
 from jupyterhub_agentfarm.spawner import AgentFarmSpawner
 
 ELSEWHERE: dict[str, Any] = json.loads(os.environ.get("AGENTFARM_SUITE_MICROSERVER", "{}"))
@@ -120,7 +121,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if ELSEWHERE:
         asyncio.run(clear(FleetClient(state / "fleet.sock")))
     for unit in (state / "units").iterdir() if (state / "units").exists() else []:
-        request = f'{{"v": 2, "op": "stop", "unit": "{unit.name}", "now": true}}'
+        request = f'{{"v": {VERSION}, "op": "stop", "unit": "{unit.name}", "now": true}}'
         helper = Path(sys.modules["jupyterhub_agentfarm"].__path__[0]) / "fleet" / "helper"
         command = [sys.executable, "-I", str(helper), "--process", str(state)]
         subprocess.run(command, input=request, text=True, capture_output=True, check=False)

@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from jupyterhub_agentfarm.fleet.helper.checks import VERSION
 from jupyterhub_agentfarm.records import unit_name
 
 HERE = Path(__file__).parent
@@ -186,7 +187,7 @@ def place() -> Iterator[Place]:
         made.daemon.terminate()
         made.daemon.wait(10)
         for unit in (made.state / "units").iterdir():
-            request = json.dumps({"v": 2, "op": "stop", "unit": unit.name, "now": True})
+            request = json.dumps({"v": VERSION, "op": "stop", "unit": unit.name, "now": True})
             helper = HERE.parents[1] / "jupyterhub_agentfarm" / "fleet" / "helper"
             command = [sys.executable, "-I", str(helper), "--process", str(made.state)]
             subprocess.run(command, input=request, text=True, capture_output=True, check=True)

@@ -28,6 +28,7 @@ from jupyterhub_agentfarm.fleet.zipped import helper_file
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+FARM = "0123456789ab"  # hosts are lent from test to test: what one leaves there must not be another farm's for the next
 HELPER = "/opt/agentfarm/helper.pyz"
 COMMAND = f"/usr/bin/python3 -I {HELPER}"
 
@@ -45,6 +46,7 @@ class Lab:
         packages = sysconfig.get_paths()["purelib"]
         self.environ = {
             **os.environ, "AFLAB_NAME": f"a{number:x}", "AFLAB_NET": f"10.{100 + number % 100}.{number // 100}", "AFLAB_DIR": str(self.folder),
+            **({"AFLAB_DISK": "1G"} if os.environ.get("AGENTFARM_FAULTS") else {}),  # one can be full
             "AFLAB_TREES": cache, "AFLAB_HOOK": str(HERE / "hook"),
             "AFLAB_BIND": f"{packages}:/opt/agentfarm/lab/packages {ROOT}:/opt/agentfarm/lab/checkout",
         }  # fmt: skip
@@ -138,10 +140,11 @@ async def until(true: Callable[[], Awaitable[Any]], seconds: float = 30.0, what:
 
 
 class Daemon:
-    """A fleet daemon of its own; `hub`: the address of a Hub's API, where there is one."""
+    """A fleet daemon; `hub`: the address of a Hub's API, where there is one. All are of one `farm`, unless another is named."""
 
-    def __init__(self, hub: str = "http://127.0.0.1:1/hub/api") -> None:
-        self.state = Path(tempfile.mkdtemp(prefix="afl-", dir="/tmp"))
+    def __init__(self, hub: str = "http://127.0.0.1:1/hub/api", farm: str = FARM) -> None:
+        self.state, self.farm = Path(tempfile.mkdtemp(prefix="afl-", dir="/tmp")), farm
+        self.state.joinpath("farm.id").write_text(farm)
         self.state.joinpath("token").write_text("t")
         self.client = FleetClient(self.state / "fleet.sock", timeout=90)
         self.environ = {

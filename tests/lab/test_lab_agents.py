@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from labkit import Lab, skip_without_lab
 
+from agentfarm_sdk.errors import AgentFarmError
 from agentfarm_sdk.tools.registry import pinned
 from jupyterhub_agentfarm.fleet.client import FleetClient
 
@@ -70,6 +72,9 @@ def fleet(booted: Lab, model: str) -> Iterator[Fleet]:
         asyncio.run(made.client.cordon("local", "its servers go elsewhere"))
         yield made
     finally:
+        with contextlib.suppress(AgentFarmError):
+            for unit in asyncio.run(made.client.units()):
+                asyncio.run(made.client.stop(unit["unit"], now=True))
         farm.stop()
         masters = [one for one in psutil.process_iter(["cmdline"]) if str(place) in " ".join(one.info["cmdline"] or [])]
         assert not masters, masters

@@ -36,6 +36,7 @@ def serve(one):
 while True:
     threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
 """
+OTHER = "ba9876543210"  # a farm
 PYTHON = "/usr/bin/python3"
 
 
@@ -256,3 +257,57 @@ async def test_a_host_key_that_has_changed_is_refused_in_words_until_the_operato
 
     await until(refused, what="the refusal")
     assert not (await daemon.add(lab, 1))["silent"]
+
+
+async def test_farms_that_share_a_microserver_leave_each_others_servers_alone(
+    daemon: Daemon, lab: Lab, micro1: str
+) -> None:
+    mine = await begin(daemon, "af-a")
+    other = Daemon(farm=OTHER)
+    try:
+        await other.start()
+        assert not (await other.add(lab, 1))["silent"]
+        await other.client.cordon("local", "the test is about another one")
+        assert [one for one in await other.client.units() if one["state"] == "running"] == []
+        assert (await other.micro(micro1))["promised_memory"] >= 512 << 20, "what another farm runs takes room"
+        with pytest.raises(NoMicroserverFits, match="another farm has a server of this name there"):
+            await other.client.place("af-a", user="agent-a")
+        with pytest.raises(StartError, match="another farm has the workspace a on this microserver"):
+            await begin(other, "af-again", user="agent-a", up=False)
+        theirs = await begin(other, "af-theirs", user="agent-theirs")
+        assert theirs["uid"] != mine["uid"]
+        # each stops its own only, whatever it is asked, and what a lost fleet.json is made from is its own too
+        for made, unit in ((daemon, "af-a"), (other, "af-theirs")):
+            made.kill()
+            state = json.loads((made.state / "fleet.json").read_text())
+            (made.state / "fleet.json").write_text(json.dumps(state | {"units": {}}))
+            await made.start()
+            await made.reachable(micro1)
+            assert [one["unit"] for one in await made.client.units() if one["state"] == "running"] == [unit]
+        await other.client.stop("af-theirs")
+        assert (await daemon.client.show("af-a"))["pid"] == mine["pid"]
+    finally:
+        lab.mend()
+        await other.stop()
+    assert (await daemon.client.show("af-a"))["state"] == "running"
+
+
+async def test_a_server_whose_record_names_no_farm_stays_with_the_farm_that_knows_it(
+    daemon: Daemon, lab: Lab, micro1: str
+) -> None:
+    started = await begin(daemon, "af-a")
+    record = lab.inside(1, "/var/lib/agentfarm/units/af-a/unit.json")
+    kept = json.loads(record.read_text())
+    record.write_text(json.dumps({name: value for name, value in kept.items() if name != "farm"}))
+    other = Daemon(farm=OTHER)
+    try:
+        await other.start()
+        await other.add(lab, 1)
+        assert "af-a" not in [one["unit"] for one in await other.client.units()]
+    finally:
+        await other.stop()
+    shown = await daemon.client.show("af-a")
+    assert (shown["state"], shown["pid"]) == ("running", started["pid"])
+    await daemon.client.stop("af-a")
+    await begin(daemon, "af-a")
+    assert json.loads(record.read_text())["farm"] == daemon.farm

@@ -7,6 +7,6 @@ Which backend stands behind it is said by who installed it, on the command line,
     helper.pyz                  systemd units, as root              systemdunits.py
     helper --process STATE      processes with a keeper each        processunits.py, keeper.py
 
-Request: {"v": 2, "op": "start" | "stop" | "show" | "list" | "facts" | "logs" | …, …}; answer: {"ok": {…}} or
-{"error": {"type", "detail", "hint"}}.
+Request: {"v": 3, "farm": whose, "op": "start" | "stop" | "show" | "list" | "facts" | "logs" | …, …}; answer: {"ok": {…}} or
+{"error": {"type", "detail", "hint"}}. To one farm another's units are not there (`farms.py`).
 """

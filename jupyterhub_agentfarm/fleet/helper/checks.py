@@ -7,10 +7,11 @@ import os
 import re
 from typing import Any, NamedTuple
 
-VERSION = 2
+VERSION = 3
 MAX_REQUEST = 1 << 20
 UNIT = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 WORKSPACE = re.compile(r"[a-z][a-z0-9-]{0,40}|~[A-Za-z0-9_.@+%~-]{1,200}")  # an agent's, a person's
+FARM = re.compile(r"[0-9a-f]{12}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tab and newline
 FIELDS = {
@@ -74,7 +75,9 @@ def request(text: bytes) -> dict[str, Any]:
     op = asked.get("op")
     if not isinstance(op, str) or op not in FIELDS:
         raise invalid("there is no such operation", "one of: " + ", ".join(FIELDS))
-    if unknown := set(asked) - FIELDS[op] - {"v", "op"}:
+    if "farm" in asked and not (isinstance(asked["farm"], str) and FARM.fullmatch(asked["farm"])):
+        raise invalid("farm must be the id of a farm", "twelve hexadecimal digits")
+    if unknown := set(asked) - FIELDS[op] - {"v", "op", "farm"}:
         named = ", ".join(repr(name)[:40] for name in sorted(unknown)[:5])
         raise invalid(f"unknown fields: {named}", "only what the protocol names may be asked")
     return asked

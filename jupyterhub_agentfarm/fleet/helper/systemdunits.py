@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checks, facts, sshd
+from . import checks, facts, farms, sshd
 from .cgroups import end_all, is_empty, oom_kills
 from .checks import UNIT, Refused, Start
 from .processes import boot_id, make_workspace, read_json, write_json
@@ -63,6 +63,11 @@ def service(unit: str) -> str:
 def group(unit: str) -> str:
     """Return the unit's cgroup: always the same, also where systemd has forgotten the unit."""
     return f"{SLICE}/{service(unit)}"
+
+
+def runs(unit: str) -> bool:
+    """Say whether anything of the unit runs."""
+    return not is_empty(group(unit))
 
 
 def socket_of(unit: str) -> Path:
@@ -115,6 +120,7 @@ def state_of(unit: str, known: dict[str, str] | None) -> dict[str, Any]:
         "uid": kept.get("uid"),
         "boot_id": kept.get("boot_id", ""),
         "about": kept.get("about", {}),
+        "farm": kept.get("farm", ""),
         "socket": str(socket_of(unit)),
     }
     if known is not None and known["ActiveState"] not in ("inactive", "failed"):
@@ -176,6 +182,7 @@ def start(asked: dict[str, Any]) -> dict[str, Any]:
         raise checks.invalid("a server needs a user of its own: uid")
     if len(str(socket_of(spec.unit)).encode()) > SOCKET_BYTES:
         raise checks.invalid("the name of the unit is too long for its socket")
+    farms.refuse_what_is_others(spec, farms.of_others(farms.of(asked), LIB, runs))
     known = state_of(spec.unit, loaded(spec.unit).get(spec.unit))
     if known.get("state") == "running" and not known.get("reason"):
         return known
@@ -188,7 +195,7 @@ def start(asked: dict[str, Any]) -> dict[str, Any]:
     record = LIB / "units" / spec.unit
     shutil.rmtree(record, ignore_errors=True)
     record.mkdir(mode=0o700)
-    kept = {"uid": spec.uid, "about": spec.about, "boot_id": boot_id(), "started_at": time.time()}
+    kept = {**farms.record(spec, farms.of(asked)), "boot_id": boot_id(), "started_at": time.time()}
     write_json(record / "unit.json", kept)
     secret = SECRET / f"{spec.unit}.env"
     try:
@@ -283,6 +290,8 @@ def clear(unit: str) -> None:
 def stop(asked: dict[str, Any]) -> dict[str, Any]:
     """Stop a unit with all its descendants; `now`: without grace. Answers when its cgroup is empty."""
     unit = checks.unit(asked)
+    if is_others(asked):
+        return {}
     if unit in loaded(unit):
         if asked.get("now"):
             command("systemctl", "kill", "--signal=SIGKILL", service(unit))
@@ -298,19 +307,26 @@ def stop(asked: dict[str, Any]) -> dict[str, Any]:
 
 def show(asked: dict[str, Any]) -> dict[str, Any]:
     unit = checks.unit(asked)
-    return state_of(unit, loaded(unit).get(unit))
+    return {} if is_others(asked) else state_of(unit, loaded(unit).get(unit))
 
 
-def listed(_asked: dict[str, Any]) -> dict[str, Any]:
-    """Return all units: those that systemd runs, and those of which something is kept."""
-    known, root = loaded(), LIB / "units"
-    names = {entry for entry in os.listdir(root) if UNIT.fullmatch(entry)} if root.is_dir() else set()
-    return {"items": [told for name in sorted(names | set(known)) if (told := state_of(name, known.get(name)))]}
+def is_others(asked: dict[str, Any]) -> bool:
+    """Say whether the unit that is asked about is another farm's: it is not touched, and not told of."""
+    return farms.are_others(read_json(LIB / "units" / checks.unit(asked) / "unit.json"), farms.of(asked))
+
+
+def listed(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return all units of the farm: those that systemd runs, and those of which something is kept."""
+    known, kept = loaded(), farms.records(LIB / "units")
+    names = sorted(name for name in {*kept, *known} if not farms.are_others(kept.get(name, {}), farms.of(asked)))
+    return {"items": [told for name in names if (told := state_of(name, known.get(name)))]}
 
 
 def forget(asked: dict[str, Any]) -> dict[str, Any]:
     """Remove what is kept of a unit that has ended. Its workspace stays."""
     unit = checks.unit(asked)
+    if is_others(asked):
+        return {}
     if show(asked).get("state") == "running":
         raise checks.invalid(f"{unit} runs", "stop it first")
     shutil.rmtree(LIB / "units" / unit, ignore_errors=True)
@@ -318,7 +334,7 @@ def forget(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def logs(asked: dict[str, Any]) -> dict[str, Any]:
-    return {"lines": log_lines(checks.unit(asked), checks.lines(asked))}
+    return {"lines": [] if is_others(asked) else log_lines(checks.unit(asked), checks.lines(asked))}
 
 
 def log_lines(unit: str, count: int) -> list[str]:
@@ -327,12 +343,13 @@ def log_lines(unit: str, count: int) -> list[str]:
     return said.stdout.splitlines()
 
 
-def about_here(_asked: dict[str, Any]) -> dict[str, Any]:
+def about_here(asked: dict[str, Any]) -> dict[str, Any]:
     LIB.mkdir(mode=0o711, parents=True, exist_ok=True)
     systemd = command("systemctl", "--version").stdout.split()[1:2]
     version = 2 if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else 1
     own = {"backend": "systemd", "own_users": True, "isolation": "", "systemd": "".join(systemd), "cgroup": version}
-    return {**facts.machine(LIB), **own}
+    others = farms.of_others(farms.of(asked), LIB, runs)
+    return {**facts.machine(LIB), **own, "others": farms.room_of_others(others, runs)}
 
 
 def operations() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:

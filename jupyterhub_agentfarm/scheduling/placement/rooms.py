@@ -138,6 +138,8 @@ def filtered(demand: Demand, micro: Microserver) -> Refusal | None:
         return Refusal("pin", f"the server is pinned to {demand.pin}", "change its pin", True)
     if demand.home and demand.home != micro.name:
         return Refusal("home", f"its workspace is on {demand.home}", "move the workspace", True)
+    if demand.server in micro.others:
+        return Refusal("farm", "another farm has a server of this name there", "give the agent another name", True)
     if micro.state != "ready":
         why = f" ({micro.reason})" if micro.reason else ""
         change = {"cordoned": "uncordon it", "draining": "uncordon it when it is drained"}

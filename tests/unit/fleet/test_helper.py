@@ -57,6 +57,7 @@ def asked(tmp_path: Path, **fields: Any) -> dict[str, Any]:
         {"about": {"x": {}}}, {"about": {"x": "y" * 501}}, {"about": {str(i): 1 for i in range(21)}}, {"about": []}, {"about": {"x": 1.5}},
         {"MemoryMax": "1G"}, {"user": "root"}, {"User": "root"}, {"root": "/"}, {"cwd": "/"}, {"properties": ["User=root"]}, {"ExecStartPre": "/bin/sh"},
         {"backend": "systemd"}, {"op": "exec"}, {"op": ["start"]}, {"op": None}, {"op": "start\n"}, {"op": "__init__"}, {"op": "release", "ports": [2222]},
+        {"farm": ""}, {"farm": "../units"}, {"farm": "0123456789AB"}, {"farm": "0123456789ab\n"}, {"farm": None}, {"farm": 123456789012},
         {"v": 0}, {"v": 1}, {"v": VERSION + 1}, {"v": None}, {"v": float(VERSION)}, {"v": True}, {"v": str(VERSION)},
     ],
     ids=str,
