@@ -21,6 +21,7 @@ from .hubconfig import forget_tokens
 from .records import unit_name
 
 AGENT = "agent-"
+AWAY_SECONDS = 2.0  # between two looks whether a microserver has returned
 
 
 class AgentFarmSpawner(Spawner):  # type: ignore[misc]
@@ -162,14 +163,26 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
             self.log.debug("%s was not there", self.unit)
 
     async def poll(self) -> int | None:
-        """Return None while it runs, or while nobody can say; else the exit code."""
-        try:
-            shown = await self.fleet.show(self.unit)
-        except NotFound:
-            return None if self._starting else 0
-        except Exception as error:
-            self.log.warning("cannot ask for %s: %s", self.unit, error)
-            return None
+        """Return None while it runs, or while nobody can say; else the exit code.
+
+        A Hub that has just started looks whether a server answers, and stops one that does not. One whose microserver is away
+        is not asked for before that is there again: until then the Hub has it as pending, and keeps its route.
+        """
+        away = False
+        while True:
+            try:
+                shown = await self.fleet.show(self.unit)
+            except NotFound:
+                return None if self._starting else 0
+            except Exception as error:
+                self.log.warning("cannot ask for %s: %s", self.unit, error)
+                if not away:
+                    return None
+            else:
+                if shown["state"] != "unknown" or not self._check_pending:
+                    break
+                away = True
+            await asyncio.sleep(AWAY_SECONDS)
         if shown["state"] != "exited" or self._starting:
             return None
         code = shown.get("exit_code")
