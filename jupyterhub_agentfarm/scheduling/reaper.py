@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 TICK = 1.0
 ASK_SECONDS = 2.0  # between two questions about servers whose workers are silent
 PROOF_SECONDS = 5.0  # for the fleet daemon to say how a server ended
+AT_ONCE = 0.5  # for which a look waits for that: a microserver that answers slowly holds up nobody's timers and leases
 RESTARTED = "the machine was restarted"
 JUMP = 1.0  # seconds by which a clock may differ, or a tick be late
 DRIFT = 0.05  # seconds: less is how clocks are, and not followed
@@ -44,6 +45,10 @@ class Steadiness:
             self.since = mono
         self.mono, self.wall = mono, wall
         return mono - self.since
+
+    def waited(self, seconds: float) -> None:
+        """Do not count so many seconds as a late look: a slow microserver was asked meanwhile, and the service served."""
+        self.mono, self.wall = self.mono + seconds, self.wall + seconds
 
 
 def proof_of_death(unit: Mapping[str, Any]) -> str | None:
@@ -74,15 +79,20 @@ class Reaper:
         self.db, self.lease, self.unit = db, lease, unit
         self.reaped = 0  # for metrics
         self._asked = -ASK_SECONDS
+        self._asking: asyncio.Task[None] | None = None
         self.pause = TICK  # seconds until the next look: less where a timer is due before
         now = time.monotonic()
         self.steady = Steadiness(now, now, db.now())
 
     async def run(self) -> None:
         """Look for ever."""
-        while True:
-            await self.look()
-            await asyncio.sleep(self.pause)
+        try:
+            while True:
+                await self.look()
+                await asyncio.sleep(self.pause)
+        finally:
+            if self._asking is not None:
+                self._asking.cancel()
 
     async def look(self) -> None:
         """Look once."""
@@ -110,14 +120,23 @@ class Reaper:
         await self._ask(silent)
         if self.steady.tick(time.monotonic(), self.db.now(), self.db.last_error is None) < self.lease:
             return
+        began = time.monotonic()
         proofs = await self._proofs(expired)
+        self.steady.waited(time.monotonic() - began)
         for run in expired:
             await self._requeue(run, proofs.get(run.agent))
 
     async def _ask(self, silent: list[Run]) -> None:
+        """Ask for the servers of silent workers, one question at a time; it is waited for only where the answer comes at once."""
+        if self._asking is None and silent and time.monotonic() - self._asked >= ASK_SECONDS:
+            self._asking = asyncio.create_task(self._take_dead(silent))
+            await asyncio.wait({self._asking}, timeout=AT_ONCE)
+        if self._asking is not None and self._asking.done():
+            asking, self._asking = self._asking, None
+            asking.result()
+
+    async def _take_dead(self, silent: list[Run]) -> None:
         """Take the runs of servers that are proven dead at once: a proof needs neither the lease's end nor steady service."""
-        if not silent or time.monotonic() - self._asked < ASK_SECONDS:
-            return
         proofs = await self._proofs(silent)
         self._asked = time.monotonic()
         for run in silent:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from jupyterhub_agentfarm.scheduling import reaper
 from jupyterhub_agentfarm.scheduling.reaper import Steadiness, proof_of_death
 
 
@@ -38,3 +41,41 @@ def test_a_server_is_proven_dead_by_its_keeper_s_word_or_by_a_restarted_machine(
     unit: dict[str, object], proof: str | None
 ) -> None:
     assert proof_of_death(unit) == proof
+
+
+def test_waiting_for_a_slow_microserver_is_no_interruption_and_a_late_look_behind_it_is_one() -> None:
+    steady = Steadiness(since=0, mono=10, wall=1010)
+    steady.waited(5)
+    assert steady.tick(mono=16, wall=1016, healthy=True) == 16
+    assert steady.tick(mono=22, wall=1022, healthy=True) == 0
+
+
+async def test_a_microserver_that_does_not_answer_holds_up_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+
+    async def never(agent: str) -> dict[str, str]:
+        asked.set()
+        await asyncio.Event().wait()
+        return {}
+
+    class Db:
+        last_error = None
+
+        def now(self) -> float:
+            return 1000.0
+
+        async def read(self, _fn: object) -> tuple[object, ...]:
+            return 1000.0, 0.0, [Run("run-1")], [], [], [], None
+
+    class Run:
+        agent, bound = "a", False
+
+        def __init__(self, run_id: str) -> None:
+            self.run_id = run_id
+
+    monkeypatch.setattr(reaper, "AT_ONCE", 0.01)
+    monkeypatch.setattr(reaper, "PROOF_SECONDS", 3600.0)
+    looking = reaper.Reaper(Db(), 30.0, never)  # type: ignore[arg-type]
+    for _ in range(3):
+        await asyncio.wait_for(looking.look(), 60)
+    assert asked.is_set()
