@@ -6,14 +6,15 @@ here raises for what is expected: the end that is being written must be written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from agentfarm_sdk.fold import Fold, as_text
+from agentfarm_sdk.fold import as_text
 from agentfarm_sdk.parts import are_parts
 from agentfarm_sdk.protocol import ENDED, Event, NewEvent, new_event
 
@@ -24,6 +25,7 @@ from .tables import task_links, tasks
 
 RETRY_ON = ("unavailable", "model-failed", "worker-died", "unplaceable")  # what may be gone the next time
 LONGEST_BACKOFF = 3600.0  # seconds
+PIECE = 64  # events of a run that are read at once
 
 _TASK = sa.select(tasks).where(tasks.c.task_id == sa.bindparam("task"))
 _AFTER_IT = sa.select(task_links.c.task_id).where(task_links.c.after_task == sa.bindparam("task"))
@@ -175,13 +177,12 @@ def _retried(tx: Tx, run: Run) -> bool:
     policy = msgspec.json.decode(task["options"]).get("retry") if task is not None else None
     if not policy or task is None or task["run_id"] != run.run_id:
         return False
-    events = ledger.read_events(tx.connection, run.run_id)
-    created = events[0].data()
+    created = ledger.read_events(tx.connection, run.run_id, limit=1)[0].data()
     earlier = [*created.get("earlier", []), run.run_id]
     failure = msgspec.json.decode(task["error"] or "{}")
-    pause = may_retry(policy, len(earlier), str(failure.get("type", "")), events)
+    pause = may_retry(policy, len(earlier), str(failure.get("type", "")))
     late = pause is not None and task["deadline"] is not None and tx.now + pause >= task["deadline"]
-    if pause is None or late:
+    if pause is None or late or _had_effect(tx, run):
         return False
     again = new_id("run")
     tx.execute(
@@ -193,29 +194,39 @@ def _retried(tx: Tx, run: Run) -> bool:
         tx, run_id=again, task_id=run.task_id, agent=run.agent, owner=run.owner, epoch=run.epoch, version=run.version,
         definition_hash=run.definition_hash, mode=run.mode, thread_id=run.thread_id, priority=task["priority"], rank=task["rank"],
         not_before=tx.now + pause if pause else None, linked=True, concurrency_key=task["concurrency_key"],
-        concurrency=int(msgspec.json.decode(task["options"]).get("concurrency", 1)), events=[new_event("run.created", {**created, "earlier": earlier}), *_opening(events)],
+        concurrency=int(msgspec.json.decode(task["options"]).get("concurrency", 1)), events=[new_event("run.created", {**created, "earlier": earlier}), *_opening(_events(tx, run))],
     )  # fmt: skip
     blobs.share(tx, run.run_id, again)  # what its input, or its recording, names
     return True
 
 
-def may_retry(policy: Mapping[str, Any], made: int, failed_by: str, events: Sequence[Event]) -> float | None:
-    """Return after how many seconds a task is tried again whose `made` runs have failed; None: not at all. Pure.
-
-    Never where a call with effect `once` was started: another run would make it again, with another key.
-    """
+def may_retry(policy: Mapping[str, Any], made: int, failed_by: str) -> float | None:
+    """Return after how many seconds a task is tried again whose `made` runs have failed; None: not at all. Pure."""
     if made >= policy["attempts"] or failed_by not in (policy.get("on") or RETRY_ON):
-        return None
-    fold = Fold(history=lambda _run, _seq: []).apply_all(events)
-    if any(call.effect == "once" and call.attempts for call in fold.calls.values()):
         return None
     return float(min(policy.get("backoff", 0.0) * 2 ** (made - 1), LONGEST_BACKOFF))
 
 
-def _opening(events: Sequence[Event]) -> list[NewEvent]:
+def _had_effect(tx: Tx, run: Run) -> bool:
+    """Say whether a call with effect `once` was started: another run would make it again, with another key."""
+    if all(tool.effect != "once" for tool in definitions.get(tx.connection, run.definition_hash).tools):
+        return False  # a start has its tool's effect: nothing need be read
+    starts = (event for event in _events(tx, run) if event.kind == "tool.started")
+    return any(event.data().get("effect", "once") == "once" for event in starts)
+
+
+def _events(tx: Tx, run: Run) -> Iterator[Event]:
+    """Read a run in pieces, as far as it is wanted: the one writer has everybody's commits to make, and a run may be long."""
+    seq = 0
+    while piece := ledger.read_events(tx.connection, run.run_id, after=seq, limit=PIECE):
+        yield from piece
+        seq = piece[-1].seq
+
+
+def _opening(events: Iterable[Event]) -> list[NewEvent]:
     """Return the messages with which a run began. Pure."""
-    begun = next((number for number, event in enumerate(events) if event.kind == "run.leased"), len(events))
-    return [NewEvent(kind=e.kind, body=e.body) for e in events[:begun] if e.kind == "message.added"]
+    begun = itertools.takewhile(lambda event: event.kind != "run.leased", events)
+    return [NewEvent(kind=e.kind, body=e.body) for e in begun if e.kind == "message.added"]
 
 
 def followed(connection: Connection, task_id: str) -> bool:

@@ -288,10 +288,10 @@ async def test_a_run_that_every_worker_dies_on_is_given_up_unless_it_gets_a_step
 
 def test_only_what_may_be_gone_the_next_time_is_tried_again() -> None:
     policy = {"attempts": 9, "backoff": 2.0, "on": []}
-    assert [links.may_retry(policy, made, "unavailable", []) for made in (1, 2, 3)] == [2.0, 4.0, 8.0]
-    assert links.may_retry(policy, 9, "unavailable", []) is None
-    assert links.may_retry(policy, 1, "invalid", []) is None
-    assert links.may_retry({**policy, "on": ["invalid"]}, 1, "invalid", []) == 2.0
+    assert [links.may_retry(policy, made, "unavailable") for made in (1, 2, 3)] == [2.0, 4.0, 8.0]
+    assert links.may_retry(policy, 9, "unavailable") is None
+    assert links.may_retry(policy, 1, "invalid") is None
+    assert links.may_retry({**policy, "on": ["invalid"]}, 1, "invalid") == 2.0
 
 
 # -- deadlines -----------------------------------------------------------------------------------------------------
