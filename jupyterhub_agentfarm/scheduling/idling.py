@@ -70,6 +70,9 @@ class Idling:
         self.db, self.hub, self.resources, self.usual, self.seconds = db, hub, resources, usual, seconds
         self._began = time.monotonic()
         self._worked: dict[str, float] = {}  # when an agent's runs last had an event
+        self._tried: dict[
+            str, int
+        ] = {}  # how often a server was started that is not up since: another one's turn is before it
         db.on_commit(self._heard)
 
     def _heard(self, committed: list[Committed]) -> None:
@@ -97,12 +100,12 @@ class Idling:
             if name in pools
         ]
         for name in to_stop(up, rules, self.usual):
-            log.info("the server of %s has been idle: it is stopped", name)
-            await self.hub.stop_server(hub_user(name))
+            await self._stop(name)
+        self._tried = {name: times for name, times in self._tried.items() if name not in names}
         for pool, rule in rules.items():
             if rule.min_servers:
                 members = await self.db.read(partial(poolrules.startable, pool=pool))
-                for name in to_keep_up(members, names, rule):
+                for name in to_keep_up(sorted(members, key=lambda one: self._tried.get(one, 0)), names, rule):
                     await self._start(name)
 
     def _idle(self, agent: str, server: Mapping[str, Any]) -> float:
@@ -111,7 +114,18 @@ class Idling:
         stamps = [_seconds_ago(server.get(name)) for name in ("last_activity", "started")]
         return min([worked, *(one for one in stamps if one is not None)])
 
+    async def _stop(self, agent: str) -> None:
+        """Stop a server that is idle still: work may have come to it while others were stopped."""
+        if agent in await self.db.read(poolrules.at_work):
+            return
+        try:
+            await self.hub.stop_server(hub_user(agent))
+            log.info("the server of %s has been idle: it is stopped", agent)
+        except AgentFarmError as error:  # the others are stopped all the same
+            log.warning("the server of %s has been idle, and does not stop: %s", agent, error.detail)
+
     async def _start(self, agent: str) -> None:
+        self._tried[agent] = self._tried.get(agent, 0) + 1
         try:
             await self.resources.tell(agent)
             await self.hub.start_server(hub_user(agent))

@@ -66,6 +66,7 @@ class FakeHub:
         self.people = {user for user, _ in TOKENS.values()}
         self.running: set[str] = set()
         self.refuses_start: str | None = None
+        self.stuck: set[str] = set()  # users whose servers neither start nor stop
         self.started = asyncio.Event()
         self.starting = ""  # what a spawner says that is not done yet
         self.tokens: dict[str, dict[str, Any]] = {}  # id -> what was asked for, and whose it is
@@ -97,6 +98,8 @@ class FakeHub:
         kind, _, rest = path.partition("/")
         user = rest.partition("/")[0]
         if kind == "users" and path.endswith("/server"):
+            if user in self.stuck:
+                return web.json_response({"message": "it hangs"}, status=500)
             if request.method == "POST":
                 self.started.set()
                 if self.refuses_start:

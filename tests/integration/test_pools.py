@@ -195,3 +195,18 @@ async def test_a_pool_starts_no_more_servers_than_its_rules_say_keeps_some_up_an
     assert pool["min_servers"] == 2 and len(pool["members"]) == 3 and pool["may_change"]
     told = (await farm.ok("operator", "GET", "/runs/farm/events?limit=1000"))["items"]
     assert [one["body"]["max_servers"] for one in told if one["kind"] == "pool.changed"] == [1, None]
+
+
+async def test_a_server_that_neither_stops_nor_starts_holds_up_no_other(farm: Service) -> None:
+    await farm.ok("ann", "PUT", "/pools/all", {"idle_seconds": 60})
+    idling = Idling(farm.db, farm.parts.hub, farm.parts.resources)
+    idling._began -= 3600  # this service has been up for an hour, and nobody used a server
+    farm.hub.running, farm.hub.stuck = {"agent-analyst", "agent-boss"}, {"agent-analyst"}
+    await idling.look()
+    assert farm.hub.running == {"agent-analyst"}
+    farm.hub.running = set()
+    await farm.ok("ann", "PUT", "/pools/all", {"min_servers": 1})
+    await idling.look()
+    assert farm.hub.running == set(), "the first one does not come"
+    await idling.look()
+    assert farm.hub.running == {"agent-boss"}
