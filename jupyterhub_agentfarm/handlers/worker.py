@@ -40,6 +40,7 @@ from .wire import Wire, upgrade
 log = logging.getLogger(__name__)
 PING_SECONDS = 15.0
 MAX_WAITING = 64  # messages of a connection that are not begun; then nothing more is read
+MAX_BEGUN = 256  # that are begun and not answered: a supervisor has one for each of its kernels, a worker a few
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -195,6 +196,11 @@ class WorkerSocket(RequestHandler):
 
     def _begin(self, message: Message) -> None:
         try:
+            if len(self.under_way) >= MAX_BEGUN:
+                raise Transient(
+                    f"{MAX_BEGUN} messages of this connection have no answer yet",
+                    hint="wait for answers, then ask again",
+                )
             work = self._work(message)
         except Exception as error:
             self._refuse(message, error)

@@ -18,6 +18,7 @@ from servicekit import Service, service
 
 from agentfarm_sdk.protocol import MAX_APPEND_BYTES
 from jupyterhub_agentfarm import runtokens
+from jupyterhub_agentfarm.handlers import worker as sockets
 from jupyterhub_agentfarm.scheduling import scheduler
 
 
@@ -337,6 +338,30 @@ async def test_appends_sent_at_once_over_the_websocket_are_written_in_their_orde
     assert sorted(answer["ok"]["n"] for answer in answers) == list(range(1, 31))
     events = (await farm.ok("ann", "GET", f"/runs/{claim['run']}/events?limit=100"))["items"]
     assert [e["body"]["value"] for e in events if e["kind"] == "value.recorded"] == list(range(1, 31))
+
+
+async def test_a_connection_that_asks_on_and_on_is_told_to_wait_for_its_answers(
+    farm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "MAX_BEGUN", 2)
+    await farm.agent()
+    uri = farm.url.replace("http", "ws") + "/api/v1/worker"
+    async with websockets.connect(uri, additional_headers={"Authorization": "token agent-analyst"}) as supervisor:
+
+        async def heard() -> Any:
+            return json.loads(await asyncio.wait_for(supervisor.recv(), 30))
+
+        for number in (1, 2, 3):
+            body = {"worker": "w", "claim_id": f"c{number}", "wait": 50}
+            await supervisor.send(json.dumps({"id": number, "op": "claim", "body": body}))
+        told = await heard()
+        assert told["id"] == 3 and told["error"]["status"] == 503 and told["error"]["hint"]
+        await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "a"})
+        claim = (await heard())["ok"]
+        body = {"fence": claim["fence"]}
+        await supervisor.send(json.dumps({"id": 4, "op": "heartbeat", "run": claim["run"], "body": body}))
+        told = await heard()
+        assert told["id"] == 4 and told["ok"]["token"], "there is room again"
 
 
 async def test_a_dead_kernel_is_reported_and_the_run_goes_on_under_the_next_fence(farm: Service) -> None:
