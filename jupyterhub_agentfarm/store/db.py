@@ -182,7 +182,7 @@ class Database:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="reader")
         self.commits = 0  # for metrics and benchmarks
         self.writes = 0
-        self.last_error: str | None = None
+        self.last_error: str | None = None  # why the latest write failed; None: it did not
         self.epoch, now = self.read_now(
             lambda c: (str(c.execute(sa.select(meta.c.value).where(meta.c.key == "epoch")).scalar_one()), self._wall(c))
         )
@@ -269,6 +269,8 @@ class Database:
         sure_at = time.monotonic()
         while self._deposed is None:
             await asyncio.sleep(min(SURE_SECONDS, self._lease / 4 or SURE_SECONDS))
+            if self.last_error is not None:
+                await self._try_to_write()
             if not self._lease:
                 continue
             begun = time.monotonic()
@@ -280,6 +282,17 @@ class Database:
                     why = f"nothing was heard of the database for {self._lease:g} s"
                     self._deposed = Deposed(f"{why}: another service may lead", hint="this one begins anew")
         raise self._deposed
+
+    async def _try_to_write(self) -> None:
+        """Write a row as it is, behind a write that failed: where nobody else writes, it is not seen that it would do again."""
+
+        def touch(tx: Tx) -> None:
+            tx.execute(meta.update().where(meta.c.key == "epoch").values(value=meta.c.value))
+
+        try:
+            await asyncio.wait_for(self.write(touch), SURE_SECONDS)
+        except (AgentFarmError, asyncio.TimeoutError) as error:
+            log.debug("the database does not take writes yet: %s", error)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -396,8 +409,10 @@ class Database:
             connection = self._connected()
             with connection.begin(), self._driver_errors():
                 tx = Tx(connection, self._heads, self._clock.ahead(), self.sqlite, self._numbers)
+                wrote = False
                 for write in batch:
                     _member(tx, write)
+                    wrote = wrote or tx.wrote
                 tx.flush(commit=True)
         except Exception as error:
             self._heads.clear()  # whatever they said: the next use reads the rows
@@ -413,7 +428,9 @@ class Database:
         if tx.moved:
             self._clock.lead(tx.moved)
             batch[-1].moved = tx.moved
-        self.last_error = None
+        if wrote and self.last_error is not None:  # one that only looked proves nothing: the disk may still be full
+            self.last_error = None
+            log.info("the database takes writes again")
         self._heads.update(tx._overlay)
         for run in tx._overlay.values():
             if run.ended_at is not None:
@@ -454,8 +471,9 @@ class Database:
     def _explained(self, error: Exception) -> Exception:
         explained = explain(error)
         if isinstance(explained, Transient):
+            if self.last_error != explained.detail:  # said once, not with every write of an outage
+                log.error("%s", explained.detail)
             self.last_error = explained.detail
-            log.error("%s", explained.detail)
         elif not isinstance(explained, AgentFarmError):
             log.error("a write failed", exc_info=error)
         return explained

@@ -16,6 +16,7 @@ from test_store import VALUE, append, claimed, kinds, running, submitted
 
 from jupyterhub_agentfarm.errors import Conflict, Deposed, Fenced, StoreError, TooLarge, Transient
 from jupyterhub_agentfarm.store import blobs, engines, ledger, schema
+from jupyterhub_agentfarm.store import db as store_db
 from jupyterhub_agentfarm.store.db import Database, Tx
 from jupyterhub_agentfarm.store.tables import meta, runs, threads
 
@@ -126,6 +127,31 @@ async def test_a_read_only_database_is_said_and_work_goes_on_when_it_is_writable
         await append(db, run, 1, VALUE)
     assert caught.value.hint
     assert (await append(db, run, 1, VALUE)).n == 1  # a new connection
+    await db.close()
+
+
+async def test_that_writes_are_taken_again_is_seen_where_nobody_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_db, "SURE_SECONDS", 0.2)
+    db = Database.open(f"sqlite:///{tmp_path}/farm.sqlite")
+    await db.write(lambda tx: tx.driver.execute("PRAGMA busy_timeout = 0") and None)
+    another = sqlite3.connect(tmp_path / "farm.sqlite", isolation_level=None)
+    another.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Transient, match="another program"):
+        await db.sure()
+    another.execute("ROLLBACK")
+    await db.sure()
+    assert db.last_error, "a look proves nothing: the disk may still be full"
+    leading = asyncio.create_task(db.lead())
+
+    async def well() -> None:
+        while db.last_error:
+            await asyncio.sleep(0.02)
+
+    await asyncio.wait_for(well(), 60)
+    leading.cancel()
+    another.close()
     await db.close()
 
 
