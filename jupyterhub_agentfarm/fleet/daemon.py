@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,13 @@ class Fleet:
         known = self.state.units.get(unit)
         if known is None:
             raise NotFound(f"there is no unit {unit}")
+        asked = time.time()
         try:
             state = await self.microserver(known["microserver"]).ask("show", unit=unit)
         except FleetError as error:
             return {**known, "unit": unit, "state": "unknown", "reason": error.detail}
         if state.get("state", "exited") == "exited":
-            self.placing.ended(unit)
+            self.placing.ended(unit, asked)
         return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
 
     async def stop(self, unit: str, now: bool) -> dict[str, Any]:
@@ -176,7 +178,7 @@ class Fleet:
 
     async def listed(self) -> list[dict[str, Any]]:
         """Return every unit with its state; those that a microserver runs and the daemon had forgotten are adopted."""
-        running: dict[str, dict[str, Any]] = {}
+        running, asked = dict[str, dict[str, Any]](), time.time()
         lists = await asyncio.gather(*(self._list_of(micro) for micro in self.microservers.values()))
         for name, items in zip(self.microservers, lists, strict=True):
             for item in items:
@@ -191,7 +193,7 @@ class Fleet:
                 elif known["microserver"] != name:
                     continue  # what is left of it where it was before
                 running[item["unit"]] = item
-        self.placing.compare(running)
+        self.placing.compare(running, asked)
         return [
             {"state": "exited", **known, "unit": unit, **running.get(unit, {})}
             for unit, known in sorted(self.state.units.items())

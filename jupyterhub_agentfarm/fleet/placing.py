@@ -185,25 +185,31 @@ class Placing:
         known = self.state.units[unit]
         known["home"] = known["microserver"]
         if known.get("promise"):
-            known["promise"]["started"] = True
+            known["promise"]["started"] = time.time()
 
     def devices(self, unit: str, facts: Mapping[str, Any]) -> dict[str, str]:
         """Return the environment by which the unit's server finds its GPUs, and none of the others'."""
         mine = (self.state.units[unit].get("promise") or {}).get("gpus", ())
         return {"CUDA_VISIBLE_DEVICES": ",".join(str(at) for at in mine)} if facts.get("gpus") else {}
 
-    def ended(self, unit: str) -> None:
-        """Take back what was promised to a unit that has ended; a place that waits for its start is kept a while."""
+    def ended(self, unit: str, asked: float) -> None:
+        """Take back what was promised to a unit that had ended when its microserver was asked (epoch seconds).
+
+        A place that waits for its start is kept a while; one that was started since is not what the answer is about.
+        """
         promise = self.state.units.get(unit, {}).get("promise")
-        if promise and (promise.get("started") or time.time() - promise["at"] > START_SECONDS):
+        if not promise:
+            return
+        began = float(promise.get("started") or 0.0)
+        if 0.0 < began < asked or (not began and time.time() - promise["at"] > START_SECONDS):
             self.release(unit)
 
-    def compare(self, found: Mapping[str, Mapping[str, Any]]) -> None:
-        """Bring promises in line with what microservers say of their units: of those not in `found` they know nothing."""
+    def compare(self, found: Mapping[str, Mapping[str, Any]], asked: float) -> None:
+        """Bring promises in line with what microservers, asked then, say of their units: of those not in `found` they know nothing."""
         for unit, known in self.state.units.items():
             state = found.get(unit, {}).get("state", "exited")
             if state == "exited":
-                self.ended(unit)
+                self.ended(unit, asked)
             elif state == "running" and not known.get("promise"):  # fleet.json was lost, or is older than promises
                 demand = self.demand(unit)
                 known["promise"] = {**_promise(demand, ()), "at": 0.0}
