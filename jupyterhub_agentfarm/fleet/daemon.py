@@ -284,7 +284,7 @@ class HubUsers:
                         retry_after=2,
                     )
                 value = json.loads(text) if text.startswith("{") else {}
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
             raise FleetError(
                 "the Hub cannot be reached", hint="it may be restarting: try again", retry_after=2
             ) from error

@@ -64,6 +64,11 @@ class FleetState:
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(temporary, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)  # a power cut would bring the former file back, and with it ids that were given since
+        finally:
+            os.close(folder)
 
     def uid(self, user: str) -> int:
         """Return the user id that servers of this hub user run under; a new one is never one that was given before."""
@@ -102,7 +107,7 @@ class FleetState:
         known = self.units.get(unit, {}).get("port")
         if known and is_free(known):
             return int(known)
-        taken = {other["port"] for name, other in self.units.items() if name != unit}
+        taken = {other.get("port") for name, other in self.units.items() if name != unit}
         while True:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))

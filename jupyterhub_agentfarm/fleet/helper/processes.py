@@ -104,6 +104,6 @@ def make_workspace(path: Path, uid: int | None) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if uid is None or path.stat().st_uid == uid:
         return
-    for folder, folders, files in os.walk(path):
-        for name in (".", *folders, *files):
+    for folder, folders, files in os.walk(path, topdown=False):  # itself last: one that was cut short begins anew
+        for name in (*folders, *files, "."):
             os.chown(os.path.join(folder, name), uid, uid, follow_symlinks=False)

@@ -74,6 +74,8 @@ def start(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
         detach(receive, ready)
         try:
             keep(folder, spec, home, ready)
+        except OSError as error:  # e.g. the disk is full: the server ends with its keeper
+            os.write(ready, json.dumps({"error": str(error)}).encode())
         finally:
             os._exit(1)
     os.close(ready)
