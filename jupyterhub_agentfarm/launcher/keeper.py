@@ -225,5 +225,11 @@ def rotate(path: Path, *, at_start: bool = False) -> None:
         older = path.with_name(f"{path.name}.{number}")
         if older.exists():
             older.replace(path.with_name(f"{path.name}.{number + 1}"))
-    shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+    aside = path.with_name(f"{path.name}.1")
+    try:
+        shutil.copyfile(path, aside)
+    except OSError:  # the disk is full: what is lost is the oldest part of a log, never the farm
+        aside.unlink(missing_ok=True)
+        if at_start:
+            return
     os.truncate(path, 0)

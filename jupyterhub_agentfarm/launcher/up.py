@@ -190,6 +190,15 @@ class Launcher:
 
     def _remember(self) -> None:
         """Write which processes there are: for whoever asks, and for the next start, should this one be killed."""
+        try:
+            self._write_down()
+        except OSError as error:
+            why = f"which processes there are cannot be written to {self.state.directory}: {error.strerror}"
+            if not self.is_ready:
+                raise StartError(why, hint="free some space there, then start again") from error
+            say(why)  # a full disk ends no farm: it is written with the next change
+
+    def _write_down(self) -> None:
         pids = self.keeper.pids
         known = {name: [pid, started_at(pid)] for name, pid in pids.items()}
         write_atomically(self.state.directory / "processes.json", json.dumps(known) + "\n")
@@ -239,6 +248,13 @@ def started_at(pid: int) -> float:
         return 0.0
 
 
+def runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:  # it has gone in this very moment
+        return False
+
+
 def clear_leftovers(
     directory: Path, now: Callable[[], float] = time.monotonic, seconds: float = LEFTOVER_SECONDS
 ) -> None:
@@ -251,7 +267,7 @@ def clear_leftovers(
     until = now() + seconds
     while left and now() < until:
         time.sleep(0.05)
-        left = {pid for pid in left if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE}
+        left = {pid for pid in left if runs(pid)}
     for pid in left:
         kill_group(pid)
     (directory / "processes.json").unlink(missing_ok=True)

@@ -1,7 +1,13 @@
-"""How many files the farm's processes may have open."""
+"""How many files the farm's processes may have open, and what becomes of them on a full disk."""
 
+import errno
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from jupyterhub_agentfarm.launcher import keeper
 
 
 def test_the_launcher_lets_its_processes_open_more_files_than_a_session_begins_with() -> None:
@@ -20,3 +26,17 @@ def test_the_launcher_lets_its_processes_open_more_files_than_a_session_begins_w
         check=True,
     )
     assert done.stdout.strip() == "512"
+
+
+def test_a_grown_log_that_no_disk_has_room_for_is_cut_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    monkeypatch.setattr(keeper, "LOG_BYTES", 10)
+    log = tmp_path / "hub.log"
+    log.write_text("x" * 20)
+    keeper.rotate(log)
+    assert log.read_text() == "" and list(tmp_path.iterdir()) == [log]
