@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from .agent import Run as Run
     from .errors import AgentFarmError as AgentFarmError
     from .farm import Farm as Farm
-    from .farm import Task as Task
     from .model import OpenAIModel as OpenAIModel
     from .panel import FarmView as FarmView
     from .panel import RunView as RunView
     from .reopened import open_run as open_run
+    from .task import Task as Task
     from .tools.context import Context as Context
     from .tools.registry import happened as happened
     from .tools.registry import not_happened as not_happened
@@ -30,7 +30,7 @@ _PLACES = {
     "Run": "agent",
     "AgentFarmError": "errors",
     "Farm": "farm",
-    "Task": "farm",
+    "Task": "task",
     "OpenAIModel": "model",
     "FarmView": "panel",
     "RunView": "panel",

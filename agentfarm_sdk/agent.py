@@ -21,7 +21,7 @@ import msgspec
 
 from . import settings
 from .errors import Cancelled, Conflict, InDoubt, Invalid
-from .farm import Farm, run_error
+from .farm import Farm
 from .fold import Call, Fold
 from .ledger import FarmLedger, Ledger
 from .local import LocalFile, LocalLedger
@@ -33,6 +33,7 @@ from .replay import Replayed, replay
 from .shown.markup import page
 from .shown.runs import run_html
 from .shown.story import Story
+from .task import run_error
 from .tools.context import Context
 from .tools.registry import Tool, builtin, load, tool
 

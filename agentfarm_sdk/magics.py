@@ -14,10 +14,11 @@ from typing import Any, NoReturn
 import msgspec
 
 from .errors import AgentFarmError
-from .farm import Farm, Task
+from .farm import Farm
 from .shown.live import Following, in_notebook, show
 from .shown.markup import one_line, plain
 from .shown.records import RunRecord
+from .task import Task
 from .watching import wait_for, watch
 
 LINE = """%agentfarm status                        is the farm well, and where is its page

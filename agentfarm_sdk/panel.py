@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import AgentFarmError, Invalid
-from .farm import Farm, Task
+from .farm import Farm
 from .protocol import ENDED
 from .shown.live import Follower, Following, kept_by_cell
 from .shown.markup import Html, el, joined, one_line, page, plain
@@ -21,6 +21,7 @@ from .shown.records import RunRecord
 from .shown.runs import FIRST, LAST, folded, head, labelled, step_html, waits_for
 from .shown.story import Story
 from .shown.things import status_of, task_html
+from .task import Task
 from .watching import following_of
 
 Json = dict[str, Any]

@@ -7,9 +7,10 @@ import time
 
 from .batches import Batch
 from .errors import Invalid
-from .farm import Farm, Task
+from .farm import Farm
 from .shown.live import Following, Live, Progress, in_notebook, show
 from .shown.records import RunRecord
+from .task import Task
 
 
 def watch(what: Task | RunRecord | Batch | str, *, timeout: float | None = None) -> None:

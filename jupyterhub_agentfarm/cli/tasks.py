@@ -15,8 +15,9 @@ import msgspec
 
 from agentfarm_sdk import replay
 from agentfarm_sdk.errors import Conflict, Divergence, Invalid
-from agentfarm_sdk.farm import Farm, Task
+from agentfarm_sdk.farm import Farm
 from agentfarm_sdk.protocol import Event
+from agentfarm_sdk.task import Task
 
 from ..launcher.story import line_of, short
 from . import batches, notebooks

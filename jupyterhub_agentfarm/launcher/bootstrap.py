@@ -9,7 +9,8 @@ import httpx
 import msgspec
 
 from agentfarm_sdk.errors import AgentFarmError, NotFound
-from agentfarm_sdk.farm import Farm, Task
+from agentfarm_sdk.farm import Farm
+from agentfarm_sdk.task import Task
 
 from .. import demo
 from ..errors import StartError

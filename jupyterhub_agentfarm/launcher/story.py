@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from agentfarm_sdk.farm import Task
 from agentfarm_sdk.protocol import Event
+from agentfarm_sdk.task import Task
 
 from .state import State
 
