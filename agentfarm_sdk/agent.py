@@ -24,7 +24,8 @@ from .errors import Cancelled, Conflict, InDoubt, Invalid
 from .farm import Farm
 from .fold import Call, Fold
 from .ledger import FarmLedger, Ledger
-from .local import LocalFile, LocalLedger
+from .local import LocalLedger
+from .localfile import LocalFile
 from .loop import Loop
 from .model import GatewayModel, Model, model_from_environment
 from .prompts import render

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .agent import Agent, Run
-from .local import LocalFile
+from .localfile import LocalFile
 from .model import Question, Reply
 from .quirks import Wire
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agentfarm_sdk import Agent, Context, tool
-from agentfarm_sdk.local import LocalFile
+from agentfarm_sdk.localfile import LocalFile
 from agentfarm_sdk.testing import FakeFarm, ScriptedModel, calls, says
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 3 else Path()

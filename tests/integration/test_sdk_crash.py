@@ -13,7 +13,7 @@ import pytest
 import sdk_child
 
 import agentfarm_sdk
-from agentfarm_sdk.local import LocalFile
+from agentfarm_sdk.localfile import LocalFile
 from agentfarm_sdk.protocol import call_key
 
 CHILD = Path(sdk_child.__file__)

@@ -183,7 +183,7 @@ def test_killed_at_any_moment_no_once_effect_is_made_twice_and_every_run_rests(
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     assert victim(moment).returncode == -signal.SIGKILL
-    from agentfarm_sdk.local import LocalFile
+    from agentfarm_sdk.localfile import LocalFile
 
     file = LocalFile(ledger)
     (run_id,) = file.runs()

@@ -63,7 +63,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.loop",
         "sdk.replay",
         "sdk.tools sdk.limits sdk.local",
-        "sdk.ledger sdk.model sdk.farm sdk.exports",
+        "sdk.ledger sdk.model sdk.farm sdk.exports sdk.localfile",
         "sdk.batches sdk.cases sdk.answers sdk.task",
         "sdk.shown",
         "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts sdk.heartbeats sdk.sockets",

@@ -26,7 +26,8 @@ from agentfarm_sdk.errors import (
     ModelFailed,
     Transient,
 )
-from agentfarm_sdk.local import LocalFile, LocalLedger
+from agentfarm_sdk.local import LocalLedger
+from agentfarm_sdk.localfile import LocalFile
 from agentfarm_sdk.model import Question, Reply
 from agentfarm_sdk.protocol import call_key, new_event
 from agentfarm_sdk.testing import FakeFarm, ScriptedModel, calls, says
