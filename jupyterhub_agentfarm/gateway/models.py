@@ -6,38 +6,32 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from agentfarm_sdk import compaction, parts
-from agentfarm_sdk.compaction import Plan
-from agentfarm_sdk.protocol import AdmittedCall, Event, ModelAnswer, ModelRequest, NewEvent, new_event, roll
+from agentfarm_sdk import parts
+from agentfarm_sdk.protocol import AdmittedCall, Event, ModelAnswer, ModelRequest, NewEvent, new_event
 
 from ..errors import (
     AgentFarmError,
     BudgetReached,
-    Cancelled,
     Conflict,
     Fenced,
     Hole,
     Invalid,
-    LimitReached,
-    ModelFailed,
-    NotFound,
     Parked,
     Transient,
-    UserError,
 )
 from ..store import blobs, ledger, usage
 from ..store import budgets as reservations
 from ..store.budgets import Hold
 from ..store.db import Tx
-from . import admission
+from . import admission, rules
 from .answers import repair, repairing
 from .asking import Ask, OnToken, Reply, UpstreamError
-from .budgets import BYTES_A_TOKEN, LONGEST_OUTPUT, Budgets, Reached, Taken, Wish
+from .budgets import BYTES_A_TOKEN, Budgets, Reached, Taken, Wish
 from .families import Families
 from .live import ASIDE, LiveRun, LiveRuns
 from .proxy import Route, Upstreams, pause
@@ -138,7 +132,7 @@ class Models:
                 await self._show(live, found)
             digest, messages = live.roll_digest(), live.messages()
         else:
-            messages, digest = request.messages, _digest(request.messages)
+            messages, digest = request.messages, rules.digest_of(request.messages)
         if repairing(messages):
             choice = "none"
         ask = Ask(
@@ -155,7 +149,7 @@ class Models:
     ) -> ModelAnswer:
         """Record a reply with the admissions of its calls, in one transaction."""
         said = admission.message(live.fold.steps, reply.content, reply.calls)
-        body = _recorded(request, route, reply, said)
+        body = rules.recorded(request, route, reply, said)
         cost = body["cost"]
         verdicts = self.lives.admit(live, said)
         more = [] if request.messages is not None else repair(live.definition, live.fits, live.fold, said)
@@ -183,16 +177,16 @@ class Models:
         """
         spec = live.definition.model
         context = spec.context or await route.upstream.context(model, spec.provider)
-        if context is None or (found := shorter(live, context)) is None:
+        if context is None or (found := rules.shorter(live, context)) is None:
             return live
         parameters = {**spec.parameters, "max_tokens": found.longest}
         parameters.pop("max_completion_tokens", None)
         ask = Ask(model, found.question, tool_choice="none", parameters=parameters, provider=spec.provider)
         own = msgspec.structs.replace(request, request=f"{request.request}.summary", messages=found.question)
-        reply, asked = await self._attempts(live, own, route, ask, _digest(found.question), None)
+        reply, asked = await self._attempts(live, own, route, ask, rules.digest_of(found.question), None)
         live = self.lives.current(live)
         said = {"role": "assistant", "content": reply.content}
-        body = {**_recorded(own, route, reply, said), "purpose": "summary"}
+        body = {**rules.recorded(own, route, reply, said), "purpose": "summary"}
         head = live.fold.messages[0]
         system = str(head["content"]) if head["role"] == "system" else None
         events = [
@@ -213,7 +207,7 @@ class Models:
         while True:
             attempt += 1
             taken = await self._reserved(live, request, route, ask)
-            now = ask if taken is None else _within(ask, taken)
+            now = ask if taken is None else rules.within(ask, taken)
             live.attempts += 1
             asked = self._requested(live, request, route, now, digest, taken.hold if taken else None)
             if taken is not None and taken.near:
@@ -224,7 +218,7 @@ class Models:
                 wait = pause(error, attempt, live.definition.model.retry)
                 await self._failed(live, request, route, asked, error, wait, ask.model)
                 if wait is None:
-                    raise _as_ours(error) from error
+                    raise rules.as_ours(error) from error
                 log.warning(
                     "run %s: %s; attempt %d follows in %.1f s", live.run.run_id, error.message, live.attempts + 1, wait
                 )
@@ -238,7 +232,7 @@ class Models:
                 raise
 
     def _may_ask(self, live: LiveRun) -> None:
-        _may_ask(live, self.lives.db.now())
+        rules.may_ask(live, self.lives.db.now())
 
     async def _show(self, live: LiveRun, found: dict[int, dict[str, Any]]) -> None:
         """Make what the model is shown of images and files. Raises Invalid: it takes none."""
@@ -271,7 +265,7 @@ class Models:
         run, own = live.run, request.messages is None
         tools = len(msgspec.json.encode(ask.tools)) if ask.tools and not (own and live.fold.counted[0]) else 0
         return Wish(
-            agent=run.agent, owner=run.owner, run=run.run_id, model=ask.model, tokens_out=_most_output(ask, route),
+            agent=run.agent, owner=run.owner, run=run.run_id, model=ask.model, tokens_out=rules.most_output(ask, route),
             tokens_in=live.sized(ask.messages, own) + tools // BYTES_A_TOKEN, price=await route.upstream.price(ask.model, ask.provider),
         )  # fmt: skip
 
@@ -437,79 +431,3 @@ class Models:
             request=request.request, seq=seq, head=head, message=said, calls=await self.lives.with_secrets(live, calls), usage=used,
             inbox=live.take_inbox(), after=more, token=self.lives.fresh_token(live),
         )  # fmt: skip
-
-
-def _recorded(request: ModelRequest, route: Route, reply: Reply, said: dict[str, Any]) -> dict[str, Any]:
-    """Return the body of `model.replied`."""
-    body = {
-        "request": request.request, "message": said, "finish": reply.finish,
-        "usage": {"input": reply.tokens_in, "output": reply.tokens_out, "estimated": reply.estimated},
-        "cost": route.upstream.cost(reply),
-        "provenance": {"upstream": route.upstream.name, "model": reply.model, "provider": reply.provider, "id": reply.id},
-    }  # fmt: skip
-    return body | ({"reasoning": reply.reasoning} if reply.reasoning else {})
-
-
-def shorter(live: LiveRun, context: int) -> Plan | None:
-    """Say how the run's messages are made shorter for a model that can take so many tokens; None: they need not be."""
-    fold = live.fold
-    tokens, counted = fold.counted
-    if tokens:
-        tokens += compaction.size(fold.messages[counted:])
-    else:
-        live.roll_digest()
-        tools = len(msgspec.json.encode(live.definition.tools)) if live.definition.tools else 0
-        tokens = (live.size * BYTES_A_TOKEN + tools) // compaction.BYTES_A_TOKEN
-    return compaction.plan(fold.messages, len(fold.messages) - fold.inherited, tokens, context)
-
-
-def _may_ask(live: LiveRun, now: float) -> None:
-    """`now` by the farm's clock. Raises LimitReached, Cancelled; Conflict: there is nothing to ask now."""
-    limits, fold = live.definition.limits, live.fold
-    if fold.ended:
-        raise Conflict(f"run {live.run.run_id} has {fold.status}", hint="submit a new task, or rerun this one")
-    if fold.cancel:
-        raise Cancelled(f"run {live.run.run_id} was cancelled: {fold.cancel}", reason=fold.cancel)
-    if fold.open_calls:  # a reply's call without a result makes providers refuse the messages for ever
-        raise Conflict("a call has no outcome yet", hint="append the outcomes before the next request")
-    for name, limit, used in (
-        ("steps", limits.steps, fold.steps),
-        ("tokens", limits.tokens, fold.tokens_in + fold.tokens_out),
-        ("seconds", limits.seconds, fold.used(now)),
-        ("cost", limits.cost, fold.cost),
-    ):
-        if limit is not None and used >= limit:
-            raise LimitReached(
-                f"this run may use {limit} {name}",
-                hint=f"raise limits.{name} of the agent, or give it less to do",
-                limit=name,
-            )
-
-
-def _most_output(ask: Ask, route: Route) -> int:
-    """Return how many tokens the reply may have: what the version or the server's settings say, else LONGEST_OUTPUT."""
-    for name in ("max_completion_tokens", "max_tokens"):
-        if isinstance(named := ask.parameters.get(name), int) and named > 0:
-            return named
-    return getattr(getattr(route.upstream, "settings", None), "max_tokens", None) or LONGEST_OUTPUT
-
-
-def _within(ask: Ask, taken: Taken) -> Ask:
-    """Let the model say no more than was reserved."""
-    name = "max_completion_tokens" if "max_completion_tokens" in ask.parameters else "max_tokens"
-    return replace(ask, parameters={**ask.parameters, name: taken.hold.tokens_out})
-
-
-def _digest(messages: list[dict[str, Any]]) -> str:
-    digest = ""
-    for one in messages:
-        digest = roll(digest, msgspec.json.encode(one))
-    return digest
-
-
-def _as_ours(error: UpstreamError) -> AgentFarmError:
-    if error.kind == "not-found":
-        return NotFound(error.message, hint=error.hint)
-    if error.retry:  # the attempts that the version allows are over: whoever asked does not begin anew
-        return ModelFailed(error.message, hint=error.hint or "run it again later, or raise model.retry of the agent")
-    return UserError(error.message, hint=error.hint)
