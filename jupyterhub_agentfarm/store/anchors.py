@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -25,6 +26,9 @@ from agentfarm_sdk.protocol import header_hash, timestamp
 from ..errors import Invalid
 from .db import Tx
 from .tables import anchored, anchors, events, runs, tombstones
+
+PAGE = 200  # anchors that are checked with one look at what they hold
+Held = tuple[int, int, str]  # an anchor's number, the seq and the head of a run that it holds
 
 
 @dataclass(frozen=True)
@@ -127,14 +131,22 @@ def of_run(connection: Connection, run_id: str) -> list[BundledAnchor]:
     ]
 
 
-def flaw(connection: Connection, run_id: str, links: Sequence[Link]) -> tuple[int, str] | None:
-    """Return the first event that is not what an anchor holds, and why; None where all agree."""
+def held(connection: Connection, names: Sequence[str]) -> dict[str, list[Held]]:
+    """Return what anchors hold of these runs, each run's in its order."""
     rows = connection.execute(
-        sa.select(anchored.c.number, anchored.c.seq, anchored.c.head)
-        .where(anchored.c.run_id == run_id)
+        sa.select(anchored.c.run_id, anchored.c.number, anchored.c.seq, anchored.c.head)
+        .where(anchored.c.run_id.in_(names))
         .order_by(anchored.c.seq)
     )
-    for number, seq, head in rows:
+    found: dict[str, list[Held]] = {}
+    for run_id, number, seq, head in rows:
+        found.setdefault(run_id, []).append((number, seq, head))
+    return found
+
+
+def flaw(holds: Iterable[Held], links: Sequence[Link]) -> tuple[int, str] | None:
+    """Return the first event of a run that is not what an anchor holds, and why; None where all agree. Pure."""
+    for number, seq, head in holds:
         if seq > len(links):
             return len(links) + 1, f"anchor {number} holds {seq} events: the last ones are gone"
         if header_hash(links[seq - 1].header) != head:
@@ -144,23 +156,44 @@ def flaw(connection: Connection, run_id: str, links: Sequence[Link]) -> tuple[in
 
 def damaged(connection: Connection) -> str:
     """Say which anchor is not what its leaves, its successor and its signature say; "" where all are."""
-    before = ""
-    for row in connection.execute(sa.select(anchors).order_by(anchors.c.number)):
-        signed = Signed(row.anchor, row.signature)
-        held = leaves(connection, row.number)
-        try:
-            anchor = signed.read()
-        except Invalid as error:
-            return f"anchor {row.number}: {error.detail}"
-        if not signature_holds(signed, anchor):
-            return f"anchor {row.number} was changed: its signature does not hold"
-        if anchor.number != row.number or anchor.prev != before:
-            return f"anchor {row.number} does not follow the one before it"
-        if anchor.upto is not None and anchor.upto != row.upto:
-            return f"up to which event anchor {row.number} reaches was changed"
-        if (anchor.leaves, anchor.root) != (len(held), merkle_root(held)):
-            return f"what anchor {row.number} holds was changed"
-        before = signed.hash()
+    before, known = "", 0
+    page = sa.select(anchors).where(anchors.c.number > sa.bindparam("known")).order_by(anchors.c.number).limit(PAGE)
+    while rows := connection.execute(page, {"known": known}).all():
+        found = _leaves(connection, rows[0].number, rows[-1].number)
+        for row in rows:
+            if why := _damage(row, found.get(row.number, []), before):
+                return why
+            before, known = Signed(row.anchor, row.signature).hash(), row.number
+    return ""
+
+
+def _leaves(connection: Connection, first: int, last: int) -> dict[int, list[Leaf]]:
+    rows = connection.execute(
+        sa.select(anchored.c.number, anchored.c.run_id, anchored.c.seq, anchored.c.head)
+        .where(anchored.c.number.between(first, last))
+        .order_by(anchored.c.number, anchored.c.run_id)
+    )
+    found: dict[int, list[Leaf]] = {}
+    for number, *leaf in rows:
+        found.setdefault(number, []).append(Leaf(*leaf))
+    return found
+
+
+def _damage(row: sa.Row[Any], holds: Sequence[Leaf], before: str) -> str:
+    """Say how an anchor is not what its leaves, the one before it and its signature say; "" where it is. Pure."""
+    signed = Signed(row.anchor, row.signature)
+    try:
+        anchor = signed.read()
+    except Invalid as error:
+        return f"anchor {row.number}: {error.detail}"
+    if not signature_holds(signed, anchor):
+        return f"anchor {row.number} was changed: its signature does not hold"
+    if anchor.number != row.number or anchor.prev != before:
+        return f"anchor {row.number} does not follow the one before it"
+    if anchor.upto is not None and anchor.upto != row.upto:
+        return f"up to which event anchor {row.number} reaches was changed"
+    if (anchor.leaves, anchor.root) != (len(holds), merkle_root(holds)):
+        return f"what anchor {row.number} holds was changed"
     return ""
 
 

@@ -16,15 +16,19 @@ from agentfarm_sdk.protocol import timestamp
 
 from ..errors import NotFound
 from . import anchors, ledger
+from .engines import still
 from .tables import blobs, definitions, files, run_blobs
 
 
 def make(connection: Connection, run_id: str, now: float) -> bytes:
     """Return the run's bundle as a zip. `now`: epoch seconds. Raises NotFound."""
+    with still(connection):  # it may go on while this is read
+        return _made(connection, run_id, now)
+
+
+def _made(connection: Connection, run_id: str, now: float) -> bytes:
     run = ledger.read_run(connection, run_id)
     links = ledger.read_links(connection, run)
-    if links[run.seq :]:  # appended while this was read: the bundle ends where the row did
-        links = links[: run.seq]
     about = BundledRun(
         v=BUNDLE_V, run_id=run_id, epoch=run.epoch, agent=run.agent, owner=run.owner, definition_hash=run.definition_hash,
         seq=run.seq, head=run.head, exported_at=timestamp(now),
@@ -34,8 +38,7 @@ def make(connection: Connection, run_id: str, now: float) -> bytes:
         bundle.writestr("README.txt", resources("jupyterhub_agentfarm.store").joinpath("bundle.txt").read_bytes())
         bundle.writestr("run.json", msgspec.json.encode(about))
         bundle.writestr("events.jsonl", b"".join(_line(_event(link)) for link in links))
-        held = [one for one in anchors.of_run(connection, run_id) if one.leaf.seq <= run.seq]
-        bundle.writestr("anchors.jsonl", b"".join(_line(one) for one in held))
+        bundle.writestr("anchors.jsonl", b"".join(_line(one) for one in anchors.of_run(connection, run_id)))
         for name, content in _parts(connection, run_id, run.definition_hash):
             bundle.writestr(name, content)
     return out.getvalue()

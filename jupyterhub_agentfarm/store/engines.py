@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +164,23 @@ def check(connection: Connection) -> None:
             raise StoreError(f"this PostgreSQL is of version {version // 10000}", hint="use 15 or newer")
 
 
+@contextmanager
+def still(connection: Connection) -> Iterator[None]:
+    """Have all reads of the block see one moment, however much is written meanwhile. A transaction that is under way stays as it is."""
+    driver = connection.connection.driver_connection
+    sqlite = connection.dialect.name == "sqlite"
+    under_way = getattr(driver, "in_transaction") if sqlite else getattr(driver, "info").transaction_status  # noqa: B009 (typed as Any)
+    if under_way:
+        yield
+        return
+    connection.exec_driver_sql("BEGIN" if sqlite else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
+        yield
+    finally:
+        with suppress(sa.exc.DBAPIError):  # the connection is gone, and its transaction with it
+            connection.exec_driver_sql("ROLLBACK")
+
+
 def is_full_or_read_only(error: sa.exc.DBAPIError) -> bool:
     text = str(error.orig).lower()
     return (
@@ -222,4 +241,4 @@ _SAYINGS = [
     ),
 ]
 
-__all__ = ["AWAY", "as_store_error", "check", "is_damaged", "is_full_or_read_only", "make"]
+__all__ = ["AWAY", "as_store_error", "check", "is_damaged", "is_full_or_read_only", "make", "still"]

@@ -35,6 +35,7 @@ from ..records import Committed, Run
 from . import anchors, contents, effects, taskrows
 from .appending import Row
 from .db import Tx
+from .engines import still
 from .inbox import follow as follow_inbox
 from .packing import pack, unpack
 from .tables import events as events_table
@@ -47,6 +48,7 @@ _CREATED = {  # what run.created and the row say alike
 }  # fmt: skip
 _DOUBTS = frozenset({"tool.doubted"})
 _VERDICTS = frozenset({"tool.started", "tool.failed", "tool.succeeded", "approval.requested", "simulation.requested"})
+PAGE = 200  # runs that are checked with one look at what anchors hold of them
 MAX_BEHIND = 1000  # events that are looked at behind an append: a reply has no more calls
 _ENDS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 _COLUMNS = tuple(field.name for field in fields(Run))
@@ -386,11 +388,16 @@ def link(tx: Tx, run: Run) -> Run:
 
 
 def verify(connection: Connection, run_id: str) -> Verification:
-    """Check a run from its first event to its row: numbers, hashes, bodies, appends, head. Raises NotFound."""
-    run = read_run(connection, run_id)
-    links = read_links(connection, run)
+    """Check a run from its first event to its row: numbers, hashes, bodies, appends, head. It may go on meanwhile. Raises NotFound."""
+    with still(connection):
+        run = read_run(connection, run_id)
+        return _checked(connection, run, anchors.held(connection, [run_id]).get(run_id, ()))
+
+
+def _checked(connection: Connection, run: Run, holds: Sequence[anchors.Held]) -> Verification:
+    run_id, links = run.run_id, read_links(connection, run)
     found = check_chain(run.epoch, run_id, links, run.seq, run.head)
-    if found.ok and (gone := anchors.flaw(connection, run_id, links)):
+    if found.ok and (gone := anchors.flaw(holds, links)):
         return Verification(run_id, False, gone[0] - 1, found.head, *gone)
     if found.ok and (why := _row_flaw(run, links)):
         return Verification(run_id, False, found.events, found.head, max(found.events, 1), why)
@@ -437,5 +444,12 @@ def _row_flaw(run: Run, links: Sequence[Link]) -> str:
 
 def verify_all(connection: Connection) -> list[Verification]:
     """Check every run, the farm's own chain first."""
-    names = connection.execute(sa.select(runs.c.run_id).order_by(runs.c.run_no)).scalars().all()
-    return [verify(connection, name) for name in names]
+    found, known = list[Verification](), -1
+    while True:
+        with still(connection):  # each page by itself: SQLite's log would grow behind one long look
+            page = select_runs(connection, runs.c.run_no > known, limit=PAGE)
+            held = anchors.held(connection, [run.run_id for run in page])
+            found += [_checked(connection, run, held.get(run.run_id, ())) for run in page]
+        if not page:
+            return found
+        known = page[-1].run_no

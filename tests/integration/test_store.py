@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.schema import CreateIndex
 
+from agentfarm_sdk.audit import Link
 from agentfarm_sdk.protocol import Definition, NewEvent, ToolSpec, decode_events, new_event
 from jupyterhub_agentfarm.errors import Conflict, Fenced, Forbidden, Hole, Invalid, NotFound, StoreError, Transient
 from jupyterhub_agentfarm.records import Run, Task
-from jupyterhub_agentfarm.store import blobs, engines, inbox, leases, ledger, schema, tasks, threads, turns
+from jupyterhub_agentfarm.store import blobs, bundles, engines, inbox, leases, ledger, schema, tasks, threads, turns
 from jupyterhub_agentfarm.store.db import Database, Tx
 from jupyterhub_agentfarm.store.tables import events, metadata, runs
 
@@ -99,6 +102,26 @@ async def test_a_task_begins_with_its_prompt_and_input_and_ends_with_its_result(
     task = await db.read(lambda c: tasks.show(c, run.task_id))
     assert (task.status, task.result) == ("succeeded", "4") and task.ended_at
     assert (await db.read(lambda c: ledger.verify(c, run.run_id))).ok and done.seq == 5
+
+
+async def test_a_run_that_goes_on_while_it_is_checked_is_whole(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, loop, read = await running(db), asyncio.get_running_loop(), ledger.read_links
+
+    def meanwhile(connection: sa.Connection, row: Run) -> list[Link]:
+        n = row.last_n + 1 if row.run_id == run.run_id else 0
+        if n:
+            asyncio.run_coroutine_threadsafe(append(db, run, n, VALUE), loop).result(60)
+        return read(connection, row)
+
+    monkeypatch.setattr(ledger, "read_links", meanwhile)
+    found = await db.read(lambda c: ledger.verify(c, run.run_id))
+    assert found.ok and found.events == run.seq, found
+    assert all(one.ok for one in await db.read(ledger.verify_all))
+    zipped = await db.read(lambda c: bundles.make(c, run.run_id, db.now()))
+    told = zipfile.ZipFile(io.BytesIO(zipped))
+    assert msgspec.json.decode(told.read("run.json"))["seq"] == len(told.read("events.jsonl").splitlines())
+    monkeypatch.undo()
+    assert (await db.read(lambda c: ledger.verify(c, run.run_id))).events == run.seq + 3
 
 
 async def test_a_repeated_append_is_only_answered_again_and_another_one_refused(db: Database) -> None:
