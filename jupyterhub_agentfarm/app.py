@@ -33,6 +33,7 @@ from traitlets.config import Application
 
 from agentfarm_sdk.protocol import LEASE_SECONDS
 
+from .disk import Disk
 from .dotenv import with_dotenv
 from .errors import AgentFarmError, Deposed, StartError, StoreError
 from .fleet.client import FleetClient
@@ -223,7 +224,8 @@ class AgentFarm(Application):
         """Make the parts and introduce them."""
         vault = Vault(key)
         live = LiveRuns(db, key, lambda owner, names: vault.open(db, owner, names), lease=self.lease_seconds)
-        workers, claims = Workers(), Claims(db, key, self.lease_seconds, live.expect)
+        disk = Disk(db.folder or directory)
+        workers, claims = Workers(), Claims(db, key, self.lease_seconds, live.expect, disk.full)
         live.push = workers.push
         fleet = FleetClient(directory / "fleet.sock")
         resources = Resourcing(db, fleet)

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from agentfarm_sdk.tools.python import refusal
 
+from ..disk import shortage
 from ..errors import AgentFarmError
 from ..fleet.helper.processunits import can_use
 from ..gateway.embedded import why_not
@@ -57,8 +58,8 @@ def disk(state: Path) -> Iterator[Finding]:
     found = f"{usage.free // 2**20} MB free of {usage.total // 2**20} for {state}"
     if usage.free < FREE_BYTES:
         yield Finding("disk", "fail", found, "free some space, or use --state DIR on another disk")
-    elif usage.free < usage.total * 0.05:
-        yield Finding("disk", "warn", found, "below 5 % the farm takes no new runs up: free some space")
+    elif shortage(usage.free, usage.total):
+        yield Finding("disk", "warn", found, "with so little the farm takes no new runs up: free some space")
     elif not os.access(folder, os.W_OK):
         yield Finding("disk", "fail", f"{folder} is read-only for this user", "give this user the right to write there")
     else:

@@ -47,6 +47,8 @@ async def health(call: Call) -> Health:
 def health_of(parts: Parts, away: str = "") -> Health:
     """Return how the farm is, by what is known without asking. `away`: why the database did not answer, where it did not."""
     problems = [f"database: {why}" for why in dict.fromkeys((away, parts.db.last_error)) if why]
+    if why := parts.claims.full():
+        problems.append(f"disk: {why}")
     upstreams = parts.models.upstreams
     model = default_model(upstreams)
     if model is None:

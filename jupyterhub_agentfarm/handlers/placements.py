@@ -138,6 +138,8 @@ async def _waits(call: Call, task: Task) -> list[str]:
     if task.status in ENDED:
         return [f"it has {task.status}"]
     waits = await call.read(lambda c: standing.waits(c, task, call.parts.db.now()))
+    if task.status in ("queued", "assigned") and (why := call.parts.claims.full()):
+        waits.append(f"the ledger's disk is nearly full: {why}")
     if task.agent and task.status in ("queued", "assigned") and not call.parts.claims.seen(task.agent):
         waits.append(
             f"the server of {task.agent} is not up" + (f": {why}" if (why := call.parts.why(task.agent)) else "")

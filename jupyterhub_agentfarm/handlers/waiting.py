@@ -77,9 +77,16 @@ class _Listener:
 class Claims:
     """Hands runs to the supervisors of their agents."""
 
-    def __init__(self, db: Database, key: bytes, lease: float, handed: Callable[[str], None]) -> None:
-        """`handed(run)` is told of each run that is given away: its worker is about to open it."""
-        self.db, self.key, self.lease, self._handed = db, key, lease, handed
+    def __init__(
+        self,
+        db: Database,
+        key: bytes,
+        lease: float,
+        handed: Callable[[str], None],
+        full: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`handed(run)` is told of each run that is given away: its worker is about to open it. `full()` says why none is now."""
+        self.db, self.key, self.lease, self._handed, self.full = db, key, lease, handed, full
         self._waiting: dict[str, set[_Listener]] = {}
         self._connected: dict[str, int] = {}
         self._last: dict[str, float] = {}
@@ -143,5 +150,5 @@ class Claims:
         )  # fmt: skip
 
     def _claim(self, tx: Tx, agent: str, request: ClaimRequest) -> Taken | None:
-        run = leases.claim(tx, agent, request.worker, request.claim_id, self.lease)
+        run = leases.claim(tx, agent, request.worker, request.claim_id, self.lease, new=not self.full())
         return (run, definitions.get(tx.connection, run.definition_hash).fresh_kernel) if run else None

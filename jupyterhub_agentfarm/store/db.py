@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -70,6 +71,7 @@ class Database:
         self, writer: Engine, reader: Engine, lock: leading.Lock, connection: Connection, lease: float = 0.0
     ) -> None:
         self.sqlite = writer.dialect.name == "sqlite"
+        self.folder = Path(str(writer.url.database)).parent if self.sqlite else None  # of the file
         self._driver_error: type[Exception] = writer.dialect.loaded_dbapi.Error
         self._writer, self._reader, self._lock = writer, reader, lock
         self._lease = lease  # seconds of silence after which another service may lead; 0: none stands by

@@ -31,8 +31,8 @@ _CLAIM = f"""SELECT (SELECT c.run_id FROM runs c WHERE c.claim_id = :claim_id AN
 n.run_id, n.owner, n.owners FROM (SELECT 1) one LEFT JOIN ({turns.NEXT}) n ON true"""
 
 
-def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float) -> Run | None:
-    """Give the worker the next run of the agent, or None. The same `claim_id` gets the same lease again.
+def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float, *, new: bool = True) -> Run | None:
+    """Give the worker the next run of the agent, or None. The same `claim_id` gets the same lease again: without `new` that alone.
 
     A run of a thread waits until the thread's earlier runs have ended, one with a concurrency key until it is free;
     owners take turns, and each owner's runs go by priority and age. Bound runs never enter the queue.
@@ -40,7 +40,7 @@ def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float) -> Run
     [(again, run_id, owner, owners)] = tx.look(_CLAIM, {"claim_id": claim_id, "agent": agent, "now": tx.now})
     if again is not None:
         return ledger.held(tx, again)
-    if run_id is None:
+    if run_id is None or not new:
         return None
     if owners > 1:
         turns.served(tx, agent, owner)

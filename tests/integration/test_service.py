@@ -364,6 +364,29 @@ async def test_a_connection_that_asks_on_and_on_is_told_to_wait_for_its_answers(
         assert told["id"] == 4 and told["ok"]["token"], "there is room again"
 
 
+async def test_with_a_disk_that_is_nearly_full_nothing_new_is_taken_up_and_what_was_goes_on(
+    farm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await farm.agent()
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "a"})
+    held = await farm.claim()
+    assert held
+    task = await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "b"})
+    monkeypatch.setattr(farm.parts.claims, "full", lambda: "0.1 % are free")
+    assert await farm.claim() is None
+    again = {"worker": "w", "claim_id": "c0"}  # the answer was lost: what is held already is given again
+    assert (await farm.ok("agent-analyst", "POST", "/claims", again))["run"] == held["run"]
+    assert (await append(farm, held, 1, {"kind": "run.succeeded", "body": {"result": 1}})).is_success
+    told = await farm.ok("ann", "GET", "/health")
+    assert (told["status"], told["problems"]) == ("degraded", ["disk: 0.1 % are free"])
+    explained = await farm.ok("ann", "GET", f"/placements/explain?task={task['task_id']}")
+    assert any("0.1 % are free" in why for why in explained["queue"])
+    waiting = asyncio.create_task(farm.claim(wait=30))
+    await farm.listens("analyst")
+    monkeypatch.setattr(farm.parts.claims, "full", lambda: "")
+    assert (claim := await waiting) and claim["run"] == task["run_id"], "there is room again: nobody has to ask anew"
+
+
 async def test_a_dead_kernel_is_reported_and_the_run_goes_on_under_the_next_fence(farm: Service) -> None:
     await farm.agent()
     await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "a"})

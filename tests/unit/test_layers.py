@@ -17,7 +17,7 @@ FARM, SDK = "jupyterhub_agentfarm", "agentfarm_sdk"
 
 # Each process its ladder, top rung first. Names without a dot in front are of jupyterhub_agentfarm, "sdk." of agentfarm_sdk.
 LEAVES = [
-    "runtokens dotenv codeserver scheduling.placement demands",
+    "runtokens dotenv codeserver scheduling.placement demands disk",
     "records",
     "errors",
     "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts",
