@@ -1,4 +1,4 @@
-"""Values that several parts of the service pass around: frozen, no I/O. Ids, times and status are as in DESIGN §2.
+"""Values that several parts of the service pass around: frozen, no I/O. Ids, times and status are as in docs/architecture.md.
 
 Times are epoch seconds (UTC) as float; in JSON they are ISO 8601 with Z.
 """

@@ -1,6 +1,6 @@
 """Which calls of the farm's API a person's server passes on, to the panel and to kernels. Pure; nothing else passes.
 
-Never: deciding in the inbox, secrets, farm administration (DESIGN: those need a page of the farm, or a token made for it).
+Never: deciding in the inbox, secrets, farm administration (those need a page of the farm, or a token made for it).
 """
 
 from __future__ import annotations
