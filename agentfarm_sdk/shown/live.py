@@ -18,9 +18,9 @@ from typing import Any, Protocol, TypeVar
 from ..errors import AgentFarmError
 from ..protocol import ENDED, Event
 from .markup import el, page
-from .runs import run_html, run_text
+from .runs import run_bundle
 from .story import Story
-from .things import batch_bundle, batch_counts, batch_line, task_html, task_text
+from .things import batch_bundle, batch_counts, batch_line, task_bundle
 
 Bundle = dict[str, str]
 SLICE = 5.0  # seconds of a quiet stream after which one looks whether anybody still looks
@@ -234,9 +234,8 @@ class Following:
         with self.lock:
             address = self._farm.page
             if self.story.fold.seq:
-                return {"text/plain": run_text(self.story), "text/html": page(run_html(self.story, address))}
-            data = self.data or {}
-            return {"text/plain": task_text(data), "text/html": page(task_html(data, address))}
+                return run_bundle(self.story, address)
+            return task_bundle(self.data or {}, address)
 
 
 def show(following: Following) -> Live:

@@ -20,7 +20,6 @@ from agentfarm_sdk.protocol import Definition, Limits, ToolSpec, canonical, cont
 from ..errors import Invalid
 
 AGENT_NAME = re.compile(r"[a-z](?:-?[a-z0-9]){0,24}\Z")
-POOL_NAME = AGENT_NAME
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}\Z")
 SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")
 PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+#[\w.]+:[\w.]+\Z")
