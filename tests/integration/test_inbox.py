@@ -294,7 +294,7 @@ async def test_a_decision_starts_a_parked_run_again_at_once_and_repeats_nothing(
     began = time.monotonic()
     await decide(farm, "ann", item, "approve")
     taken = await waiting
-    assert time.monotonic() - began < 5, "some milliseconds, on a machine that does nothing else"
+    assert time.monotonic() - began < 15, "some milliseconds, on a machine that does nothing else"
     assert [(one["call"], one["arguments"]["size"]) for one in taken["calls"]] == [("c1-0", 200)]
     assert (await kinds(farm, claim["run"])).count("tool.started") == 2
 

@@ -116,11 +116,11 @@ async def test_a_stream_passes_event_by_event_and_ends_at_the_service_when_the_a
     address = server.url + "agentfarm/runs/run-1/events?after=0"
     async with server.http.get(address, headers={"Accept": "text/event-stream", "Last-Event-ID": "0"}) as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")
-        assert (await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)).startswith(
+        assert (await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 20)).startswith(
             b"id: 1"
         )  # before the second is written
         service.go_on.set()
-        assert (await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)).startswith(b"id: 2")
+        assert (await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 20)).startswith(b"id: 2")
         assert await answer.content.read() == b""
     assert service.requests[-1].headers["Last-Event-ID"] == "0"
     async with server.http.get(address) as answer:

@@ -105,7 +105,7 @@ def test_memory_processor_output_and_time_are_limited(ctx: Context, monkeypatch:
     monkeypatch.setattr(python, "SECONDS", 0.5)
     began = time.monotonic()
     late = run_python(ctx, "import os, time\nfor _ in range(3): os.fork()\ntime.sleep(60)")
-    assert late["ended"] == "out of time" and time.monotonic() - began < 10
+    assert late["ended"] == "out of time" and time.monotonic() - began < 40
     with pytest.raises(ToolFailed):
         run_python(ctx, "#" * (python.MAX_CODE + 1))
 
@@ -115,7 +115,7 @@ def test_a_cancel_ends_the_program_with_all_that_it_started(ctx: Context) -> Non
     threading.Timer(0.3, ctx.cancelled.set).start()
     began = time.monotonic()
     answer = run_python(ctx, "import os, time\nos.fork()\nos.setsid() if os.getpid() != 1 else None\ntime.sleep(25)")
-    assert answer["ended"] == "cancelled" and time.monotonic() - began < 10
+    assert answer["ended"] == "cancelled" and time.monotonic() - began < 20
 
 
 def test_where_no_wall_can_be_built_it_says_so_and_runs_nothing(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ async def test_a_run_is_leased_in_the_transaction_that_creates_it_where_a_superv
 async def test_an_agent_nobody_serves_gets_its_server_started(farm: Service) -> None:
     await farm.agent()
     await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "now"})
-    await asyncio.wait_for(farm.hub.started.wait(), 5)
+    await asyncio.wait_for(farm.hub.started.wait(), 20)
     assert ("POST", "users/agent-analyst/server", {"user_options": {}}) in farm.hub.asked
 
 
@@ -215,14 +215,14 @@ async def test_tokens_reach_a_viewer_and_the_streaming_worker_before_the_admissi
                     seen.put_nowait(line)
 
         watching = asyncio.create_task(watch())
-        assert (await asyncio.wait_for(seen.get(), 5)).startswith(":")
+        assert (await asyncio.wait_for(seen.get(), 20)).startswith(":")
         request = {"run": claim["run"], "fence": claim["fence"], "request": "r", "n": 0}
         answer = await worker_.post("/model/v1/chat/completions", json={"agentfarm": request, "stream": True})
         lines = [line for line in answer.text.splitlines() if line]
         assert lines[-1] == "data: [DONE]" and lines[-3] == "event: agentfarm.admitted"
         deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines[:-3] if line.startswith("data: ")]
         assert "".join(delta.get("content", "") for delta in deltas) == "one two "
-        told = [await asyncio.wait_for(seen.get(), 5) for _ in range(3)]
+        told = [await asyncio.wait_for(seen.get(), 20) for _ in range(3)]
         assert any('"content":"one "' in line for line in told)
         watching.cancel()
 
@@ -280,7 +280,7 @@ async def test_a_worker_drives_a_tool_call_over_its_websocket(farm: Service) -> 
             task = (await farm.ok("ann", "GET", "/tasks"))["items"][0]["task_id"]
             await farm.ok("ann", "POST", f"/tasks/{task}/cancel", {"reason": "enough"})
             for socket in (kernel, supervisor):  # pushed: nobody asked
-                pushed = json.loads(await asyncio.wait_for(socket.recv(), 5))
+                pushed = json.loads(await asyncio.wait_for(socket.recv(), 20))
                 assert (pushed["push"], pushed["run"]) == ("inbox", run)
                 assert pushed["events"][0]["kind"] == "run.cancel_requested"
 
@@ -312,7 +312,7 @@ async def test_a_worker_s_connection_goes_on_with_the_next_run_by_that_run_s_tok
         assert (await ask(kernel, second, "open", sign_in))["ok"]["run"] == second["run"]
         assert (await ask(kernel, first, "append", end(first)))["error"]["type"] == "forbidden"
         await farm.ok("ann", "POST", f"/tasks/{(await task_of(farm, second))}/cancel", {"reason": "enough"})
-        pushed = json.loads(await asyncio.wait_for(kernel.recv(), 5))
+        pushed = json.loads(await asyncio.wait_for(kernel.recv(), 20))
         assert (pushed["push"], pushed["run"]) == ("inbox", second["run"])
     agent = {"Authorization": "token agent-analyst"}
     async with websockets.connect(uri, additional_headers=agent) as supervisor:

@@ -57,4 +57,4 @@ async def test_whoever_gives_up_waiting_leaves_the_turn_to_the_next() -> None:
         async with turns.turn("bob"):
             return True
 
-    assert await asyncio.wait_for(free(), 5)
+    assert await asyncio.wait_for(free(), 20)
