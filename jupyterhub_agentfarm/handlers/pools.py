@@ -15,7 +15,8 @@ from .asking import RANK, Asker, rights
 from .routes import Call, Page, Route
 from .views import Listed
 
-MOST = 500  # agents of a pool
+MOST = 500  # servers of a pool
+MOST_AGENTS = 100_000  # of the farm
 
 
 class PoolMember(msgspec.Struct, frozen=True):
@@ -50,15 +51,15 @@ def _seen(
     """Return the pools that the asker sees with the members that they see, their rules, and those that they may change."""
     found: dict[str, list[Agent]] = {}
     others: set[str] = set()
-    for name, where in poolrules.members(connection).items():
-        if where is None or (pool is not None and where != pool):
+    known = agents.reachable(connection, asker.name) if asker.kind == "person" and not asker.operator else None
+    for agent in agents.listed(connection, pool=pool, limit=MOST_AGENTS):
+        if agent.pool is None:
             continue
-        agent = agents.show(connection, name)
-        has = rights(connection, asker, agent)
+        has = rights(connection, asker, agent) if known is None or agent.name in known else None
         if has is not None:
-            found.setdefault(where, []).append(agent)
+            found.setdefault(agent.pool, []).append(agent)
         if has is None or RANK[has] < RANK["manage"]:
-            others.add(where)
+            others.add(agent.pool)
     return found, poolrules.of(connection, found), {name for name in found if name not in others}
 
 
