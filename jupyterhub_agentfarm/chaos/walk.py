@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import Invalid
 from .faults import Fault
 from .trial import Struck
 
@@ -19,10 +21,13 @@ class Walked:
     def __init__(self, file: Path | None, database: str) -> None:
         self.file, self.database = file, database
         self.points: dict[tuple[str, str], dict[str, Any]] = {}
-        for line in file.read_text().splitlines() if file and file.exists() else ():
-            told = json.loads(line)
-            if told["database"] == database:
-                self.points[told["fault"], told["kind"]] = told
+        for number, line in enumerate(_lines(file) if file and file.exists() else (), 1):
+            try:
+                told = json.loads(line)
+                if told["database"] == database:
+                    self.points[told["fault"], told["kind"]] = told
+            except (ValueError, KeyError, TypeError) as error:
+                raise Invalid(f"{file}, line {number} is no point of a walk", hint="name another file") from error
 
     def left(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Return the points that have not been walked, or were broken."""
@@ -37,6 +42,15 @@ class Walked:
         if self.file:
             with self.file.open("a") as file:
                 file.write(json.dumps(told) + "\n")
+
+
+def _lines(file: Path) -> list[bytes]:
+    """Return the file's whole lines; half a one, of a walk that was killed, is cut off: that point is walked again."""
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(file, len(whole))
+    return whole.splitlines()
 
 
 def grid(points: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[list[list[str]], list[str]]:

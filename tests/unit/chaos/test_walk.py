@@ -11,6 +11,7 @@ import pytest
 from jupyterhub_agentfarm.chaos.scratch import Scratch
 from jupyterhub_agentfarm.chaos.trial import Struck, Trial, chosen, matrix
 from jupyterhub_agentfarm.chaos.walk import Walked, grid
+from jupyterhub_agentfarm.errors import Invalid
 
 
 def test_what_has_held_is_not_walked_again_and_what_was_broken_is(tmp_path: Path) -> None:
@@ -29,6 +30,20 @@ def test_what_has_held_is_not_walked_again_and_what_was_broken_is(tmp_path: Path
     rows, columns = grid(again.points)
     assert columns[1:] == ["service", "kernel"]
     assert rows == [["tool.started", "1", ""], ["run.leased", "BROKEN", "1"]]
+
+
+def test_a_point_that_was_cut_off_in_the_middle_of_its_line_is_walked_again(tmp_path: Path) -> None:
+    points, pairs = tmp_path / "points.jsonl", matrix(chosen("service", "sqlite"), ["tool.started", "run.leased"])
+    for kind in ("tool.started", "run.leased"):
+        Walked(points, "sqlite").add(Struck("service", kind, ["t"], runs=["r"]))
+    points.write_bytes(points.read_bytes()[:-20])
+    again = Walked(points, "sqlite")
+    assert [kind for _, kind in again.left(pairs)] == ["run.leased"]
+    again.add(Struck("service", "run.leased", ["t"], runs=["r"]))
+    assert Walked(points, "sqlite").left(pairs) == []
+    points.write_text("[1]\n")
+    with pytest.raises(Invalid, match="line 1"):
+        Walked(points, "sqlite")
 
 
 def test_a_strike_is_judged_by_its_own_tasks_as_soon_as_they_have_ended() -> None:
