@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from agentfarm_sdk.protocol import ENDED
 
-from ..errors import AgentFarmError, Conflict, Transient
+from ..errors import AgentFarmError, Conflict, Transient, UserError
 from ..hub import Hub
 from ..records import Committed, hub_user
 from ..store import leases, ledger, pools, queue, tasks
@@ -79,7 +79,7 @@ class Scheduler:
             while True:
                 try:
                     await self.look()
-                except Transient as error:
+                except (Transient, UserError) as error:  # a run may be gone by now: the next look does not find it
                     log.warning("the scheduler waits: %s", error.detail)
                 woken = asyncio.ensure_future(self._woken.wait())
                 try:  # not wait_for: woken in the moment of its end, it would forget that it was cancelled
