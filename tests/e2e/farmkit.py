@@ -313,8 +313,18 @@ class Kernel:
     def __init__(self, base: str, host: str, token: str) -> None:
         self.base, self.host, self.token = base, host, token
 
+    def leads(self) -> bool:
+        """Say whether the proxy leads to the server by now.
+
+        An agent may have done a task before the Hub has seen that its server is up and told the proxy: until then the Hub itself
+        answers there, a POST by 403 (it takes no token at a path that is not its own) and a GET by sending one elsewhere.
+        """
+        headers = {"Authorization": f"token {self.token}", "Host": self.host}
+        return httpx.get(f"{self.base}api/kernels", headers=headers, timeout=30 * PATIENCE).status_code == 200
+
     def run(self, code: str, seconds: float = 60) -> str:
         """Execute in a new kernel; return what it printed. Raises AssertionError with the traceback."""
+        until(self.leads, seconds, f"the proxy leads to {self.base}")
         return asyncio.run(asyncio.wait_for(self._run(code), PATIENCE * seconds))
 
     async def _run(self, code: str) -> str:
