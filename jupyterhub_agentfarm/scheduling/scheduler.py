@@ -120,9 +120,9 @@ class Scheduler:
         wanted = {one.agent for one in waiting}
         for left in stuck:
             wanted |= await self._helped(left)
-        for agent in set(self.attempts) - wanted:
-            if agent not in self._starting:
-                del self.attempts[agent]
+        for agent in set(self.attempts):
+            if agent not in self._starting and (agent not in wanted or self.supervisors.seen(agent)):
+                del self.attempts[agent]  # one that came and goes again has all its time anew
 
     async def _overdue(self, task_id: str) -> None:
         try:

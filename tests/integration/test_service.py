@@ -124,6 +124,21 @@ async def test_an_agent_nobody_serves_gets_its_server_started(farm: Service) -> 
     assert ("POST", "users/agent-analyst/server", {"user_options": {}}) in farm.hub.asked
 
 
+async def test_a_supervisor_that_came_gives_its_agent_all_its_time_anew(farm: Service) -> None:
+    await farm.agent()
+    tasks = [await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": text}) for text in "ab"]
+    await asyncio.wait_for(farm.hub.started.wait(), 20)
+    assert "analyst" in farm.scheduler.attempts
+    assert await farm.claim()
+    end = time.monotonic() + 20
+    while "analyst" in farm.scheduler.attempts:
+        assert time.monotonic() < end, "an agent that always has work would fail for an outage long ago"
+        farm.scheduler.wake()
+        await asyncio.sleep(0.02)
+    shown = [await farm.ok("ann", "GET", f"/tasks/{task['task_id']}") for task in tasks]
+    assert "queued" in [one["status"] for one in shown], "one waited all the while"
+
+
 async def test_a_task_whose_server_never_comes_fails_with_the_reasons(farm: Service) -> None:
     farm.hub.refuses_start = "no room"
     farm.scheduler.deadline = 0.0
