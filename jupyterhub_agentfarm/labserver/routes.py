@@ -10,12 +10,13 @@ import re
 _SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9._:@+-]*"  # no percent sign and no leading dot: nothing that could mean another path
 
 _PANEL = """
-GET health|tools|inbox|usage|budgets|events|microservers|microservers/*|placements/explain|model/v1/models|templates|people
+GET health|tools|inbox|usage|budgets|events|microservers|microservers/*|placements/explain|model/v1/models|templates|people|pools
 GET streams|streams/*/gaps|ticks/latest|ticks/ohlcv|ticks/trades
 GET,POST agents|threads|tasks
 GET,PATCH,DELETE agents/*
 GET agents/*/versions|agents/*/versions/*|agents/*/diff|agents/*/export
 GET,POST agents/*/shares
+GET,PUT agents/*/resources
 POST agents/import|agents/*/publish|agents/*/restore|agents/*/start|agents/*/stop|agents/*/connect
 GET,DELETE agents/*/connections
 DELETE agents/*/connections/*

@@ -21,14 +21,20 @@ export class Problem extends Error {
     super([body.title, body.detail].filter(Boolean).join(': ') || `The farm answered ${status}`);
     this.name = 'Problem';
     this.type = body.type ?? '';
-    this.title = body.title ?? (status ? `The farm answered ${status}` : 'The farm cannot be reached');
+    const silent = status === 0 || status >= 502; // a proxy's own answer says nothing of the farm
+    this.title = body.title ?? (silent ? 'The farm cannot be reached' : `The farm answered ${status}`);
     this.detail = body.detail ?? '';
-    this.hint = body.hint ?? '';
+    this.hint = body.hint ?? (silent ? 'Try again shortly.' : '');
   }
 
   /** Whether whoever asks is no longer known: a new sign-in helps. */
   get signedOut(): boolean {
     return this.status === 401;
+  }
+
+  /** Whether nothing of this name is there, for who asks: asking again does not help. */
+  get unknown(): boolean {
+    return this.status === 404;
   }
 
   /** Whether the same request may work a little later. */

@@ -90,10 +90,16 @@ function json(typed: string, wrong: (why: string) => string): unknown {
   }
 }
 
-/** By how much a budget is waived; nothing typed: without end. */
-export function amountOf(typed: string): { amount: number } | undefined {
-  const amount = Number(typed);
-  return typed.trim() && Number.isFinite(amount) ? { amount } : undefined;
+/** By how much a budget is waived; nothing typed: without end. Raises where that is no amount, or less than the step needs. */
+export function amountOf(item: InboxView, typed: string, t: Translate): { amount: number } | undefined {
+  const [amount, needed] = [Number(typed), Number(item.detail.needed ?? 0)];
+  if (!typed.trim()) {
+    return undefined;
+  }
+  if (!Number.isFinite(amount) || amount <= 0 || amount < needed) {
+    throw new Error(t('The amount must be a number, at least %1: %2', needed, typed));
+  }
+  return { amount };
 }
 
 /** How a typed result is understood, to be shown beside it. */

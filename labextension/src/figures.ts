@@ -22,6 +22,11 @@ export function lasting(seconds: number): string {
   return days ? `${days} d ${hours} h` : hours ? `${hours} h ${minutes % 60} min` : `${minutes} min`;
 }
 
+/** A short while, as `90 s` or `15 min`. `seconds`: at least 0. */
+export function shortly(seconds: number): string {
+  return seconds < 120 ? `${Math.round(seconds)} s` : seconds < 7200 ? `${Math.round(seconds / 60)} min` : lasting(seconds);
+}
+
 /** The days (UTC, `2026-11-21`) up to today, the oldest first. */
 export function daysUntil(now: Date, how_many: number): string[] {
   return Array.from({ length: how_many }, (_, at) => new Date(now.getTime() - (how_many - 1 - at) * 86_400_000).toISOString().slice(0, 10));

@@ -29,7 +29,7 @@ interface CasesTold {
 
 /** What changes without an event, by its name in the stream, and the paths that show it. */
 const STATE: { [name: string]: readonly string[] } = {
-  agents: ['/agents'], servers: ['/agents', '/placements'], microservers: ['/microservers', '/placements'], inbox: ['/inbox'], health: ['/health'], cases: []
+  agents: ['/agents', '/pools'], servers: ['/agents', '/placements', '/pools'], microservers: ['/microservers', '/placements'], inbox: ['/inbox'], health: ['/health'], cases: []
 };
 const WELL: Wellness = { status: 'ok', problems: [] };
 
@@ -51,6 +51,9 @@ export class FarmModel {
   /** How many items of the inbox wait for a person. */
   readonly waiting = new Waiting(this);
   readonly health = new Store<Wellness>(WELL);
+  /** What keeps several things that are shown from being read, in the same words: it is said once, above them. */
+  readonly common = new Store<Problem | null>(null);
+  private readonly failing = new Map<Resource<unknown>, Problem>();
   private readonly resources = new Map<string, Resource<unknown>>();
   private readonly runs = new Map<string, RunState>();
   private readonly followers = new Set<Follower>();
@@ -103,6 +106,20 @@ export class FarmModel {
         this.stop = null;
       }
     }, 1000);
+  }
+
+  /** For a resource that is shown: why it cannot be read, or that it can (null). */
+  failed(resource: Resource<unknown>, problem: Problem | null): void {
+    if (problem) {
+      this.failing.set(resource, problem);
+    } else if (!this.failing.delete(resource)) {
+      return;
+    }
+    const said = new Set<string>();
+    const twice = [...this.failing.values()].find(one => said.size === said.add(one.message).size) ?? null;
+    if (twice?.message !== this.common.get()?.message) {
+      this.common.set(twice);
+    }
   }
 
   /** For those whose request was refused: is it this person's session? */
@@ -295,6 +312,7 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
     try {
       this.set({ state: 'ready', value: await this.model.api.get<T>(this.path, reading.signal) });
       this.read = true;
+      this.model.failed(this, null);
       this.model.known();
     } catch (error) {
       if (reading.signal.aborted) {
@@ -303,6 +321,7 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
       const problem = Problem.of(error);
       this.model.judge(problem);
       this.set({ ...this.get(), state: this.read ? 'ready' : 'error', problem });
+      this.model.failed(this, problem.passing ? problem : null);
     } finally {
       if (this.reading === reading) {
         this.reading = null;
@@ -324,6 +343,7 @@ export class Resource<T> extends Store<Loaded<T>> implements Follower {
       return;
     }
     this.model.leave(this);
+    this.model.failed(this, null);
     this.again = false;
     if (this.due !== null) {
       clearTimeout(this.due);

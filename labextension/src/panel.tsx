@@ -5,7 +5,7 @@ import type { Message } from '@lumino/messaging';
 import { Signal } from '@lumino/signaling';
 import React from 'react';
 
-import { Badge, Button, Empty, Loading } from './components';
+import { Badge, Button, Empty, ErrorBox, Loading } from './components';
 import { agentBadge } from './views/Agents';
 import { FarmProvider, useFarm, useResource, useStore, type Farm } from './context';
 import { farmIcon } from './icons';
@@ -112,7 +112,7 @@ function Panel(): JSX.Element {
 
 function PanelAgents(): JSX.Element {
   const { t, navigate } = useFarm();
-  const { state, value, problem } = useResource<Listed<AgentView>>('/agents?limit=500', movesAgents);
+  const { state, value, problem, resource } = useResource<Listed<AgentView>>('/agents?limit=500', movesAgents);
   return (
     <section aria-label={t('Agents')}>
       <div className="af-panel-head">
@@ -121,7 +121,7 @@ function PanelAgents(): JSX.Element {
         <Button look="quiet" title={t('New agent')} aria-label={t('New agent')} onClick={() => navigate('new-agent')}>+</Button>
       </div>
       {state === 'loading' && <Loading />}
-      {problem && <p className="af-bad" role="alert">{problem.message}</p>}
+      <ErrorBox problem={problem} onRetry={resource.refresh} />
       {value?.items.length === 0 && <Empty title={t('No agent yet.')}><Button onClick={() => navigate('new-agent')}>{t('Make your first agent')}</Button></Empty>}
       {value?.items.map(agent => (
         <button key={agent.name} type="button" className="af-row" onClick={() => navigate(`agents/${agent.name}`)}>
@@ -135,11 +135,12 @@ function PanelAgents(): JSX.Element {
 
 function PanelTasks(): JSX.Element {
   const { t, navigate } = useFarm();
-  const { state, value } = useResource<Listed<TaskView>>('/tasks?limit=20', movesTasks);
+  const { state, value, problem, resource } = useResource<Listed<TaskView>>('/tasks?limit=20', movesTasks);
   return (
     <section aria-label={t('Latest tasks')}>
       <div className="af-panel-head"><h3>{t('Latest tasks')}</h3></div>
       {state === 'loading' && <Loading />}
+      <ErrorBox problem={problem} onRetry={resource.refresh} />
       {value?.items.length === 0 && <Empty title={t('Nothing was asked for yet.')} />}
       {value?.items.map(task => (
         <button key={task.task_id} type="button" className="af-row" onClick={() => navigate(task.run_id ? `runs/${task.run_id}` : `tasks/${task.task_id}`)}>

@@ -2,7 +2,7 @@
 import React from 'react';
 
 import { Problem } from './api';
-import { Badge, Button, Empty, ErrorBox } from './components';
+import { Badge, Button, Empty, ErrorBox, Go, Hint } from './components';
 import { useFarm, useStore } from './context';
 import { findView } from './routes';
 import { views } from './views';
@@ -12,7 +12,7 @@ export function Routed({ route }: { route: string }): JSX.Element {
   const { t } = useFarm();
   const found = findView(views, route);
   if (!found) {
-    return <Empty title={t('There is no such page: %1', route)} />;
+    return <Empty title={t('There is no such page: %1', route)}><Go to="agents">{t('Agents')}</Go></Empty>;
   }
   return (
     <Guard key={found.view.id}>
@@ -58,13 +58,22 @@ export function SignedOut(): JSX.Element | null {
   ) : null;
 }
 
-/** Above everything while the farm is not well: its database or its model is away. */
+/** Above everything while the farm is not well (its database or its model is away), or cannot be read at all. */
 export function Unwell(): JSX.Element | null {
   const { model, t } = useFarm();
   const { problems } = useStore(model.health);
-  return problems.length > 0 ? (
+  const common = useStore(model.common);
+  if (!common && problems.length === 0) {
+    return null;
+  }
+  const others = problems.filter(one => !common?.detail || !one.includes(common.detail));
+  return (
     <div className="af-banner" data-state="unwell" role="alert">
-      <span><strong>{t('The farm is not well')}</strong> {problems.join(' · ')}</span>
+      <span>
+        {common && <><strong>{common.title}</strong> {common.detail} <span className="af-quiet"><Hint words={common.hint} /></span> </>}
+        {others.length > 0 && <><strong>{t('The farm is not well')}</strong> {others.join(' · ')}</>}
+      </span>
+      {common && <Button onClick={model.wake}>{t('Try again')}</Button>}
     </div>
-  ) : null;
+  );
 }

@@ -31,8 +31,12 @@ test('arguments that were looked at and left alone are not an edit', () => {
   assert.throws(() => argumentsOf(asked, '{"amount": ', plain), NotJson);
 });
 
-test('a budget is waived by what was typed, or without end', () => {
-  assert.deepEqual([amountOf(''), amountOf(' '), amountOf('0.5'), amountOf('x')], [undefined, undefined, { amount: 0.5 }, undefined]);
+test('a budget is waived by what was typed, or without end; a slip is no waiver without end', () => {
+  const reached = item('budget', { unit: 'usd', needed: 0.2 });
+  assert.deepEqual(['', ' ', '0.5'].map(typed => amountOf(reached, typed, plain)), [undefined, undefined, { amount: 0.5 }]);
+  for (const slip of ['x', '0', '-1', '0.1', '1,5']) {
+    assert.throws(() => amountOf(reached, slip, plain), /at least 0.2/);
+  }
 });
 
 test('a result is JSON or a text; nothing typed is no result; an answer to choices stays a text', () => {

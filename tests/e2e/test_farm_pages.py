@@ -65,6 +65,19 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
     page.get_by_text("700 MiB of memory").wait_for()
     admin.shot("resources-dark")
     found += admin.axe()
+    page.get_by_label("Pool (may be empty)").fill("hens")
+    page.get_by_role("region", name="Pool").get_by_role("button", name="Save").click()
+    page.get_by_role("link", name="all pools").click()
+    pool = page.get_by_role("region", name="hens")
+    pool.get_by_text("0 of 1 servers are up").wait_for()
+    pool.get_by_role("button", name="Change the rules").click()
+    dialog.get_by_label("Servers at most").fill("1")
+    dialog.get_by_label("Minutes after which an idle one is stopped").fill("20")
+    found += admin.axe()
+    dialog.get_by_role("button", name="Save").click()
+    pool.get_by_text("1 at most. An idle one is stopped after 20 min.").wait_for()
+    admin.shot("pools-dark")
+    found += admin.axe()
     assert found == []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from browserkit import Desk
+from browserkit import PANEL, Desk
 from farmkit import Farm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.parametrize("farm", ["sqlite"], indirect=True)]
@@ -79,3 +79,8 @@ def test_a_builder_needs_nothing_but_lab(desk: Callable[..., Desk], farm: Farm) 
     main.get_by_role("row", name="What is 12*12?").wait_for()
     page.locator(".lm-TabBar-tab", has_text="lena-sums").first.click()
     assert "{{firm}}" in lena.prompted()
+
+    command(page, "JupyterLab Dark")
+    page.locator("body[data-jp-theme-light=false]").wait_for()
+    assert lena.axe(PANEL) == [] and lena.axe(SHOWN) == []
+    lena.shot("lab-dark")

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.parametriz
 SOME = "0" * 32
 LISTS = {
     "home": "", "agents": "agents", "new-agent": "new-agent", "tasks": "tasks", "inbox": "inbox", "microservers": "microservers",
-    "budgets": "budgets", "audit": "audit", "people": "people",
+    "pools": "pools", "budgets": "budgets", "audit": "audit", "people": "people",
 }  # fmt: skip
 ONES = {
     "agent": "agents/nobody-knows", "playground": "agents/nobody-knows/playground", "task": f"tasks/task-{SOME}", "run": f"runs/run-{SOME}",
@@ -85,6 +85,7 @@ def test_every_view_says_that_it_loads_that_it_is_empty_and_what_went_wrong(
         held.refuse()
         page.get_by_role("alert").get_by_text("Its database did not answer").first.wait_for()
         page.get_by_role("button", name="Try again").first.wait_for()
+        assert page.get_by_text("Its database did not answer").count() == 1, f"{name} says it once"
         found += pictures(nell, f"{name}-error")
         held.end()
     assert found == []

@@ -2,7 +2,8 @@
 import React from 'react';
 
 import type { Problem } from '../api';
-import { useFarm } from '../context';
+import { useFarm, useStore } from '../context';
+import { partsOf } from '../hints';
 
 type ButtonProps = React.ButtonHTMLAttributes<HTMLButtonElement> & {
   look?: 'primary' | 'plain' | 'danger' | 'quiet';
@@ -156,20 +157,27 @@ export function Loading({ what }: { what?: string }): JSX.Element {
   return <p className="af-loading" role="status">{what ?? t('Loading …')}</p>;
 }
 
-/** What went wrong, and what to do: the farm's own words. */
+/** What went wrong, and what to do: the farm's own words. `onRetry`: it is about what could not be read. */
 export function ErrorBox({ problem, onRetry }: { problem: Problem | null | undefined; onRetry?: (() => void) | undefined }): JSX.Element | null {
-  const { t } = useFarm();
-  if (!problem || problem.signedOut) {
-    return null; // an expired login has a banner of its own, above everything
+  const { t, model } = useFarm();
+  const common = useStore(model.common);
+  if (!problem || problem.signedOut || (onRetry && problem.message === common?.message)) {
+    return null; // an expired login, and what keeps several things from being read, have a banner above everything
   }
   return (
     <div className="af-error" role="alert">
       <strong>{problem.title}</strong>
       {problem.detail && <p>{problem.detail}</p>}
-      {problem.hint && <p className="af-quiet">{problem.hint}</p>}
-      {onRetry && <Button onClick={onRetry}>{t('Try again')}</Button>}
+      {problem.hint && <p className="af-quiet"><Hint words={problem.hint} /></p>}
+      {onRetry && !problem.unknown && <Button onClick={onRetry}>{t('Try again')}</Button>}
     </div>
   );
+}
+
+/** What to do: where the farm names a command, the page that does the same. */
+export function Hint({ words }: { words: string }): JSX.Element {
+  const { t } = useFarm();
+  return <>{partsOf(words, t).map((part, at) => (part.to ? <Go key={at} to={part.to}>{part.words}</Go> : <React.Fragment key={at}>{part.words}</React.Fragment>))}</>;
 }
 
 /** Text that a model, a tool or a person wrote: only ever text, never markup, never a link. */

@@ -1,7 +1,7 @@
 /** The agents that I may see: whose, published or draft. */
 import React from 'react';
 
-import { Badge, Button, Empty, ErrorBox, Head, Loading, Table } from '../components';
+import { Badge, Button, Empty, ErrorBox, Go, Head, Loading, Table } from '../components';
 import { useFarm, useResource, type Translate } from '../context';
 import { agentIcon } from '../icons';
 import { movesAgents } from '../model';
@@ -17,6 +17,7 @@ function Agents(): JSX.Element {
   return (
     <section className="af-view" aria-label={t('Agents')}>
       <Head title={t('Agents')}>
+        {value?.items.some(agent => agent.pool && !agent.retired_at) && <Go to="pools">{t('Pools')}</Go>}
         <Button look="primary" onClick={() => navigate('new-agent')}>{t('New agent')}</Button>
       </Head>
       <ErrorBox problem={problem} onRetry={resource.refresh} />

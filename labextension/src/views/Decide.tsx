@@ -6,6 +6,7 @@ import { Button, ErrorBox, Field } from '../components';
 import { useAction, useFarm } from '../context';
 import { amountOf, answerOf, argumentsOf, choices, resultOf, understood, type Choice } from '../decisions';
 import type { InboxView } from '../protocol';
+import { inUnit } from './Budgets';
 
 export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDecided: () => void; onRecorded: () => void }): JSX.Element {
   const { t, api, model } = useFarm();
@@ -29,7 +30,7 @@ export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDec
     try {
       const extra = choice.extra === 'arguments'
         ? { arguments: edited === null ? undefined : argumentsOf(item, edited, t) }
-        : choice.extra === 'amount' ? { arguments: amountOf(beyond) }
+        : choice.extra === 'amount' ? { arguments: amountOf(item, beyond, t) }
         : choice.extra === 'answer' ? { result: answerOf(item, given, t) } : choice.extra === 'result' ? { result: resultOf(given) } : {};
       return { decision: choice.decision, reason, ...extra, ...(choice.forced ? { force } : {}) };
     } catch (error) {
@@ -59,8 +60,11 @@ export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDec
         </Field>
       )}
       {offered.some(choice => choice.extra === 'amount') && (
-        <Field label={t('By at most, %1', String(item.detail.unit ?? ''))} hint={t('Empty: it holds no longer for this run. This step needs %1.', String(item.detail.needed ?? '?'))}>
-          {ids => <input {...ids} name="beyond" type="number" min={0} step="any" value={beyond} onChange={event => setBeyond(event.target.value)} />}
+        <Field
+          label={item.detail.unit === 'usd' ? t('Beyond it by at most, in US dollars') : t('Beyond it by at most, in tokens')}
+          hint={t('Its next step needs %1. Left empty, the budget no longer holds for this run.', inUnit(String(item.detail.unit), Number(item.detail.needed ?? 0), t))}
+        >
+          {ids => <input {...ids} name="beyond" inputMode="decimal" autoComplete="off" value={beyond} onChange={event => setBeyond(event.target.value)} />}
         </Field>
       )}
       <Field label={t('Reason')} hint={t('Recorded with your name.')}>

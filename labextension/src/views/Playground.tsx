@@ -126,7 +126,7 @@ function Forks({ tasks, onClose, ...turns }: OfTurns & { tasks: string[]; onClos
   const { t } = useFarm();
   return (
     <section className="af-talk" aria-label={t('Forks')}>
-      <div className="af-tool-head"><h3>{t('Forks')}</h3><span className="af-spring" /><Button look="quiet" onClick={onClose}>{t('Close')}</Button></div>
+      <div className="af-talk-head"><h3>{t('Forks')}</h3><span className="af-spring" /><Button look="quiet" onClick={onClose}>{t('Close')}</Button></div>
       <div className="af-turns" tabIndex={0}>{tasks.map(id => <Forked key={id} task_id={id} {...turns} />)}</div>
     </section>
   );

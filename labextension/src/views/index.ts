@@ -9,6 +9,7 @@ import { batchView } from './Batch';
 import { newAgentView } from './NewAgent';
 import { peopleView } from './People';
 import { playgroundView } from './Playground';
+import { poolsView } from './Pools';
 import { inboxItemView, inboxView } from './Inbox';
 import { runView } from './Run';
 import { taskView } from './Task';
@@ -16,7 +17,7 @@ import { tasksView } from './Tasks';
 import type { View } from './view';
 
 export const views: View[] = [
-  homeView, agentsView, newAgentView, agentView, playgroundView, tasksView, taskView, batchView, runView, inboxView, inboxItemView, microserversView,
+  homeView, agentsView, poolsView, newAgentView, agentView, playgroundView, tasksView, taskView, batchView, runView, inboxView, inboxItemView, microserversView,
   budgetsView, auditView, peopleView
 ];
 

@@ -7,6 +7,7 @@ import type { AgentView, Connected, ConnectionView, EditorView, Listed, ServerVi
 import { reaches } from '../../rights';
 import { Reasons } from '../Placement';
 import { Section } from './fields';
+import { PoolPart } from './PoolPart';
 import { Resources } from './Resources';
 
 export function ServerTab({ agent, path }: { agent: AgentView; path: string }): JSX.Element {
@@ -42,6 +43,7 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
         <Section title={t('Why it stands where it stands')} open={!server?.ready}><Reasons agent={agent.name} up={server?.ready ?? false} /></Section>
       )}
       <Editors editors={agent.editors ?? []} stopped={ready === false} />
+      {(agent.pool || manages) && <PoolPart agent={agent} manages={manages} />}
       <Resources agent={agent.name} manages={manages} />
       {manages && <Connections agent={agent} />}
       {agent.retired_at === null && reaches(agent.rights, 'owner') && <Retire agent={agent} path={path} />}
