@@ -65,7 +65,7 @@ function App(): JSX.Element {
   }, [shown]);
   return (
     <FarmProvider farm={farm}>
-      <Header farm={farm} now={shown?.route.split('/')[0] ?? ''} />
+      <Header farm={farm} now={shown?.under ?? shown?.route.split('/')[0] ?? ''} />
       <SignedOut />
       <Unwell />
       {page.note && page.model !== 'none' && <aside className="af-note" aria-label={t('Model')}><strong>{page.model}</strong> {page.note}</aside>}

@@ -6,7 +6,7 @@ import { useAction, useFarm, useResource } from '../context';
 import { taskIcon } from '../icons';
 import { movesTasks } from '../model';
 import type { BatchView } from '../protocol';
-import { ENDED } from '../words';
+import { ENDED, statusWord } from '../words';
 import { TaskList } from './task/TaskList';
 import type { Params, View } from './view';
 
@@ -33,7 +33,7 @@ function Batch({ params }: { params: Params }): JSX.Element {
         <>
           <p className="af-quiet">{t('submitted by %1', batch.submitted_by)} · {batch.batch_id} · <Time at={batch.created_at} /></p>
           <progress className="af-progress" max={batch.tasks || 1} value={ended} aria-label={t('Tasks that have ended')} />
-          <div className="af-line">{counts.map(([status, count]) => <Badge key={status} state={status} word={`${count} ${status}`} />)}</div>
+          <div className="af-line">{counts.map(([status, count]) => <Badge key={status} state={status} word={`${count} ${statusWord(status, null, t)}`} />)}</div>
           <TaskList key={path} path={path} empty={<Empty title={t('It has no task.')} />} />
         </>
       )}
@@ -41,4 +41,4 @@ function Batch({ params }: { params: Params }): JSX.Element {
   );
 }
 
-export const batchView: View = { id: 'batch', title: t => t('Batch'), icon: taskIcon, route: 'batches/:id', Component: Batch };
+export const batchView: View = { id: 'batch', title: t => t('Batch'), icon: taskIcon, route: 'batches/:id', under: 'tasks', Component: Batch };

@@ -77,7 +77,7 @@ function UnderWay(): JSX.Element {
   const counts = useResource<Counts>(`/tasks/counts?status=${UNDER_WAY}`, movesTasks);
   const found = Object.entries(counts.value?.counts ?? {});
   return (
-    <Card title={t('Under way')} beside={found.map(([status, many]) => <Badge key={status} state={status} word={`${many} ${status}`} />)}>
+    <Card title={t('Under way')} beside={found.map(([status, many]) => <Badge key={status} state={status} word={`${many} ${statusWord(status, null, t)}`} />)}>
       <Shown {...tasks} onRetry={tasks.resource.refresh} empty={t('Nothing runs now.')}>
         {tasks.value?.items.map(task => <TaskLine key={task.task_id} task={task} />)}
       </Shown>

@@ -128,4 +128,4 @@ function Card({ template, chosen, onChoose }: { template: Template; chosen: bool
   );
 }
 
-export const newAgentView: View = { id: 'new-agent', title: t => t('New agent'), icon: agentIcon, route: 'new-agent', Component: NewAgent };
+export const newAgentView: View = { id: 'new-agent', title: t => t('New agent'), icon: agentIcon, route: 'new-agent', under: 'agents', Component: NewAgent };

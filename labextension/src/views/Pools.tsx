@@ -103,4 +103,4 @@ function Rules({ one, onClose }: { one: PoolView; onClose: () => void }): JSX.El
   );
 }
 
-export const poolsView: View = { id: 'pools', title: t => t('Pools'), icon: agentIcon, route: 'pools', Component: Pools };
+export const poolsView: View = { id: 'pools', title: t => t('Pools'), icon: agentIcon, route: 'pools', under: 'agents', Component: Pools };

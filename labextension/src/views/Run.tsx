@@ -74,4 +74,4 @@ function Run({ params }: { params: Params }): JSX.Element {
   return <RunOf run_id={params.id ?? ''} key={params.id} />;
 }
 
-export const runView: View = { id: 'run', title: t => t('Run'), icon: runIcon, route: 'runs/:id', Component: Run };
+export const runView: View = { id: 'run', title: t => t('Run'), icon: runIcon, route: 'runs/:id', under: 'tasks', Component: Run };

@@ -7,6 +7,7 @@ import { addressOf, filterOf, sameFilter, type Filter } from '../filters';
 import { taskIcon } from '../icons';
 import { movesAgents, movesTasks } from '../model';
 import type { AgentView, Counts, Listed } from '../protocol';
+import { statusWord } from '../words';
 import { NewTask } from './NewTask';
 import { Many } from './task/Many';
 import { TaskList } from './task/TaskList';
@@ -64,7 +65,7 @@ function Filters({ filter, narrowed, change }: { filter: Filter; narrowed: strin
     >
       <div className="af-line" role="group" aria-label={t('Status')}>
         {chip('', t('all'), value?.total)}
-        {STATUSES.filter(one => value?.counts[one] || filter.status === one).map(one => chip(one, one, value?.counts[one] ?? 0))}
+        {STATUSES.filter(one => value?.counts[one] || filter.status === one).map(one => chip(one, statusWord(one, null, t), value?.counts[one] ?? 0))}
       </div>
       <span className="af-spring" />
       <label className="af-check"><input type="checkbox" checked={filter.owner === person} onChange={event => change({ owner: event.target.checked ? person : '' })} /> {t('only mine')}</label>

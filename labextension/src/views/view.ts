@@ -12,6 +12,8 @@ export interface View {
   route: string;
   /** Its place in the navigation, small first; undefined: reached from other views alone. */
   nav?: number;
+  /** The route of the view that it belongs to in the navigation, where it has no place of its own. */
+  under?: string;
   /** Shown on farm pages alone (deciding, audit, people), or in JupyterLab alone. */
   where?: 'page' | 'lab';
   /** Shown in the navigation of operators alone: to others it says less than their own pages. */

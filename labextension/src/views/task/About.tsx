@@ -68,7 +68,7 @@ export function TaskLinks({ task, delegates }: { task: TaskView; delegates: bool
     <>
       {(links.length > 0 || facts.length > 0 || task.deadline) && (
         <p className="af-line af-quiet">
-          {links}{facts.length > 0 && <span>{facts.join(' · ')}</span>}{task.deadline && <span>{t('to end by')} <Time at={task.deadline} exact /></span>}
+          {links}{facts.length > 0 && <span>{facts.join(' · ')}</span>}{task.deadline && <span>{t('to end by %1', new Date(task.deadline).toLocaleString())}</span>}
         </p>
       )}
       {delegates && task.run_id && <Children run_id={task.run_id} />}
