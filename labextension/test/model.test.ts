@@ -206,3 +206,22 @@ test('filters survive the way through an address, whatever is typed', () => {
   assert.deepEqual(filterOf(found.params), filter);
   assert.equal(addressOf('tasks', { ...filterOf({}) }), 'tasks');
 });
+
+test('what keeps several things from being read is told once for all, until one of them can be read', async () => {
+  const farm = new FakeFarm();
+  let away = true;
+  const model = new FarmModel(new Api((path, init) => away && !path.startsWith('/events')
+    ? Promise.resolve(Response.json({ title: 'The farm is busy' }, { status: 503 })) : farm.transport(path, init)));
+  const [agents, tasks] = [model.resource('/agents'), model.resource('/tasks')];
+  const leave = [agents.subscribe(() => undefined)];
+  await until(() => agents.get().state === 'error');
+  assert.equal(model.common.get(), null); // said where it stands
+  leave.push(tasks.subscribe(() => undefined));
+  await until(() => model.common.get()?.title === 'The farm is busy');
+  away = false;
+  tasks.refresh();
+  await until(() => model.common.get() === null);
+  agents.refresh();
+  await until(() => agents.get().problem === undefined);
+  leave.forEach(go => go());
+});
