@@ -41,7 +41,7 @@ export function Decide({ item, onDecided, onRecorded }: { item: InboxView; onDec
   return (
     <form className="af-form" aria-label={t('Decision')} onSubmit={event => event.preventDefault()}>
       {offered.some(choice => choice.extra === 'arguments') && (edited === null
-        ? <div><Button look="quiet" onClick={() => setEdited(asked)}>{t('Edit the arguments')}</Button></div>
+        ? <div><Button onClick={() => setEdited(asked)}>{t('Edit the arguments')}</Button></div>
         : (
           <Field label={t('Arguments')} hint={t('The call is made with these; both are on record.')}>
             {ids => <textarea {...ids} className="af-mono" rows={Math.min(16, edited.split('\n').length + 1)} spellCheck={false} value={edited} onChange={event => setEdited(event.target.value)} />}

@@ -145,7 +145,7 @@ function Facts({ item }: { item: InboxView }): JSX.Element {
   const rows: [string, React.ReactNode][] = [
     [t('Run'), <Go to={`runs/${item.run_id}`}>{actor(item.agent, t)}</Go>],
     [t('Asked'), <Time at={item.asked_at} />],
-    [t('Why'), words('why') || words('reason')],
+    [t('Why'), item.kind === 'budget' ? '' : words('why') || words('reason')], // a budget's stands above
     [t('Effect'), words('effect')],
     [t('Worker'), item.worker ?? ''],
     [t('Key'), words('key') && <code>{words('key')}</code>],
