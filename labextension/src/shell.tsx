@@ -70,8 +70,8 @@ export function Unwell(): JSX.Element | null {
   return (
     <div className="af-banner" data-state="unwell" role="alert">
       <span>
-        {common && <><strong>{common.title}</strong> {common.detail} <span className="af-quiet"><Hint words={common.hint} /></span> </>}
-        {others.length > 0 && <><strong>{t('The farm is not well')}</strong> {others.join(' · ')}</>}
+        {common && <><strong>{common.title}</strong>{common.detail && ` · ${common.detail}`}{common.hint && <span className="af-quiet"> · <Hint words={common.hint} /></span>}{others.length > 0 && ' · '}</>}
+        {others.length > 0 && <><strong>{t('The farm is not well')}</strong> · {others.join(' · ')}</>}
       </span>
       {common && <Button onClick={model.wake}>{t('Try again')}</Button>}
     </div>

@@ -123,9 +123,12 @@ function Shown({ state, value, problem, onRetry, empty, children }: Loaded<Liste
   empty: string;
   children: React.ReactNode;
 }): JSX.Element {
+  const { t, model } = useFarm();
+  const common = useStore(model.common);
   return (
     <>
       <ErrorBox problem={problem} onRetry={onRetry} />
+      {state === 'error' && common && <p className="af-quiet">{t('Not known now.')}</p>}
       {state === 'loading' && <Loading />}
       {value && (value.items.length ? <ul className="af-lines">{children}</ul> : <p className="af-quiet">{empty}</p>)}
     </>

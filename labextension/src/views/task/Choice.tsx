@@ -1,7 +1,7 @@
 /** Who does it and how: what one task and many have in common. The rarer part stands behind "more". */
 import React from 'react';
 
-import { Field } from '../../components';
+import { Field, Go } from '../../components';
 import { useFarm, useResource } from '../../context';
 import { variablesOf } from '../../csv';
 import { movesAgents } from '../../model';
@@ -22,6 +22,8 @@ export interface Chosen {
   change: (part: Partial<Choice>) => void;
   /** Agents and pools that this person may give work to. */
   targets: string[];
+  /** Whether it is known that there is none. */
+  nobody: boolean;
   /** The task without its input; null: a field is wrong, and says so. */
   asked: NewTask | null;
 }
@@ -36,7 +38,7 @@ export function useChoice(first: string | undefined): Chosen {
   // The list may still be on its way, or older than the agent: what was chosen stays choosable, and the farm has the last word.
   const targets = !target || known.includes(target) ? known : [target, ...known];
   const whole = { ...choice, target };
-  return { choice: whole, change: part => set(before => ({ ...before, ...part })), targets, asked: askedOf(whole) };
+  return { choice: whole, change: part => set(before => ({ ...before, ...part })), targets, nobody: value !== undefined && targets.length === 0, asked: askedOf(whole) };
 }
 
 function askedOf({ target, mode, priority, deadline, variables }: Choice): NewTask | null {
@@ -51,9 +53,11 @@ function askedOf({ target, mode, priority, deadline, variables }: Choice): NewTa
   };
 }
 
-export function ChoiceFields({ of: { choice, change, targets } }: { of: Chosen }): JSX.Element {
+export function ChoiceFields({ of: { choice, change, targets, nobody } }: { of: Chosen }): JSX.Element {
   const { t } = useFarm();
-  return (
+  return nobody ? (
+    <p>{t('There is no agent yet that takes work from you: publish one of yours, or ask its owner for the right.')} <Go to="agents">{t('Agents')}</Go></p>
+  ) : (
     <div className="af-line">
       <Field label={t('Agent or pool')}>
         {ids => (

@@ -6,7 +6,7 @@ import { Badge, ErrorBox, Loading, Table, Time } from '../../components';
 import { useFarm, useResource } from '../../context';
 import { movesTasks } from '../../model';
 import type { Listed, TaskView } from '../../protocol';
-import { oneLine, statusWord } from '../../words';
+import { actor, oneLine, statusWord } from '../../words';
 
 export const routeOf = (task: TaskView): string => (task.run_id ? `runs/${task.run_id}` : `tasks/${task.task_id}`);
 
@@ -29,7 +29,7 @@ export function TaskList({ path, empty }: { path: string; empty: React.ReactNode
           empty={empty}
           columns={[
             { id: 'input', title: t('Task'), width: 'minmax(0, 3fr)', cell: task => oneLine(task.input) },
-            { id: 'agent', title: t('Agent'), cell: task => task.agent ?? task.target },
+            { id: 'agent', title: t('Agent'), cell: task => actor(task.agent ?? task.target, t) },
             { id: 'status', title: t('Status'), width: '11rem', cell: task => <Badge state={task.status} word={statusWord(task.status, task.waiting, t)} /> },
             { id: 'outcome', title: t('Outcome'), width: 'minmax(0, 2fr)', cell: task => <span className="af-quiet">{outcome(task)}</span> },
             { id: 'at', title: t('Submitted'), width: '7rem', cell: task => <Time at={task.created_at} /> }
