@@ -81,6 +81,6 @@ def test_a_builder_needs_nothing_but_lab(desk: Callable[..., Desk], farm: Farm) 
     assert "{{firm}}" in lena.prompted()
 
     command(page, "JupyterLab Dark")
-    page.locator("body[data-jp-theme-light=false]").wait_for()
+    page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
     assert lena.axe(PANEL) == [] and lena.axe(SHOWN) == []
     lena.shot("lab-dark")
