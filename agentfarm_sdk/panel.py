@@ -66,12 +66,12 @@ class _View:
         try:
             act()
         except AgentFarmError as error:
-            self._tell(f"{error.detail}. {error.hint}".rstrip(". "), "af-error")
+            self._tell(f"{error.detail}. {error.hint}".rstrip(". "), "afo-error")
         else:
-            if self._message.value.find("af-error") >= 0:
+            if self._message.value.find("afo-error") >= 0:
                 self._message.value = ""
 
-    def _tell(self, text: str, look: str = "af-quiet") -> None:
+    def _tell(self, text: str, look: str = "afo-quiet") -> None:
         self._message.value = page(el("p", text, class_=look))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
@@ -180,7 +180,7 @@ class RunView(_View):
             begun = story.fold.seq > 0
             self._head.value = page(_before(story, address) if begun else task_html(following.data or {}, address))
             drawn = self._draw_steps(story)
-            self._foot.value = page(_after(story), el("p", trouble, class_="af-note") if trouble else None)
+            self._foot.value = page(_after(story), el("p", trouble, class_="afo-note") if trouble else None)
             self._allow(story.fold.status if begun else str((following.data or {}).get("status")), story.fold.waiting)
         return drawn
 
@@ -223,12 +223,12 @@ def _before(story: Story, address: str) -> Html:
 def _after(story: Story) -> Html:
     fold = story.fold
     if fold.status == "succeeded":
-        return labelled("Result", fold.result, "af-result")
+        return labelled("Result", fold.result, "afo-result")
     if fold.status == "failed":
-        return labelled("Error", (fold.error or {}).get("message") or "failed", "af-error")
+        return labelled("Error", (fold.error or {}).get("message") or "failed", "afo-error")
     if fold.status == "cancelled":
-        return labelled("Cancelled", fold.cancel or "", "af-error")
-    return el("p", waits_for(story), class_="af-note af-part") if fold.status == "waiting" else Html("")
+        return labelled("Cancelled", fold.cancel or "", "afo-error")
+    return el("p", waits_for(story), class_="afo-note afo-part") if fold.status == "waiting" else Html("")
 
 
 class FarmView(_View):
@@ -318,7 +318,7 @@ class FarmView(_View):
             try:
                 self._fetch()
             except AgentFarmError as error:
-                self._tell(error.detail, "af-note")
+                self._tell(error.detail, "afo-note")
         with self._lock:
             options = [(_row(one), str(one["task_id"])) for one in self._rows]
             if tuple(options) != tuple(self._list.options):
@@ -327,7 +327,7 @@ class FarmView(_View):
                     self._list.options = options
                     self._list.value = chosen if chosen in [name for _, name in options] else None
         if trouble:
-            self._tell(trouble, "af-note")
+            self._tell(trouble, "afo-note")
         return 0
 
 

@@ -174,7 +174,7 @@ class Reopened:
         return run_text(self.story)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        flaw = el("p", f"this bundle does not verify: {self.flaw}", class_="af-error af-part") if self.flaw else None
+        flaw = el("p", f"this bundle does not verify: {self.flaw}", class_="afo-error afo-part") if self.flaw else None
         return {"text/plain": run_text(self.story), "text/html": page(flaw, run_html(self.story, self._address))}
 
 
@@ -187,15 +187,15 @@ class StepShown:
     def _lines(self) -> tuple[Html, str]:
         run, step = self._run, self._step
         if isinstance(run.found, Invalid):
-            return el("p", run.found.detail, class_="af-note af-part"), run.found.detail
+            return el("p", run.found.detail, class_="afo-note afo-part"), run.found.detail
         if run.differs_in(step) and run.divergence is not None:
             return difference_html(run.divergence), difference_text(run.divergence)
         if run.after_difference(step):
             told = "not held against today's code: a step before differs already"
-            return el("p", told, class_="af-note af-part"), told
+            return el("p", told, class_="afo-note afo-part"), told
         marks = [run.mark(call, step) for call in step.calls]
         told = f"the reply is the recorded one; calls made again with the same result: {marks.count('same')}, taken as recorded: {marks.count('recorded')}"
-        return el("p", told, class_="af-quiet af-part"), told
+        return el("p", told, class_="afo-quiet afo-part"), told
 
     def __repr__(self) -> str:
         called = ", ".join(f"{call.tool}({one_line(call.arguments, 60)})" for call in self._step.calls)
@@ -206,9 +206,9 @@ class StepShown:
         messages = run.shown_to_the_model(step)
         shown = el(
             "details",
-            el("summary", el("span", "What the model was shown", class_="af-label"), el("span", f" {len(messages)} messages", class_="af-quiet")),
-            *(joined(el("div", str(one.get("role")), class_="af-label"), el("pre", bounded(_said(one)))) for one in messages),
-            class_="af-part",
+            el("summary", el("span", "What the model was shown", class_="afo-label"), el("span", f" {len(messages)} messages", class_="afo-quiet")),
+            *(joined(el("div", str(one.get("role")), class_="afo-label"), el("pre", bounded(_said(one)))) for one in messages),
+            class_="afo-part",
         )  # fmt: skip
         body = step_html(run.story, step, opened=True, mark=lambda call: run.mark(call, step))
         html = page(shown, el("ol", el("li", body)), self._lines()[0])
@@ -233,8 +233,8 @@ class Checked:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         run, found = self._run, self._run.found
-        look = "af-result" if isinstance(found, Replayed) else "af-note"
-        told = el("p", repr(self), class_=f"{look} af-part")
+        look = "afo-result" if isinstance(found, Replayed) else "afo-note"
+        told = el("p", repr(self), class_=f"{look} afo-part")
         came = difference_html(found) if isinstance(found, Divergence) else told
         return {"text/plain": repr(self), "text/html": page(head(run.story, run._address), came)}
 
@@ -258,9 +258,9 @@ def difference_text(error: Divergence) -> str:
 
 def difference_html(error: Divergence) -> Html:
     what, lines = difference(error)
-    looks = {"+": "af-add", "-": "af-del", "@": "af-quiet"}
+    looks = {"+": "afo-add", "-": "afo-del", "@": "afo-quiet"}
     marked = (joined(el("span", line, class_=looks.get(line[:1])), "\n") for line in lines)
-    return el("div", el("p", what, class_="af-error"), el("pre", *marked), class_="af-part")
+    return el("div", el("p", what, class_="afo-error"), el("pre", *marked), class_="afo-part")
 
 
 def _as_lines(value: Any) -> list[str]:

@@ -133,7 +133,7 @@ class Live(Follower):
         def draw(trouble: str) -> int:
             drawn = bundle()
             if trouble:
-                drawn = {**drawn, "text/html": drawn["text/html"] + page(el("p", trouble, class_="af-note"))}
+                drawn = {**drawn, "text/html": drawn["text/html"] + page(el("p", trouble, class_="afo-note"))}
             output.update(drawn)
             return len(drawn["text/html"])
 

@@ -79,7 +79,7 @@ def run_page(page: str, run_id: str) -> str:
 
 def state(word: str, look: str = "") -> Html:
     """Return a dot and the word: colour alone says nothing."""
-    return el("span", word, class_=f"af-state af-{look or STATES.get(word.partition(':')[0], 'off')}")
+    return el("span", word, class_=f"afo-state afo-{look or STATES.get(word.partition(':')[0], 'off')}")
 
 
 def page(*children: str | None) -> Html:
@@ -103,6 +103,7 @@ def lasted(seconds: float) -> str:
 
 
 # Lab's variables first, VS Code's second, then what reads on light and dark alike. Doubled classes outweigh Lab's own rules.
+# Classes begin with afo-: those with af- are the panel's, whose style sheet is on the same page in Lab.
 STYLE = """
 .agentfarm{--af-quiet:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,#77807b));
 --af-line:var(--jp-border-color2,var(--vscode-panel-border,rgba(128,128,128,.3)));
@@ -111,21 +112,21 @@ STYLE = """
 --af-good:#1f7a45;--af-bad:#c0362c;--af-run:#1f6feb;--af-wait:#8f6000;
 font:13px/1.5 var(--jp-ui-font-family,var(--vscode-font-family,system-ui,sans-serif));max-width:64rem;padding:2px 0}
 [data-jp-theme-light="false"] .agentfarm,.vscode-dark .agentfarm,.vscode-high-contrast .agentfarm{--af-good:#5fc48a;--af-bad:#f2786d;--af-run:#6ea8fe;--af-wait:#e0a82e}
-.agentfarm .af-quiet{color:var(--af-quiet)}
-.agentfarm .af-head{display:flex;flex-wrap:wrap;gap:2px 12px;align-items:baseline}
-.agentfarm .af-head b{font-weight:600}
+.agentfarm .afo-quiet{color:var(--af-quiet)}
+.agentfarm .afo-head{display:flex;flex-wrap:wrap;gap:2px 12px;align-items:baseline}
+.agentfarm .afo-head b{font-weight:600}
 .agentfarm.agentfarm code{font-size:12px}
-.agentfarm .af-one .af-state{margin:0 6px}
-.agentfarm .af-spring{flex:1}
+.agentfarm .afo-one .afo-state{margin:0 6px}
+.agentfarm .afo-spring{flex:1}
 .agentfarm a{color:var(--af-link);text-decoration:none}
 .agentfarm a:hover{text-decoration:underline}
-.agentfarm .af-state{white-space:nowrap;color:var(--af-quiet)}
-.agentfarm .af-state::before{content:"";display:inline-block;width:8px;height:8px;border-radius:50%;background:currentColor;margin-right:6px}
-.agentfarm .af-good{color:var(--af-good)}.agentfarm .af-bad{color:var(--af-bad)}
-.agentfarm .af-run{color:var(--af-run)}.agentfarm .af-wait{color:var(--af-wait)}
-.agentfarm .af-part{margin:8px 0 0}
-.agentfarm .af-label{color:var(--af-quiet);font-size:11px;letter-spacing:.04em;text-transform:uppercase}
-.agentfarm .af-text,.agentfarm.agentfarm pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:24rem;overflow:auto}
+.agentfarm .afo-state{white-space:nowrap;color:var(--af-quiet)}
+.agentfarm .afo-state::before{content:"";display:inline-block;width:8px;height:8px;border-radius:50%;background:currentColor;margin-right:6px}
+.agentfarm .afo-good{color:var(--af-good)}.agentfarm .afo-bad{color:var(--af-bad)}
+.agentfarm .afo-run{color:var(--af-run)}.agentfarm .afo-wait{color:var(--af-wait)}
+.agentfarm .afo-part{margin:8px 0 0}
+.agentfarm .afo-label{color:var(--af-quiet);font-size:11px;letter-spacing:.04em;text-transform:uppercase}
+.agentfarm .afo-text,.agentfarm.agentfarm pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:24rem;overflow:auto}
 .agentfarm.agentfarm pre{background:var(--af-code);color:inherit;border-radius:4px;padding:5px 9px;margin:3px 0 5px;font:12px/1.5 var(--jp-code-font-family,var(--vscode-editor-font-family,ui-monospace,monospace))}
 .agentfarm.agentfarm code{background:none!important;padding:0!important;border:0;font-family:var(--jp-code-font-family,var(--vscode-editor-font-family,ui-monospace,monospace))}
 .agentfarm.agentfarm ol{list-style:none;margin:8px 0 0;padding:0;border-top:1px solid var(--af-line)}
@@ -133,21 +134,21 @@ font:13px/1.5 var(--jp-ui-font-family,var(--vscode-font-family,system-ui,sans-se
 .agentfarm details{margin:0}
 .agentfarm summary{cursor:pointer;padding:4px 2px;border-radius:4px}
 .agentfarm li>details>summary{display:grid;grid-template-columns:2.2em minmax(0,1fr) auto;gap:0 8px;align-items:baseline}
-.agentfarm li>details>summary>.af-one{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.agentfarm li>details>summary>.afo-one{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .agentfarm summary:hover{background:var(--af-code)}
 .agentfarm summary:focus-visible{outline:2px solid var(--af-link);outline-offset:-2px}
-.agentfarm .af-num{text-align:right;font-variant-numeric:tabular-nums}
-.agentfarm .af-in{padding:2px 2px 8px calc(2.2em + 10px)}
-.agentfarm .af-call{margin:4px 0}
-.agentfarm .af-result{border-left:3px solid var(--af-good);padding:1px 0 1px 10px}
-.agentfarm .af-error{border-left:3px solid var(--af-bad);padding:1px 0 1px 10px}
-.agentfarm .af-note{border-left:3px solid var(--af-wait);padding:1px 0 1px 10px}
-.agentfarm .af-bar{display:flex;height:6px;border-radius:3px;overflow:hidden;background:var(--af-code);margin:6px 0 3px}
-.agentfarm .af-bar>i{display:block;height:100%;background:currentColor}
+.agentfarm .afo-num{text-align:right;font-variant-numeric:tabular-nums}
+.agentfarm .afo-in{padding:2px 2px 8px calc(2.2em + 10px)}
+.agentfarm .afo-call{margin:4px 0}
+.agentfarm .afo-result{border-left:3px solid var(--af-good);padding:1px 0 1px 10px}
+.agentfarm .afo-error{border-left:3px solid var(--af-bad);padding:1px 0 1px 10px}
+.agentfarm .afo-note{border-left:3px solid var(--af-wait);padding:1px 0 1px 10px}
+.agentfarm .afo-bar{display:flex;height:6px;border-radius:3px;overflow:hidden;background:var(--af-code);margin:6px 0 3px}
+.agentfarm .afo-bar>i{display:block;height:100%;background:currentColor}
 .agentfarm.agentfarm table{border-collapse:collapse;margin:4px 0;width:auto;font-size:13px;border:0;table-layout:auto}
 .agentfarm.agentfarm tr:nth-child(n){background:none;border:0}
 .agentfarm.agentfarm th,.agentfarm.agentfarm td{text-align:left;vertical-align:baseline;padding:3px 18px 3px 2px;border:0;border-bottom:1px solid var(--af-line);white-space:normal;overflow-wrap:break-word;max-width:26rem}
-.agentfarm.agentfarm td code,.agentfarm td b{white-space:nowrap}
+.agentfarm.agentfarm td code,.agentfarm td b,.agentfarm .afo-name{white-space:nowrap}
 .agentfarm.agentfarm th{color:var(--af-quiet);font-weight:500;font-size:11px;letter-spacing:.04em;text-transform:uppercase;background:none;white-space:nowrap}
-.agentfarm .af-del{color:var(--af-bad)}.agentfarm .af-add{color:var(--af-good)}
+.agentfarm .afo-del{color:var(--af-bad)}.agentfarm .afo-add{color:var(--af-good)}
 """.strip().replace("\n", "")

@@ -22,15 +22,15 @@ def run_html(story: Story, address: str = "") -> Html:
     if steps := list(_steps(story)):
         parts.append(el("ol", *steps))
     else:
-        parts += [el("p", note, class_="af-quiet") for _, note in story.notes]
+        parts += [el("p", note, class_="afo-quiet") for _, note in story.notes]
     if fold.status == "succeeded":
-        parts.append(labelled("Result", fold.result, "af-result"))
+        parts.append(labelled("Result", fold.result, "afo-result"))
     elif fold.status == "failed":
-        parts.append(labelled("Error", (fold.error or {}).get("message") or "failed", "af-error"))
+        parts.append(labelled("Error", (fold.error or {}).get("message") or "failed", "afo-error"))
     elif fold.status == "cancelled" and fold.cancel:
-        parts.append(labelled("Cancelled", fold.cancel, "af-error"))
+        parts.append(labelled("Cancelled", fold.cancel, "afo-error"))
     elif fold.status == "waiting":
-        parts.append(el("p", waits_for(story), class_="af-note af-part"))
+        parts.append(el("p", waits_for(story), class_="afo-note afo-part"))
     return joined(*parts)
 
 
@@ -45,10 +45,10 @@ def head(story: Story, address: str = "") -> Html:
     where = run_page(address, story.run_id)
     return el(
         "div",
-        state(story.status), el("b", str(facts.get("agent") or "run")), el("code", story.run_id, class_="af-quiet"),
-        el("span", " · ".join(one for one in (version, mode) if one), class_="af-quiet"),
-        el("span", class_="af-spring"), el("span", measures(story), class_="af-quiet"), link(where, "farm page") if where else None,
-        class_="af-head", role="group", aria_label=f"run {story.run_id}",
+        state(story.status), el("b", str(facts.get("agent") or "run")), el("code", story.run_id, class_="afo-quiet"),
+        el("span", " · ".join(one for one in (version, mode) if one), class_="afo-quiet"),
+        el("span", class_="afo-spring"), el("span", measures(story), class_="afo-quiet"), link(where, "farm page") if where else None,
+        class_="afo-head", role="group", aria_label=f"run {story.run_id}",
     )  # fmt: skip
 
 
@@ -82,18 +82,18 @@ def waits_for(story: Story) -> str:
 def labelled(label: str, value: Any, look: str = "") -> Html:
     return el(
         "div",
-        el("div", label, class_="af-label"),
-        el("div", bounded(value), class_=f"af-text {look}".strip()),
-        class_="af-part",
+        el("div", label, class_="afo-label"),
+        el("div", bounded(value), class_=f"afo-text {look}".strip()),
+        class_="afo-part",
     )
 
 
 def folded(label: str, value: Any) -> Html:
     return el(
         "details",
-        el("summary", el("span", label, class_="af-label"), " ", el("span", one_line(value, 80), class_="af-quiet")),
+        el("summary", el("span", label, class_="afo-label"), " ", el("span", one_line(value, 80), class_="afo-quiet")),
         el("pre", bounded(value)),
-        class_="af-part",
+        class_="afo-part",
     )
 
 
@@ -108,34 +108,34 @@ def _steps(story: Story) -> Iterator[Html]:
         if place in left_out:
             if place == FIRST:
                 told = f"{len(left_out):,} steps are not shown here; the farm page has all of them"
-                yield el("li", el("div", told, class_="af-in af-quiet"))
+                yield el("li", el("div", told, class_="afo-in afo-quiet"))
             continue
         for note in notes.get(place, ()):
-            yield el("li", el("div", note, class_="af-in af-quiet"))
+            yield el("li", el("div", note, class_="afo-in afo-quiet"))
         yield el("li", step_html(story, step))
     for note in notes.get(count, ()):
-        yield el("li", el("div", note, class_="af-in af-quiet"))
+        yield el("li", el("div", note, class_="afo-in afo-quiet"))
 
 
 def step_html(story: Story, step: Step, *, opened: bool = False, mark: Mark = lambda call: "") -> Html:
     """Return a step, folded: the line of what it came to, and below it the reply, calls and outcomes."""
     summary = el(
         "summary",
-        el("span", str(step.number + 1), class_="af-num af-quiet"),
-        el("span", *_line(story, step, mark), class_="af-one"),
-        el("span", _step_measures(step), class_="af-quiet"),
+        el("span", str(step.number + 1), class_="afo-num afo-quiet"),
+        el("span", *_line(story, step, mark), class_="afo-one"),
+        el("span", _step_measures(step), class_="afo-quiet"),
     )
-    inside: list[str] = [el("p", f"an attempt before failed: {why}", class_="af-note") for why in step.failures]
+    inside: list[str] = [el("p", f"an attempt before failed: {why}", class_="afo-note") for why in step.failures]
     if step.said:
-        inside.append(el("div", bounded(step.said), class_="af-text"))
+        inside.append(el("div", bounded(step.said), class_="afo-text"))
     inside += [call_html(story, call, mark) for call in step.calls]
     told = [
         f"model {step.model}" if step.model else "",
         "reported by the worker" if step.reported else "",
         f"event {step.seq}",
     ]
-    inside.append(el("div", " · ".join(one for one in told if one), class_="af-quiet"))
-    return el("details", summary, el("div", *inside, class_="af-in"), open=opened)
+    inside.append(el("div", " · ".join(one for one in told if one), class_="afo-quiet"))
+    return el("details", summary, el("div", *inside, class_="afo-in"), open=opened)
 
 
 def _line(story: Story, step: Step, mark: Mark) -> Iterator[str]:
@@ -149,7 +149,7 @@ def _line(story: Story, step: Step, mark: Mark) -> Iterator[str]:
         yield Html(" ")
         yield state(mark(call) or story.state_of(call))
         if call.error or call.result is not None:
-            yield el("span", f" {one_line(call.error or bounded(call.result), 70)}", class_="af-quiet")
+            yield el("span", f" {one_line(call.error or bounded(call.result), 70)}", class_="afo-quiet")
 
 
 def _step_measures(step: Step) -> str:
@@ -172,16 +172,16 @@ def call_html(story: Story, call: CallSeen, mark: Mark = lambda call: "") -> Htm
         el(
             "div",
             el("code", el("b", one_line(call.tool, 80))), state(mark(call) or story.state_of(call)),
-            el("span", " · ".join(one for one in facts if one), class_="af-quiet"), class_="af-head",
+            el("span", " · ".join(one for one in facts if one), class_="afo-quiet"), class_="afo-head",
         ),
         el("pre", bounded(known.arguments if known else call.arguments)),
-        *(el("div", note, class_="af-quiet") for note in call.notes),
+        *(el("div", note, class_="afo-quiet") for note in call.notes),
     ]  # fmt: skip
     if call.error:
-        parts.append(el("div", bounded(call.error), class_="af-text af-error"))
+        parts.append(el("div", bounded(call.error), class_="afo-text afo-error"))
     elif call.result is not None:
         parts.append(el("pre", bounded(call.result)))
-    return el("div", *parts, class_="af-call")
+    return el("div", *parts, class_="afo-call")
 
 
 def run_text(story: Story) -> str:

@@ -26,17 +26,17 @@ def task_html(data: Json, address: str = "") -> Html:
     top = el(
         "div",
         state(status_of(data)), el("b", str(data.get("agent") or data.get("target") or "task")),
-        el("code", str(data.get("task_id") or ""), class_="af-quiet"),
-        el("span", str(data.get("mode") or ""), class_="af-quiet"), el("span", class_="af-spring"),
-        link(where, "farm page") if where else None, class_="af-head", role="group", aria_label="task",
+        el("code", str(data.get("task_id") or ""), class_="afo-quiet"),
+        el("span", str(data.get("mode") or ""), class_="afo-quiet"), el("span", class_="afo-spring"),
+        link(where, "farm page") if where else None, class_="afo-head", role="group", aria_label="task",
     )  # fmt: skip
     parts: list[str] = [top, labelled("Input", data.get("input"))]
     if data.get("status") == "succeeded":
-        parts.append(labelled("Result", data.get("result"), "af-result"))
+        parts.append(labelled("Result", data.get("result"), "afo-result"))
     elif error := data.get("error"):
-        parts.append(labelled("Error", error.get("message") if isinstance(error, dict) else error, "af-error"))
+        parts.append(labelled("Error", error.get("message") if isinstance(error, dict) else error, "afo-error"))
     elif note := data.get("note"):
-        parts.append(el("p", str(note), class_="af-note af-part"))
+        parts.append(el("p", str(note), class_="afo-note afo-part"))
     return joined(*parts)
 
 
@@ -76,17 +76,17 @@ def batch_html(batch_id: str, counts: Mapping[str, int], eta: float | None = Non
     said = {"succeeded": "done", "failed": "done, some failed"}.get(word, word)
 
     def part(count: int, look: str) -> Html | None:
-        return el("i", class_=f"af-{look}", style=f"width:{100 * count / size:.2f}%") if count else None
+        return el("i", class_=f"afo-{look}", style=f"width:{100 * count / size:.2f}%") if count else None
 
     bar = el(
-        "div", part(counts["done"], "good"), part(counts["failed"], "bad"), part(counts["running"], "run"), class_="af-bar",
+        "div", part(counts["done"], "good"), part(counts["failed"], "bad"), part(counts["running"], "run"), class_="afo-bar",
         role="progressbar", aria_valuemin="0", aria_valuemax=str(counts["size"]),
         aria_valuenow=str(counts["done"] + counts["failed"]), aria_label=f"batch {batch_id}",
     )  # fmt: skip
     top = el(
         "div",
-        state(said, {"succeeded": "good", "failed": "bad"}.get(word, "run")), el("code", batch_id, class_="af-quiet"),
-        el("span", class_="af-spring"), el("span", batch_line(counts, eta), class_="af-quiet"), class_="af-head",
+        state(said, {"succeeded": "good", "failed": "bad"}.get(word, "run")), el("code", batch_id, class_="afo-quiet"),
+        el("span", class_="afo-spring"), el("span", batch_line(counts, eta), class_="afo-quiet"), class_="afo-head",
     )  # fmt: skip
     return joined(top, bar)
 
@@ -109,12 +109,12 @@ def agent_html(data: Json) -> Html:
     top = el(
         "div",
         state("published" if published else "draft"), el("b", str(data.get("name"))),
-        el("span", f"version {published}" if published else "not published", class_="af-quiet"),
-        el("span", f"of {data.get('owner')} · {model}", class_="af-quiet"), class_="af-head",
+        el("span", f"version {published}" if published else "not published", class_="afo-quiet"),
+        el("span", f"of {data.get('owner')} · {model}", class_="afo-quiet"), class_="afo-head",
     )  # fmt: skip
     parts: list[str] = [top]
     if draft.get("description"):
-        parts.append(el("div", bounded(draft["description"]), class_="af-text af-part"))
+        parts.append(el("div", bounded(draft["description"]), class_="afo-text afo-part"))
     if draft.get("prompt"):
         parts.append(folded("Prompt", draft["prompt"]))
     if tools := draft.get("tools"):
@@ -126,6 +126,10 @@ def agent_html(data: Json) -> Html:
     return joined(*parts)
 
 
+def _period(data: Json) -> str:
+    return "in all" if data.get("period") == "total" else f"a {data.get('period')}"
+
+
 def budget_html(data: Json) -> Html:
     used, reserved, amount = (float(data.get(name) or 0.0) for name in ("spent", "reserved", "amount"))
     say = money if data.get("unit") == "usd" else number
@@ -134,16 +138,16 @@ def budget_html(data: Json) -> Html:
     held = min(100.0 - share, 100 * reserved / amount) if amount else 0.0
     bar = el(
         "div",
-        el("i", class_=f"af-{'bad' if over else 'good'}", style=f"width:{share:.2f}%"), el("i", class_="af-run", style=f"width:{held:.2f}%"),
-        class_="af-bar", role="meter", aria_valuemin="0", aria_valuemax=str(amount), aria_valuenow=str(used), aria_label="used",
+        el("i", class_=f"afo-{'bad' if over else 'good'}", style=f"width:{share:.2f}%"), el("i", class_="afo-run", style=f"width:{held:.2f}%"),
+        class_="afo-bar", role="meter", aria_valuemin="0", aria_valuemax=str(amount), aria_valuenow=str(used), aria_label="used",
     )  # fmt: skip
     top = el(
         "div",
         state("over" if over else "room"), el("b", f"{data.get('scope')} {data.get('name') or ''}".strip()),
-        el("span", f"{say(used)} of {say(amount)} {data.get('unit') if say is number else ''} a {data.get('period')}"),
-        el("span", f"{say(reserved)} reserved" if reserved else "", class_="af-quiet"), class_="af-head",
+        el("span", f"{say(used)} of {say(amount)} {data.get('unit') if say is number else ''} {_period(data)}"),
+        el("span", f"{say(reserved)} reserved" if reserved else "", class_="afo-quiet"), class_="afo-head",
     )  # fmt: skip
-    return joined(top, bar, el("p", str(data["warning"]), class_="af-note") if data.get("warning") else None)
+    return joined(top, bar, el("p", str(data["warning"]), class_="afo-note") if data.get("warning") else None)
 
 
 KINDS = {"in_doubt": "in doubt", "approval": "waiting: approval", "question": "waiting: question", "budget": "waiting: budget",
@@ -157,18 +161,18 @@ def inbox_html(data: Json, address: str = "") -> Html:
     top = el(
         "div",
         state(word.replace("_", " "), "off" if data.get("decision") else "wait"), el("b", str(data.get("agent") or "")),
-        el("code", str(data.get("inbox_id") or ""), class_="af-quiet"), el("span", class_="af-spring"),
-        link(where, "decide at the farm page") if where else None, class_="af-head",
+        el("code", str(data.get("inbox_id") or ""), class_="afo-quiet"), el("span", class_="afo-spring"),
+        link(where, "decide at the farm page") if where else None, class_="afo-head",
     )  # fmt: skip
     parts: list[str] = [top]
     if detail.get("tool"):
         facts = " · ".join(str(one) for one in (detail.get("effect"), data.get("call"), data.get("worker")) if one)
         called = el("code", el("b", str(detail["tool"])))
-        parts.append(el("div", called, el("span", facts, class_="af-quiet"), class_="af-head af-part"))
+        parts.append(el("div", called, el("span", facts, class_="afo-quiet"), class_="afo-head afo-part"))
         parts.append(el("pre", bounded(detail.get("arguments") or {})))
     for name in ("question", "why", "reason"):
         if detail.get(name):
-            parts.append(el("div", bounded(detail[name]), class_="af-text"))
+            parts.append(el("div", bounded(detail[name]), class_="afo-text"))
     return joined(*parts)
 
 
@@ -180,11 +184,15 @@ def table_of(columns: list[str], rows: list[list[str]]) -> Html:
 # -- lists ---------------------------------------------------------------------------------------------------------
 
 
+def _agent(one: Json) -> Html:
+    return el("span", str(one.get("agent") or one.get("target") or ""), class_="afo-name")
+
+
 def _tasks(one: Json, address: str) -> list[str]:
     where = run_page(address, str(one.get("run_id") or ""))
     name = str(one.get("task_id") or "")
     return [
-        state(status_of(one)), el("code", link(where, name) if where else name), str(one.get("agent") or one.get("target") or ""),
+        state(status_of(one)), el("code", link(where, name) if where else name), _agent(one),
         one_line(one.get("input"), 70), one_line(one.get("result") or (one.get("error") or {}).get("message") or "", 70),
     ]  # fmt: skip
 
@@ -205,7 +213,7 @@ def _inbox(one: Json, address: str) -> list[str]:
     what = f"{detail['tool']}({one_line(detail.get('arguments') or {}, 60)})" if detail.get("tool") else ""
     return [
         state(str(one.get("decision") or word), "off" if one.get("decision") else "wait"),
-        el("code", link(where, name) if where else name), str(one.get("agent") or ""),
+        el("code", link(where, name) if where else name), _agent(one),
         one_line(what or detail.get("question") or detail.get("why") or ""), str(one.get("worker") or ""),
     ]  # fmt: skip
 
@@ -215,7 +223,7 @@ def _budgets(one: Json, address: str) -> list[str]:
     over = one.get("left") is not None and float(one["left"]) <= 0
     return [
         state("over" if over else "room"), f"{one.get('scope')} {one.get('name') or ''}".strip(),
-        say(float(one.get("spent") or 0)), say(float(one.get("amount") or 0)), f"{one.get('unit')} a {one.get('period')}",
+        say(float(one.get("spent") or 0)), say(float(one.get("amount") or 0)), f"{one.get('unit')} {_period(one)}",
     ]  # fmt: skip
 
 
@@ -237,9 +245,9 @@ def list_bundle(kind: str, items: Sequence[Json], address: str = "", more: bool 
     """Return a list as a table. `more`: that there are more than are shown."""
     columns, row, empty = ROWS[kind]
     if not items:
-        return {"text/plain": empty, "text/html": page(el("p", empty, class_="af-quiet"))}
+        return {"text/plain": empty, "text/html": page(el("p", empty, class_="afo-quiet"))}
     rows = [row(one, address) for one in items]
-    note = el("p", f"the first {len(items)} are shown", class_="af-quiet") if more else None
+    note = el("p", f"the first {len(items)} are shown", class_="afo-quiet") if more else None
     text = "\n".join(one_text(kind, one) for one in items)
     return {"text/plain": text, "text/html": page(table_of(columns, rows), note)}
 

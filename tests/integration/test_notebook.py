@@ -239,7 +239,7 @@ async def test_what_an_agent_said_does_nothing_in_a_real_browser(farm: Service, 
         assert "owned" not in await page.title()
         assert await page.locator(".agentfarm :is(img, script, iframe, [onerror])").count() == 0
         assert await page.locator(".agentfarm a:not([href^='http://farm.test/'])").count() == 0
-        said = page.locator(".agentfarm .af-result").first
+        said = page.locator(".agentfarm .afo-result").first
         assert await said.inner_text() == HOSTILE.replace("\x1b", "\\x1b"), "letter by letter"
         assert await page.locator(".agentfarm li pre").first.is_visible()
         await browser.close()
