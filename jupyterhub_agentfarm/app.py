@@ -51,8 +51,9 @@ from .handlers.waiting import Claims
 from .handlers.worker import Workers
 from .hub import Hub
 from .monitoring.anchoring import Anchoring
-from .monitoring.metrics import Vitals, scrape
+from .monitoring.metrics import Fleet, Vitals, scrape
 from .records import EMBEDDED_CONTEXT, EMBEDDED_MODEL, hub_user, unit_name
+from .scheduling.fleetwatch import FleetWatch
 from .scheduling.idling import IDLE_SECONDS, Idling
 from .scheduling.judging import Judging
 from .scheduling.lifecycle import ASSIGNED_SECONDS
@@ -66,6 +67,7 @@ from .store.db import Database
 
 log = logging.getLogger("agentfarm")
 HUGGING_FACE = "https://router.huggingface.co/v1"
+FLEET_SECONDS = 5.0  # that a scrape waits for the fleet: then it is told what was seen last
 SWITCH_SECONDS = 0.0005  # of the interpreter's lock: the writer thread would wait 5 ms for it behind a busy event loop
 
 
@@ -162,6 +164,7 @@ class AgentFarm(Application):
             anchoring = Anchoring(db, derived(key, b"anchors"), directory / "anchors.jsonl")
             keeping = Retention(db, rules)
             idling = Idling(db, hub, parts.resources, self.idle_seconds)
+            watch = FleetWatch(db, FleetClient(directory / "fleet.sock"), parts.claims.seen, self.lease_seconds)
             front.application = application(parts, derived(key, b"cookies"))
             server.add_sockets(shared if self.stands_by else sockets)
             log.info(
@@ -180,6 +183,7 @@ class AgentFarm(Application):
                 anchoring.run(),
                 keeping.run(),
                 idling.run(),
+                watch.run(),
                 parts.judging.run(),
             )
             if self.stands_by:
@@ -236,13 +240,20 @@ class AgentFarm(Application):
         auth = HubOAuth(cache_max_age=HUB_CACHE_SECONDS)
         feed = Feed(db)
 
-        def metrics() -> Awaitable[bytes]:
-            return scrape(db, lambda: Vitals(db.commits, db.writes, reaper.reaped, feed.readers, db.generation))
+        surroundings = Surroundings(hub, fleet, feed)
+
+        async def metrics() -> bytes:
+            try:
+                seen = await asyncio.wait_for(surroundings.look(), FLEET_SECONDS)
+            except asyncio.TimeoutError:
+                seen = surroundings.seen
+            vitals = Vitals(db.commits, db.writes, reaper.reaped, feed.readers, db.generation)
+            return await scrape(db, lambda: vitals, Fleet(seen.microservers, list(seen.units.values())))
 
         models = Models(live, upstreams)
         parts = Parts(
             db=db, live=live, models=models, judging=Judging(db, live, models, lambda: feed.wake(CASES)), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
-            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=Surroundings(hub, fleet, feed), resources=resources,
+            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=surroundings, resources=resources,
             lease=self.lease_seconds, prefix=self.env.get("JUPYTERHUB_SERVICE_PREFIX", "/services/agentfarm/"),
             public_hub=self.env.get("JUPYTERHUB_PUBLIC_HUB_URL", "/hub/"), public_page=self.env.get("JUPYTERHUB_PUBLIC_URL", ""),
         )  # fmt: skip

@@ -55,6 +55,20 @@ class Resources(Requirements, frozen=True, kw_only=True, forbid_unknown_fields=T
     rank: Literal["", "spread", "binpack"] = ""
 
 
+class HealthLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a microserver's own figures keep new servers away from it; 0 switches one off.
+
+    `disk_free`: taint `disk-full` below this share of the workspaces' file system. `clock_off`: `clock-off` beyond so many seconds from
+    the farm's clock. `memory_pressure`: `memory-pressure` where all work waited for memory for this part of a minute. `calm_seconds`: how
+    long it must have been well beyond the limit again before the taint goes.
+    """
+
+    disk_free: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    clock_off: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 1.0
+    memory_pressure: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    calm_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the farm: how places are chosen, and what all servers get.
 
@@ -71,6 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     most_gpus: Gpus | None = None
     servers: Resources = Resources(memory=DEFAULT_MEMORY)
     people: Resources = Resources(pin="local")  # servers of people, besides
+    health: HealthLimits = HealthLimits()
 
 
 def given(kind: Any, raw: Any, what: str) -> Any:

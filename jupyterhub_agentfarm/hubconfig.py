@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ from jupyterhub import orm
 from jupyterhub.auth import Authenticator
 from sqlalchemy.orm import object_session
 
-from .errors import StartError
+from .errors import AgentFarmError, StartError
+from .fleet.client import FleetClient
 
 AGENT_PREFIX = "agent-"
 SERVICE = "agentfarm"
+PAGE_SECONDS = 4.0  # that the admin page waits for the fleet daemon
 CULLER = "agentfarm-idle-people"
 
 CUSTOM_SCOPES: dict[str, dict[str, Any]] = {
@@ -111,11 +116,48 @@ def configure(
     }
     c.JupyterHub.load_roles = [*ROLES]
     c.JupyterHub.template_paths = [str(Path(__file__).parent / "templates")]
-    c.JupyterHub.template_vars = {"agentfarm_url": pages or f"/services/{SERVICE}/"}
+    c.JupyterHub.template_vars = {
+        "agentfarm_url": pages or f"/services/{SERVICE}/",
+        "agentfarm_troubles": lambda user: (
+            troubles
+        ),  # the Hub calls it at each page; the admin page calls what it gives
+    }
     c.JupyterHub.services = [service, {"name": "agentfarm-fleet", "api_token": fleet_token}]
     c.JupyterHub.spawner_class = "jupyterhub_agentfarm.spawner.AgentFarmSpawner"
     c.Spawner.server_token_scopes = SERVER_SCOPES
     c.Authenticator.post_auth_hook = refuse_agents
+
+
+async def troubles() -> list[dict[str, str]]:
+    """Return {name, state, since, why} of each microserver with which something is the matter. For the Hub's admin page; never raises."""
+    socket = Path(os.environ.get("AGENTFARM_STATE", ".farm")) / "fleet.sock"
+    try:
+        found = await FleetClient(socket, timeout=PAGE_SECONDS).microservers()
+    except AgentFarmError as error:
+        return [{"name": "fleet daemon", "state": "away", "since": "", "why": f"{error.detail}; {error.hint}"}]
+    return [trouble for one in found for trouble in troubles_of(one)]
+
+
+def troubles_of(one: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return what is the matter with a microserver, as the fleet daemon tells of it. Pure."""
+    name, state = str(one["name"]), str(one["state"])
+    if state != "ready":
+        return [
+            {
+                "name": name,
+                "state": state,
+                "since": _clock(one.get("since") or one.get("at")),
+                "why": str(one.get("reason") or ""),
+            }
+        ]
+    return [
+        {"name": name, "state": f"tainted {taint}", "since": _clock(told["since"]), "why": str(told["reason"])}
+        for taint, told in sorted((one.get("health") or {}).items())
+    ]
+
+
+def _clock(seconds: float | None) -> str:
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def cull_people(c: Any, seconds: int) -> None:

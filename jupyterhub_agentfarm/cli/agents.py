@@ -13,7 +13,7 @@ import yaml
 from agentfarm_sdk.errors import Invalid, NotFound
 from agentfarm_sdk.farm import Farm
 
-from . import connect, placements
+from . import connect, logs, placements
 from .show import Out, noun
 
 COLUMNS = ("name", "owner", "pool", "published", "rights", "created_at")
@@ -55,6 +55,7 @@ def add(nouns: Any) -> None:
     start = verb("start", start_agent, "start the agent's server (a task does so by itself)")
     start.add_argument("name")
     verb("stop", stop_agent, "stop the agent's server").add_argument("name")
+    logs.add(verb)
     placements.add_resources(verb)
     connect.add(verb)
     verb("delete", delete_agent, "retire an agent; its runs stay on record").add_argument("name")

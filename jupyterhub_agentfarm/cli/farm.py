@@ -7,10 +7,11 @@ import getpass
 import sys
 from typing import Any
 
-from agentfarm_sdk.errors import Forbidden, Invalid, Unauthenticated
+from agentfarm_sdk.errors import Forbidden, Invalid, Transient, Unauthenticated
 from agentfarm_sdk.farm import Farm
 
-from .show import Out, command, noun
+from .microservers import ILL, ill
+from .show import Out, cell, command, noun, table
 
 
 def add(nouns: Any) -> None:
@@ -58,15 +59,32 @@ def _agents(farm: Farm) -> list[dict[str, Any]]:
         return []
 
 
+def _ill(farm: Farm) -> list[dict[str, Any]]:
+    """Return the microservers with which something is the matter; one line of it where the fleet daemon is away."""
+    try:
+        return ill(farm)
+    except (Unauthenticated, Forbidden):
+        return []
+    except Transient as error:
+        return [{"microserver": "fleet daemon", "state": "away", "since": "", "why": error.detail}]
+
+
 def show_status(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
-    """Print the service's health, and where each agent's server runs and why; 1 where it is not well."""
+    """Print the service's health, what is the matter with which microserver, and where each agent's server runs and why.
+
+    1 where the service is not well.
+    """
     health = farm.status()
     servers = [
         {"agent": one["name"], "state": server["pending"] or ("ready" if server["ready"] else "waits"), **server}
         for one in _agents(farm)
         if (server := one.get("server")) and (server["microserver"] or server["pending"] or server["reasons"])
     ]
-    out.record({**health, "servers": servers} if out.as_json else health)
+    troubles = _ill(farm)
+    out.record({**health, "servers": servers, "microservers": troubles} if out.as_json else health)
+    if troubles and not out.as_json:
+        print()
+        print(table([[cell(one[name], None) for name in ILL] for one in troubles], ILL))
     if servers and not out.as_json:
         print()
         shown = [{**one, "why": one["why"] or one["reasons"]} for one in servers]

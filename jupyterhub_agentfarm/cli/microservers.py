@@ -12,7 +12,26 @@ from agentfarm_sdk.farm import Farm
 from .show import Out, noun
 from .sizes import changes, shown_size, size
 
-COLUMNS = ("name", "state", "servers", "cpus", "load", "memory", "free", "promised", "labels", "taints", "backend")
+COLUMNS = (
+    "name",
+    "state",
+    "since",
+    "why",
+    "servers",
+    "cpus",
+    "load",
+    "memory",
+    "free",
+    "disk",
+    "promised",
+    "labels",
+    "taints",
+    "backend",
+)
+
+ILL = ("microserver", "state", "since", "why")
+SIZES = ("memory", "memory_free", "disk", "disk_free", "promised_memory", "reserve_memory")
+NESTED = ("health", "pressure", "gpus", "disks", "cpu_ratio", "clock_offset", "clock_unsure", "cannot", "verbs")
 
 
 def add(nouns: Any) -> None:
@@ -50,10 +69,29 @@ def row_of(one: dict[str, Any]) -> dict[str, Any]:
     """Return a microserver as a line of the table."""
     return {
         **one, "memory": shown_size(one.get("memory") or 0), "free": shown_size(one.get("memory_free") or 0),
-        "promised": shown_size(one.get("promised_memory") or 0), "load": f"{one.get('load') or 0:.1f}",
+        "promised": shown_size(one.get("promised_memory") or 0), "disk": shown_size(one.get("disk_free") or 0), "why": why(one), "load": f"{one.get('load') or 0:.1f}",
         "labels": " ".join(f"{name}={value}" for name, value in sorted((one.get("labels") or {}).items())),
         "taints": " ".join(sorted(one.get("taints") or {})),
     }  # fmt: skip
+
+
+def why(one: dict[str, Any]) -> str:
+    """Return what is the matter with a microserver, "" where nothing is."""
+    said = [one["reason"]] if one.get("reason") and one["state"] != "ready" else []
+    return "; ".join(
+        [*said, *(f"{taint}: {told['reason']}" for taint, told in sorted((one.get("health") or {}).items()))]
+    )
+
+
+def ill(farm: Farm) -> list[dict[str, Any]]:
+    """Return {microserver, state, since, why} of what is the matter with microservers: one that is not ready, each taint by itself."""
+    found = []
+    for one in farm.microservers():
+        if one["state"] != "ready":
+            found.append((one["name"], one["state"], one.get("since") or one.get("at"), one.get("reason", "")))
+        for taint, told in sorted((one.get("health") or {}).items()):
+            found.append((one["name"], f"tainted {taint}", told["since"], told["reason"]))
+    return [dict(zip(ILL, row, strict=True)) for row in found]
 
 
 def _path(name: str) -> str:
@@ -61,7 +99,39 @@ def _path(name: str) -> str:
 
 
 def show_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    out.record(farm.request("GET", _path(asked.name)))
+    one = farm.request("GET", _path(asked.name))
+    out.record(one if out.as_json else shown(one))
+
+
+def shown(one: dict[str, Any]) -> dict[str, Any]:
+    """Return a microserver for eyes: sizes as sizes, shares in percent, one line for each GPU and disk."""
+    told = {name: value for name, value in one.items() if name not in NESTED}
+    for name in SIZES:
+        told[name] = shown_size(told[name]) if told.get(name) else None
+    for taint, health in sorted((one.get("health") or {}).items()):
+        told[f"tainted {taint}"] = f"{health['reason']} (since {health['since']})"
+    for what, kinds in sorted((one.get("pressure") or {}).items()):
+        told[f"pressure {what}"] = ", ".join(f"{kind} {share:.1%}" for kind, share in sorted(kinds.items()))
+    if one.get("cpu_ratio") is not None:
+        told["cpu_ratio"] = f"{one['cpu_ratio']:.0%} busy"
+    if one.get("clock_offset") is not None:
+        told["clock_offset"] = f"{one['clock_offset']:+.3f} s, give or take {one.get('clock_unsure') or 0:.3f}"
+    for at, gpu in enumerate(one.get("gpus") or []):
+        told[f"gpu {gpu.get('index', at)}"] = _gpu(gpu)
+    for disk in one.get("disks") or []:
+        well = {True: "well", False: "about to fail, says SMART", None: "does not say how it is"}[disk.get("healthy")]
+        told[f"disk {disk['device']}"] = " ".join(filter(None, (disk.get("model"), well, _heat(disk))))
+    return told
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    used = f"{shown_size(gpu['memory_used'])} of " if gpu.get("memory_used") is not None else ""
+    busy = f"{gpu['utilisation']} % busy" if gpu.get("utilisation") is not None else ""
+    return ", ".join(filter(None, (gpu.get("name"), f"{used}{shown_size(gpu.get('memory') or 0)}", busy, _heat(gpu))))
+
+
+def _heat(one: dict[str, Any]) -> str:
+    return f"{one['temperature']} °C" if one.get("temperature") is not None else ""
 
 
 def label_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> None:

@@ -14,6 +14,17 @@ from .sizes import add_needs, needs, shown_size, size
 
 SIZES = ("memory", "gpu_memory", "reserve_memory", "most_memory")
 
+HEALTH = (
+    ("disk_free", "SHARE", "taint a microserver disk-full where less of its disk is free (0.05; 0: never)"),
+    ("clock_off", "SECONDS", "clock-off where its clock is further from the farm's (1; 0: never)"),
+    (
+        "memory_pressure",
+        "SHARE",
+        "memory-pressure where all its work waited so much of a minute for memory (0.1; 0: never)",
+    ),
+    ("calm_seconds", "SECONDS", "after which such a taint goes, once the figure is well beyond its limit again (60)"),
+)
+
 
 def add(nouns: Any) -> None:
     verb = noun(nouns, "placement", "where servers go, and why")
@@ -46,6 +57,8 @@ def add(nouns: Any) -> None:
     settings.add_argument("--most-memory", metavar="SIZE", help="that who manages an agent may ask for; any: no limit")
     settings.add_argument("--most-cpu", metavar="CORES", help="the same")
     settings.add_argument("--most-gpus", metavar="N", help="the same")
+    for name, metavar, what in HEALTH:
+        settings.add_argument(f"--{name.replace('_', '-')}", type=float, metavar=metavar, help=what)
 
 
 def add_resources(verb: Any) -> None:
@@ -118,6 +131,8 @@ def placement_settings(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     servers = {"memory": asked.memory and size(asked.memory), "cpu": asked.cpu, "tasks": asked.tasks}
     if servers := {name: value for name, value in servers.items() if value is not None}:
         change["servers"] = servers
+    if health := {name: value for name, _, _ in HEALTH if (value := getattr(asked, name)) is not None}:
+        change["health"] = health
     if asked.people_on is not None:
         change["people"] = {"pin": None if asked.people_on == "any" else asked.people_on}
     answer = (

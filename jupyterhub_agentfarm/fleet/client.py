@@ -6,7 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 
@@ -52,6 +52,22 @@ class FleetClient:
     async def logs(self, unit: str) -> list[str]:
         """Return the last lines of the unit's log. Raises NotFound."""
         return list((await self._call("GET", f"/servers/{quote(unit)}/logs"))["lines"])
+
+    async def log(self, unit: str, lines: int = 50, after: str = "", wait: float = 0.0) -> dict[str, Any]:
+        """Return {lines, cursor, microserver}: the last lines, or those behind a cursor, for which it waits up to `wait` seconds.
+
+        Raises NotFound, Invalid.
+        """
+        asked = urlencode({"lines": lines, "after": after, "wait": wait})
+        return await self._call("GET", f"/servers/{quote(unit)}/logs?{asked}")
+
+    async def notices(self, after: int) -> dict[str, Any]:
+        """Return {items: [{id, kind, at, microserver …}] behind that number, silent: {name: {since, why, lost}}}."""
+        return await self._call("GET", f"/notices?after={after}")
+
+    async def set_lost(self, name: str, lost: bool, why: str) -> None:
+        """Say whether a silent microserver counts as lost. Raises NotFound."""
+        await self._call("PUT", f"/microservers/{quote(name)}/lost", {"lost": lost, "why": why})
 
     async def units(self) -> list[dict[str, Any]]:
         return list((await self._call("GET", "/servers"))["items"])

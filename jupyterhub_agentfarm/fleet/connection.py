@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,7 @@ class Connection:
         self.open = False  # the master is there
         self.up = False  # and what is to be done first is done
         self.reason = "it was not reached yet"  # why it is not up
+        self.since: float | None = time.time()  # since when it is not up (epoch seconds); None while it is
         self.tries = 0  # that failed, in a row
         self.tried = asyncio.Event()  # it was reached, or is known not to be
         self._sessions = asyncio.Semaphore(SESSIONS)
@@ -134,7 +136,7 @@ class Connection:
                     await self._open()
                 self.open = True
                 await self.on_up()
-                self.up, self.reason, self.tries = True, "", 0
+                self.up, self.reason, self.tries, self.since = True, "", 0, None
                 self.tried.set()
                 log.info("microserver %s is connected", self.name)
                 await self._gone()
@@ -145,6 +147,7 @@ class Connection:
                 )
             finally:
                 self.up = self.open = False
+                self.since = self.since or time.time()
             wait = backoff(self.tries, random.random())
             self.tries += 1
             self.tried.set()

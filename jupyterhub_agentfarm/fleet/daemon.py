@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import itertools
 import json
 import logging
 import os
@@ -19,24 +18,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import tornado.httpserver
 import tornado.netutil
 import tornado.web
 
-from ..errors import AgentFarmError, FleetError, Forbidden, Invalid, NotFound, StartError
-from ..records import Demand, unit_name
+from ..errors import AgentFarmError, FleetError, Invalid, NotFound, StartError
+from ..records import Demand
+from .hubusers import HubUsers
+from .kept import PATIENCE
 from .microserver import AnyMicroserver, LocalMicroserver, SshMicroserver
 from .placing import Placing
 from .reconciler import LOOK_SECONDS, Reconciler
 from .remotes import Remotes
-from .state import AGENT_USER, FORWARDS, FleetState, forwards_of, workspace_of
+from .state import FORWARDS, FleetState, forwards_of, workspace_of
 
 log = logging.getLogger("agentfarm.fleet")
-GROUP = "agents"
-PAGE = 100  # users
 LOCAL = "local"
+UNITS_SECONDS = 3.0  # for which a list of units is good that this daemon has not changed meanwhile
+HEALTH_SECONDS = 30.0  # between looks at figures that nobody asks for
+DISKS_SECONDS = 3600.0  # how often disks are asked how they are: they are touched by it
 MARKS = ("labels", "taints", "reserve_memory", "reserve_cpu")  # of a microserver, by operators
 
 
@@ -176,13 +177,17 @@ class Fleet:
                 if isinstance(micro, SshMicroserver):
                     await self.remotes.unforward(micro, unit)
 
-    async def listed(self) -> list[dict[str, Any]]:
-        """Return every unit with its state; those that a microserver runs and the daemon had forgotten are adopted."""
-        running, asked = dict[str, dict[str, Any]](), time.time()
-        lists = await asyncio.gather(*(self._list_of(micro) for micro in self.microservers.values()))
-        for name, items in zip(self.microservers, lists, strict=True):
+    async def listed(self, fresh: float = 0.0, patience: float | None = None) -> list[dict[str, Any]]:
+        """Return every unit with its state; those that a microserver runs and the daemon had forgotten are adopted.
+
+        fresh, patience: seconds, as Kept.get takes them; a microserver that is slow is told as it was.
+        """
+        running: dict[str, dict[str, Any]] = {}
+        asked = dict(self.microservers)
+        lists = await asyncio.gather(*(self._list_of(micro, fresh, patience) for micro in asked.values()))
+        for name, items in zip(asked, lists, strict=True):
             for item in items:
-                about = item.pop("about", {})
+                about = item.get("about", {})
                 known = self.state.units.get(item["unit"])
                 if known is None and item.get("farm") == "":
                     continue  # nobody says whose it is: another farm's, perhaps
@@ -193,43 +198,71 @@ class Fleet:
                 elif known["microserver"] != name:
                     continue  # what is left of it where it was before
                 running[item["unit"]] = item
-        self.placing.compare(running, asked)
+        since = time.time() - time.monotonic()
+        self.placing.compare(running, {name: since + micro.units_asked_at for name, micro in asked.items()})
         return [
-            {"state": "exited", **known, "unit": unit, **running.get(unit, {})}
+            {"state": "exited", **known, "unit": unit, **_without_about(running.get(unit, {}))}
             for unit, known in sorted(self.state.units.items())
         ]
 
-    async def _list_of(self, micro: AnyMicroserver) -> list[dict[str, Any]]:
+    async def _list_of(self, micro: AnyMicroserver, fresh: float, patience: float | None) -> list[dict[str, Any]]:
         """Return the units of one microserver; those that are known there are `unknown` where it cannot be asked."""
         try:
-            return list((await micro.ask("list"))["items"])
+            return await micro.units(fresh, patience)
         except FleetError as error:
             there = [unit for unit, known in self.state.units.items() if known["microserver"] == micro.name]
             return [{"unit": unit, "state": "unknown", "reason": error.detail} for unit in there]
 
     async def listed_microservers(self) -> list[dict[str, Any]]:
         """Return each microserver: state and why, facts, and how many servers run there."""
-        units = await self.listed()
+        units, facts = await asyncio.gather(
+            self.listed(UNITS_SECONDS, PATIENCE), self.placing.facts(PATIENCE, oldest=None)
+        )
         running: dict[str, int] = {}
         for unit in units:
             if unit["state"] == "running":
                 running[unit["microserver"]] = running.get(unit["microserver"], 0) + 1
-        facts = await self.placing.facts()
         return [
             self.told(micro, facts, running.get(name, 0)) for name, micro in self.microservers.items() if name in facts
         ]
 
     def told(self, micro: AnyMicroserver, facts: Mapping[str, Any], servers: int) -> dict[str, Any]:
         """Return a microserver with its last facts. `silent`: why it cannot be asked now, "" where it can."""
-        silent = micro.silent or (facts[micro.name].detail if isinstance(facts[micro.name], FleetError) else "")
-        known = {**micro.last_facts(), **self.placing.shown(micro.name, facts, servers)}
+        known = {**micro.last_facts(), **micro.disks, **self.placing.shown(micro.name, facts, servers)}
         known.pop("cpu_flags", None)  # many words that nobody reads
-        return {**known, "silent": silent, "ssh": self.state.microservers.get(micro.name, {}).get("ssh", "")}
+        known["seen_at"] = micro.told_at
+        return {**known, "ssh": self.state.microservers.get(micro.name, {}).get("ssh", "")}
 
     async def register(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Take a microserver in, or change how it is reached. Raises Invalid, StartError."""
         micro = await self.remotes.register(name, asked)
         return self.told(micro, await self.placing.facts(), 0)
+
+    async def log(self, unit: str, lines: int, after: str, wait: float) -> dict[str, Any]:
+        """Return {lines, cursor, microserver} of a unit's log. Raises NotFound, Invalid, FleetError."""
+        known = self.state.units.get(unit)
+        if known is None:
+            raise NotFound(f"there is no unit {unit}")
+        told = await self.microserver(known["microserver"]).log(unit, lines, after, wait)
+        return {**told, "microserver": known["microserver"]}
+
+    async def watch(self, seconds: float) -> None:
+        """Look at all microservers' figures for ever, so that their health is judged also while nobody asks."""
+        disks = -DISKS_SECONDS
+        while True:
+            await self.placing.facts()
+            if time.monotonic() - disks > DISKS_SECONDS:
+                disks = time.monotonic()
+                await asyncio.gather(*(_disks(micro) for micro in [*self.microservers.values()]))
+            await asyncio.sleep(seconds)
+
+    def notices(self, after: int) -> dict[str, Any]:
+        """Return what happened behind that number, and who is silent. Asks nobody."""
+        for name, micro in self.microservers.items():
+            if micro.silent:
+                self.placing.health.missed(name, micro.silent, micro.silent_since)
+        silent = {name: one for name in self.microservers if (one := self.placing.health.silence(name))}
+        return {"items": [one for one in self.state.notices if one["id"] > after], "silent": silent}
 
     def mark(self, name: str, asked: dict[str, Any], **change: Any) -> dict[str, Any]:
         """Change what operators said of a microserver. Raises NotFound, Conflict."""
@@ -239,81 +272,33 @@ class Fleet:
         return {"name": name, **marked}
 
 
-class HubUsers:
-    """Makes and retires hub users named agent-…, by the Hub's REST API with the fleet's own token."""
-
-    def __init__(self, api_url: str, token_file: Path) -> None:
-        self.api_url, self.token_file = api_url.rstrip("/"), token_file
-        self._session: aiohttp.ClientSession | None = None
-
-    async def put(self, name: str) -> dict[str, Any]:
-        """Make the user and put it into the group. Again is harmless. Raises Forbidden, FleetError."""
-        _agents_only(name)
-        await self._call("POST", f"/users/{name}", ok=(201, 409))
-        await self._call("POST", f"/groups/{GROUP}/users", {"users": [name]}, ok=(200,))
-        return await self._call("GET", f"/users/{name}", ok=(200,))
-
-    async def servers(self) -> set[str]:
-        """Return the units of all servers that the Hub has, or is starting or stopping. Raises FleetError."""
-        found: set[str] = set()
-        for offset in itertools.count(0, PAGE):
-            page = await self._call("GET", f"/users?state=active&offset={offset}&limit={PAGE}", ok=(200,))
-            items = page.get("items", [])
-            found |= {unit_name(user["name"], server) for user in items for server in user.get("servers", {})}
-            if len(items) < PAGE:
-                break
-        return found
-
-    async def delete(self, name: str) -> None:
-        """Delete the user, its servers stopped by the Hub. Again is harmless. Raises Forbidden, FleetError."""
-        _agents_only(name)
-        await self._call("DELETE", f"/users/{name}", ok=(204, 404))
-
-    async def _call(self, verb: str, path: str, body: Any = None, *, ok: tuple[int, ...]) -> dict[str, Any]:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
-        headers = {"Authorization": f"token {self._token()}", "Accept": "application/jupyterhub-pagination+json"}
-        try:
-            async with self._session.request(verb, self.api_url + path, json=body, headers=headers) as answer:
-                text = await answer.text()
-                if answer.status not in ok:
-                    said = json.loads(text).get("message", "") if text.startswith("{") else ""
-                    raise FleetError(
-                        f"the Hub answered {answer.status} to {verb} {path}: {said}",
-                        hint="see the Hub's log",
-                        retry_after=2,
-                    )
-                value = json.loads(text) if text.startswith("{") else {}
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
-            raise FleetError(
-                "the Hub cannot be reached", hint="it may be restarting: try again", retry_after=2
-            ) from error
-        return dict(value)
-
-    def _token(self) -> str:
-        try:
-            return self.token_file.read_text().strip()
-        except OSError as error:
-            raise FleetError(
-                "the fleet's token file cannot be read", hint=f"check {self.token_file.name} in the secrets folder"
-            ) from error
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-
 def _limits(demand: Demand, hub: Any) -> dict[str, Any]:
     """Return what a unit may take at most: what it is promised; what the Hub's own settings name stands before it."""
     promised = {"memory": demand.memory, "cpu": demand.cpu, "tasks": demand.tasks}
     return {name: value for name, value in {**promised, **(hub or {})}.items() if value}
 
 
-def _agents_only(name: str) -> None:
-    if not AGENT_USER.fullmatch(name):
-        raise Forbidden(
-            f"{name!r} is no agent's user", hint="the fleet daemon makes and retires users named agent-… only"
-        )
+def _without_about(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name != "about"}
+
+
+async def _disks(micro: AnyMicroserver) -> None:
+    try:
+        await micro.look_at_disks()
+    except AgentFarmError as error:
+        log.info("microserver %s does not say how its disks are: %s", micro.name, error.detail)
+
+
+def _seconds(name: str, default: float) -> float:
+    """Return a setting of the environment. Raises StartError."""
+    text = os.environ.get(name, str(default))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.1 <= value <= 3600:
+        raise StartError(f"{name} is {text!r}", hint="a number of seconds from 0.1 to 3600")
+    return value
 
 
 # -- HTTP on the socket ------------------------------------------------------------------------------------------
@@ -352,7 +337,7 @@ class _Handler(tornado.web.RequestHandler):
 
 class _Servers(_Handler):
     async def get(self) -> None:
-        self.answer({"items": await self.fleet.listed()})
+        self.answer({"items": await self.fleet.listed(UNITS_SECONDS, PATIENCE)})
 
 
 class _Server(_Handler):
@@ -375,8 +360,25 @@ class _Place(_Handler):
 
 class _Logs(_Handler):
     async def get(self, unit: str) -> None:
-        known = await self.fleet.show(unit)
-        self.answer(await self.fleet.microserver(known["microserver"]).ask("logs", unit=unit))
+        lines, wait = self.get_argument("lines", "50"), self.get_argument("wait", "0")
+        try:
+            asked = int(lines), self.get_argument("after", ""), float(wait)
+        except ValueError:
+            raise Invalid("lines and wait are numbers") from None
+        self.answer(await self.fleet.log(unit, *asked))
+
+
+class _Notices(_Handler):
+    async def get(self) -> None:
+        self.answer(self.fleet.notices(int(self.get_argument("after", "0"))))
+
+
+class _Lost(_Handler):
+    async def put(self, name: str) -> None:
+        asked = self.body()
+        self.fleet.microserver(name)
+        self.fleet.placing.health.lose(name, bool(asked.get("lost")), str(asked.get("why", "")))
+        self.answer({})
 
 
 class _Microservers(_Handler):
@@ -462,6 +464,8 @@ def application(fleet: Fleet, users: HubUsers) -> tornado.web.Application:
             (r"/servers/([^/]+)/logs", _Logs, parts),
             (r"/microservers", _Microservers, parts),
             (r"/microservers/([^/]+)", _Microserver, parts),
+            (r"/microservers/([^/]+)/lost", _Lost, parts),
+            (r"/notices", _Notices, parts),
             (r"/ssh/key", _Key, parts),
             (r"/connections", _Connections, parts),
             (r"/microservers/([^/]+)/(cordon|uncordon)", _Cordon, parts),
@@ -513,12 +517,13 @@ async def run(directory: Path, api_url: str, token_file: Path) -> None:
     looking = asyncio.create_task(Reconciler(fleet, users, every).run())
     waiting = asyncio.create_task(stopping.wait())
     watching = asyncio.create_task(fleet.remotes.watch())
-    await asyncio.wait([looking, watching, waiting], return_when=asyncio.FIRST_COMPLETED)
-    for task in (looking, watching):
+    judging = asyncio.create_task(fleet.watch(_seconds("AGENTFARM_HEALTH_SECONDS", HEALTH_SECONDS)))
+    await asyncio.wait([looking, watching, judging, waiting], return_when=asyncio.FIRST_COMPLETED)
+    for task in (looking, watching, judging):
         task.cancel()
     await fleet.remotes.let_go()
     await users.close()
-    for task in (looking, watching):
+    for task in (looking, watching, judging):
         if task.done() and not task.cancelled():
             task.result()  # a dead loop ends the daemon, loudly
     os.close(lock)

@@ -17,17 +17,23 @@ from typing import Any
 from ..errors import FleetError, Invalid, StartError
 from . import helper
 from .connection import Connection
+from .health import offset_of
 from .helper.checks import VERSION
+from .kept import Kept
 
 log = logging.getLogger("agentfarm.fleet")
-FACTS_SECONDS = 10.0
+FACTS_SECONDS = 10.0  # for which facts are good
+WAITING = 2  # questions at a time that wait for lines of a log: the others need the connection too
 SECONDS = {
     "show": 10.0,
     "list": 15.0,
     "facts": 10.0,
-    "logs": 15.0,
+    "logs": 20.0,
+    "disks": 40.0,
 }  # how long an answer may take; others: HELPER_SECONDS
 HELPER_SECONDS = 45.0
+FIGURES = ("memory", "memory_free", "cpus", "load", "disk", "disk_free", "uptime")  # that every microserver has
+CHANGING = ("start", "stop", "forget")  # what it has units of
 HELPER_AT = "/opt/agentfarm/helper.pyz"
 VENV_AT = "/opt/agentfarm/venv"
 
@@ -38,11 +44,12 @@ class AnyMicroserver(abc.ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.state = "ready"  # as the operator turned it: ready, cordoned, draining
-        self.taints: dict[str, str] = {}  # of its health: name -> reason
         self.farm = ""  # whose units are asked about, where farms share the machine
-        self._facts: dict[str, Any] = {}
-        self._facts_at = -1e9
-        self._fresh = asyncio.Lock()  # facts are asked for once, not by everybody at the same time
+        self.told_at: float | None = None  # when its last facts came, epoch seconds
+        self.disks: dict[str, Any] = {}  # how its disks are, as it was told last
+        self._kept_facts: Kept[dict[str, Any]] = Kept(self._look_at_facts)
+        self._kept_units: Kept[list[dict[str, Any]]] = Kept(self._look_at_units)
+        self._waiting = asyncio.Semaphore(WAITING)
 
     @abc.abstractmethod
     async def _exchange(self, request: bytes, seconds: float) -> bytes:
@@ -57,6 +64,11 @@ class AnyMicroserver(abc.ABC):
         """Why it cannot be asked now; "" where it can."""
         return ""
 
+    @property
+    def silent_since(self) -> float | None:
+        """Since when, epoch seconds, where the connection knows."""
+        return None
+
     async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         """Send the helper one request.
 
@@ -65,7 +77,11 @@ class AnyMicroserver(abc.ABC):
         """
         whose = {"farm": self.farm} if self.farm else {}
         request = json.dumps({"v": VERSION, **whose, "op": op, **fields}).encode()
-        out = await self._exchange(request, SECONDS.get(op, HELPER_SECONDS))
+        try:
+            out = await self._exchange(request, SECONDS.get(op, HELPER_SECONDS))
+        finally:
+            if op in CHANGING:
+                self._kept_units.stale()
         try:
             answer = json.loads(out)
         except ValueError:
@@ -79,29 +95,70 @@ class AnyMicroserver(abc.ABC):
             raise kind(f"{self.name}: {error['detail']}" if kind is FleetError else error["detail"], hint=error["hint"])
         return answer["ok"]  # type: ignore[no-any-return]
 
-    async def facts(self) -> dict[str, Any]:
-        """Return what the machine has, at most FACTS_SECONDS old. Raises FleetError."""
+    async def facts(self, patience: float | None = None, oldest: float | None = None) -> dict[str, Any]:
+        """Return what the machine has, at most FACTS_SECONDS old, or as Kept.get tells. Raises FleetError."""
         if self.silent:
             raise FleetError(self.silent, hint="see its power and network", retry_after=2)
-        return await self.look()
+        return await self._kept_facts.get(FACTS_SECONDS, patience, oldest)
 
     async def look(self) -> dict[str, Any]:
-        """Return the same also while it does not count as reachable. Raises FleetError."""
-        async with self._fresh:
-            if time.monotonic() - self._facts_at > FACTS_SECONDS:
-                self._facts, self._facts_at = await self._ask_facts(), time.monotonic()
-        return self._facts
+        """Return what it has now, also while it does not count as reachable. Raises FleetError."""
+        return await self._kept_facts.get(0.0)
+
+    async def units(self, fresh: float = 0.0, patience: float | None = None) -> list[dict[str, Any]]:
+        """Return its units, at most so old, or as Kept.get tells. Raises FleetError."""
+        if self.silent:
+            raise FleetError(self.silent, hint="see its power and network", retry_after=2)
+        return await self._kept_units.get(fresh, patience)
+
+    @property
+    def units_asked_at(self) -> float:
+        """When it was asked for the units that `units` gave last (monotonic)."""
+        return self._kept_units.asked_at
+
+    async def log(self, unit: str, lines: int, after: str, wait: float) -> dict[str, Any]:
+        """Return {lines, cursor} of a unit's log. Too many wait: it is answered at once. Raises as `ask`."""
+        if not wait or self._waiting.locked():
+            return await self.ask("logs", unit=unit, lines=lines, after=after)
+        async with self._waiting:
+            return await self.ask("logs", unit=unit, lines=lines, after=after, wait=wait)
+
+    async def look_at_disks(self) -> None:
+        """Ask how its disks are, which takes its time. Raises FleetError."""
+        self.disks = await self.ask("disks")
+
+    async def _look_at_units(self) -> list[dict[str, Any]]:
+        return list((await self.ask("list"))["items"])
+
+    async def _look_at_facts(self) -> dict[str, Any]:
+        """Ask for facts, and tell what follows from two looks: how busy it was in between."""
+        old = self.last_facts()
+        try:
+            new = await self._ask_facts()
+        except Invalid as error:
+            raise FleetError(
+                f"its helper is of another release: {error.detail}", hint="agentfarm microserver add"
+            ) from error
+        if not isinstance(new, dict) or not all(isinstance(new.get(name), int | float) for name in FIGURES):
+            raise FleetError(f"the helper on {self.name} told figures that are none")
+        self.told_at = time.time()
+        if new.get("gpus") is None:  # they did not answer: that is not to have none
+            new["gpus"] = old.get("gpus") or []
+        busy, was = new.get("cpu_time"), old.get("cpu_time")
+        if busy and was and new.get("boot_id") == old.get("boot_id") and busy["all"] > was["all"]:
+            new["cpu_ratio"] = round((busy["busy"] - was["busy"]) / (busy["all"] - was["all"]), 4)
+        return new
 
     async def _ask_facts(self) -> dict[str, Any]:
         return await self.ask("facts")
 
     def outdated(self) -> None:
         """Have it asked anew: it may have been restarted."""
-        self._facts_at = -1e9
+        self._kept_facts.stale()
 
     def last_facts(self) -> dict[str, Any]:
         """Return what it said last, however long ago; {} where it never answered."""
-        return self._facts
+        return self._kept_facts.value or {}
 
 
 class LocalMicroserver(AnyMicroserver):
@@ -134,11 +191,11 @@ class LocalMicroserver(AnyMicroserver):
         return out or err
 
     async def _ask_facts(self) -> dict[str, Any]:
-        known = self._facts.get("own_users")
+        known = self.last_facts().get("own_users")
         if known is None:  # whether servers get users of their own is tried once
             return await self.ask("facts", python=sys.executable)
         fresh = await self.ask("facts")
-        return fresh if known else fresh | {"own_users": False, "isolation": self._facts["isolation"]}
+        return fresh if known else fresh | {"own_users": False, "isolation": self.last_facts()["isolation"]}
 
 
 class SshMicroserver(AnyMicroserver):
@@ -151,6 +208,17 @@ class SshMicroserver(AnyMicroserver):
     @property
     def silent(self) -> str:
         return "" if self.connection.up else self.connection.reason
+
+    @property
+    def silent_since(self) -> float | None:
+        return self.connection.since
+
+    async def _ask_facts(self) -> dict[str, Any]:
+        """Ask for facts, and hold its clock against ours."""
+        asked_at, began = time.time(), time.monotonic()
+        told = await self.ask("facts")
+        offset, unsure = offset_of(asked_at, time.monotonic() - began, told)
+        return {**told, "clock_offset": round(offset, 3), "clock_unsure": round(unsure, 3)}
 
     def program(self, name: str) -> str:
         return f"{VENV_AT}/bin/{name}"

@@ -25,6 +25,8 @@ from ..scheduling.placement import (
     refusals,
     why_not,
 )
+from .health import Health
+from .kept import OLDEST_SECONDS, PATIENCE
 from .state import FleetState
 
 START_SECONDS = 150.0  # for which a place is held for a server that has not been started yet
@@ -41,7 +43,10 @@ class Machine(Protocol):
 
     state: str
 
-    async def facts(self) -> dict[str, Any]: ...
+    @property
+    def silent_since(self) -> float | None: ...
+
+    async def facts(self, patience: float | None = None, oldest: float | None = None) -> dict[str, Any]: ...
 
 
 class Placing:
@@ -49,6 +54,7 @@ class Placing:
 
     def __init__(self, state: FleetState, microservers: Mapping[str, Machine]) -> None:
         self.state, self.microservers = state, microservers
+        self.health = Health(state, lambda: self.settings.health)
 
     # -- settings ------------------------------------------------------------------------------------------------
 
@@ -62,7 +68,7 @@ class Placing:
         known = msgspec.to_builtins(self.settings)
         layers = {
             name: {field: value for field, value in {**known[name], **raw[name]}.items() if value is not None}
-            for name in ("servers", "people")
+            for name in ("servers", "people", "health")
             if isinstance(raw.get(name), dict)
         }
         changed: Settings = given(Settings, {**known, **raw, **layers}, "settings")
@@ -102,10 +108,25 @@ class Placing:
 
     # -- the farm ------------------------------------------------------------------------------------------------
 
-    async def facts(self) -> dict[str, dict[str, Any] | FleetError]:
-        """Ask all microservers at once; one that does not answer is told as its error."""
-        answers = await asyncio.gather(*(_told(micro) for micro in self.microservers.values()))
-        return dict(zip(self.microservers, answers, strict=True))
+    async def facts(
+        self, patience: float = PATIENCE, oldest: float | None = OLDEST_SECONDS
+    ) -> dict[str, dict[str, Any] | FleetError]:
+        """Ask all microservers at once, and judge their health; one that cannot be asked is told as its error.
+
+        One that does not answer within `patience` seconds is told as it was, where that is at most `oldest` seconds ago (None: ever).
+        """
+        asked = dict(self.microservers)
+        answers = await asyncio.gather(*(_told(micro, patience, oldest) for micro in asked.values()))
+        found = dict(zip(asked, answers, strict=True))
+        for name, told in found.items():
+            if self.microservers.get(name) is not asked[name]:
+                continue  # it was removed, or registered anew, meanwhile
+            if isinstance(told, FleetError):
+                self.health.missed(name, told.detail, asked[name].silent_since)
+            else:
+                self.health.heard(name)
+                self.health.judge(name, told)
+        return {name: told for name, told in found.items() if name in self.microservers}
 
     def farm(self, facts: Mapping[str, dict[str, Any] | FleetError], but: str = "") -> list[Microserver]:
         """Return the farm as placement sees it, without what was promised to one unit: it is to be placed."""
@@ -125,7 +146,8 @@ class Placing:
             time.time(),
         )
         if isinstance(told, FleetError):
-            return Microserver(name=name, state="lost", reason=told.detail)
+            silent = self.health.silence(name) or {}
+            return Microserver(name=name, state="lost" if silent.get("lost") else "silent", reason=told.detail)
         reserve = entry.get("reserve_memory", settings.reserve_memory)
         cpu = entry.get("reserve_cpu")
         groups: dict[str, int] = {}
@@ -154,7 +176,7 @@ class Placing:
 
     def taints(self, name: str) -> dict[str, str]:
         """Return the microserver's taints, each with its reason: those of its health, and those of the operators."""
-        health: Mapping[str, str] = getattr(self.microservers[name], "taints", {})
+        health = {taint: one["reason"] for taint, one in self.health.taints(name).items()}
         operators = self.state.microservers.get(name, {}).get("taints", {})
         return {**health, **{taint: one.get("reason", "") for taint, one in operators.items()}}
 
@@ -164,7 +186,8 @@ class Placing:
         known = next(one for one in self.farm({name: told}))
         return {
             **({} if isinstance(told, FleetError) else told),
-            "name": name, "state": known.state, "reason": known.reason, "by": entry.get("by", ""), "at": entry.get("at"),
+            "name": name, "silent": told.detail if isinstance(told, FleetError) else "", "state": known.state, "reason": known.reason, "by": entry.get("by", ""), "at": entry.get("at"),
+            "turned": self.microservers[name].state, "since": (self.health.silence(name) or {}).get("since"), "health": self.health.shown(name),
             "rev": entry.get("rev", 0), "labels": self.labels(name, {} if isinstance(told, FleetError) else told),
             "taints": self.taints(name), "servers": servers, "promised_memory": known.promised_memory,
             "promised_cpu": known.promised_cpu, "reserve_memory": known.reserve_memory, "reserve_cpu": known.reserve_cpu,
@@ -190,7 +213,9 @@ class Placing:
     def devices(self, unit: str, facts: Mapping[str, Any]) -> dict[str, str]:
         """Return the environment by which the unit's server finds its GPUs, and none of the others'."""
         mine = (self.state.units[unit].get("promise") or {}).get("gpus", ())
-        return {"CUDA_VISIBLE_DEVICES": ",".join(str(at) for at in mine)} if facts.get("gpus") else {}
+        if not facts.get("gpus"):
+            return {}
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(str(at) for at in mine)}
 
     def ended(self, unit: str, asked: float) -> None:
         """Take back what was promised to a unit that had ended when its microserver was asked (epoch seconds).
@@ -204,12 +229,12 @@ class Placing:
         if 0.0 < began < asked or (not began and time.time() - promise["at"] > START_SECONDS):
             self.release(unit)
 
-    def compare(self, found: Mapping[str, Mapping[str, Any]], asked: float) -> None:
-        """Bring promises in line with what microservers, asked then, say of their units: of those not in `found` they know nothing."""
+    def compare(self, found: Mapping[str, Mapping[str, Any]], asked: Mapping[str, float]) -> None:
+        """Bring promises in line with what microservers, asked then (epoch seconds), say of their units: of those not in `found` they know nothing."""
         for unit, known in self.state.units.items():
             state = found.get(unit, {}).get("state", "exited")
             if state == "exited":
-                self.ended(unit, asked)
+                self.ended(unit, asked.get(known.get("microserver", ""), 0.0))
             elif state == "running" and not known.get("promise"):  # fleet.json was lost, or is older than promises
                 demand = self.demand(unit)
                 known["promise"] = {**_promise(demand, ()), "at": 0.0}
@@ -291,9 +316,9 @@ def _promise(demand: Demand, gpus: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def _told(micro: Machine) -> dict[str, Any] | FleetError:
+async def _told(micro: Machine, patience: float, oldest: float | None) -> dict[str, Any] | FleetError:
     try:
-        return await micro.facts()
+        return await micro.facts(patience, oldest)
     except FleetError as error:
         return error
 

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import socket
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -15,6 +16,7 @@ from urllib.parse import quote, unquote
 from ..errors import StartError
 
 FARM = re.compile(r"[0-9a-f]{12}")
+NOTICES = 500  # that are kept: the service takes them within seconds
 AGENT_USER = re.compile(r"^agent-[a-z][a-z0-9-]{0,40}$")
 FIRST_UID = 200_000  # above people's and systemd's ranges
 UIDS, PLACES = (
@@ -31,7 +33,7 @@ class FleetState:
 
     farm: the farm's own id, by which microservers know its units; made once, kept in `farm.id` beside, so that it outlives `fleet.json`.
     units: {microserver, ip, port, user, server, agent, home, promise, unwanted: it could not be told to stop}; microservers: {state, reason,
-    ssh: user@host:port (none: this machine), labels, taints, boot_id, helper_version, back: {address here: the port there that leads to it}}.
+    ssh: user@host:port (none: this machine), labels, taints, health, silent (health.py), boot_id, helper_version, back: {address here: the port there that leads to it}}.
     """
 
     def __init__(self, path: Path, forwards: range = FORWARDS) -> None:
@@ -42,13 +44,14 @@ class FleetState:
         self.placement: dict[str, Any] = {}  # the farm's settings (demands.Settings)
         self.demands: dict[str, dict[str, Any]] = {}  # unit -> what its owner set: user, resources, group
         self.last_forward = 0
+        self.notices: list[dict[str, Any]] = []  # what the service is to record in the farm's chain: {id, kind, at, …}
         known: dict[str, Any] = {}
         if path.exists():
             try:
                 known = json.loads(path.read_text())
                 self.units, self.uids, self.microservers = known["units"], known["uids"], known["microservers"]
                 self.placement, self.demands = known.get("placement", {}), known.get("demands", {})
-                self.last_forward = known.get("last_forward", 0)
+                self.last_forward, self.notices = known.get("last_forward", 0), known.get("notices", [])
             except (ValueError, KeyError) as error:
                 raise StartError(
                     f"{path} cannot be read",
@@ -59,7 +62,7 @@ class FleetState:
     def save(self) -> None:
         temporary = self.path.with_suffix(".new")
         with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as sink:
-            names = ("farm", "units", "uids", "microservers", "placement", "demands", "last_forward")
+            names = ("farm", "units", "uids", "microservers", "placement", "demands", "last_forward", "notices")
             json.dump({name: getattr(self, name) for name in names}, sink, indent=1)
             sink.flush()
             os.fsync(sink.fileno())
@@ -69,6 +72,14 @@ class FleetState:
             os.fsync(folder)  # a power cut would bring the former file back, and with it ids that were given since
         finally:
             os.close(folder)
+
+    def note(self, kind: str, **body: Any) -> None:
+        """Note what happened, for the service; ids grow, also where the file was lost. The caller saves."""
+        now = time.time()
+        last = self.notices[-1]["id"] if self.notices else 0
+        self.notices = [*self.notices, {"id": max(last + 1, int(now * 1000)), "kind": kind, "at": now, **body}][
+            -NOTICES:
+        ]
 
     def uid(self, user: str) -> int:
         """Return the user id that servers of this hub user run under; a new one is never one that was given before."""

@@ -21,27 +21,41 @@ CANNOT = {
 }
 
 
+class HealthTaint(msgspec.Struct, frozen=True):
+    """A taint that comes and goes by itself."""
+
+    reason: str
+    since: str | None
+
+
 class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
-    """`state`: ready, cordoned, draining or lost. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there.
+    """`state`: ready, cordoned, draining; silent: the farm cannot reach it; lost: nor is any run there heard of. `silent`: why, `since` when. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there.
 
     `by`, `at`: who changed what operators say of it last; `rev` is its ETag. `taints`: name and reason. `promised_…`: to the servers
-    there, `reserve_…`: kept for the system. `verbs`: what an operator can do with it now; `cannot`: what this farm cannot do, and what to do instead.
+    there, `reserve_…`: kept for the system. `health`: the taints that its own figures gave it, by name. `seen_at`: when it told its figures.
+    `pressure`: which part of a minute some, or all, work waited for memory, io, cpu. `clock_offset`: seconds ahead of the farm, give or take
+    `clock_unsure`. `cpu_ratio`: of its CPUs, busy. `gpus`: bytes, percent, °C; `disks`: by SMART; `ecc`: errors of its memory. `verbs`: what an operator can do with it now; `cannot`: what this farm cannot do, and what to do instead.
     """
 
     name: str
     state: str
     reason: str = ""
+    silent: str = ""
+    since: str | None = None
+    seen_at: str | None = None
     by: str = ""
     at: Any = None
     rev: int = 0
     labels: dict[str, str] = {}
     taints: dict[str, str] = {}
+    health: dict[str, HealthTaint] = {}
     promised_memory: int = 0
     promised_cpu: float = 0.0
     reserve_memory: int = 0
     reserve_cpu: float = 0.0
     gpus: list[dict[str, Any]] = []
     gpus_taken: list[int] = []
+    gpus_problem: str = ""
     cpu_flags: list[str] = []
     servers: int = 0
     agents: list[str] = []
@@ -49,15 +63,26 @@ class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
     cannot: dict[str, str] = {}
     cpus: int = 0
     load: float = 0.0
+    cpu_ratio: float | None = None
+    pressure: dict[str, dict[str, float]] = {}
+    clock_offset: float | None = None
+    clock_unsure: float | None = None
     memory: int = 0
     memory_free: int = 0
     disk: int = 0
     disk_free: int = 0
+    disks: list[dict[str, Any]] = []
+    disks_problem: str = ""
+    ecc: dict[str, int] | None = None
     uptime: float = 0.0
     own_users: bool | None = None
     isolation: str = ""
     avx2: bool | None = None
     backend: str = ""
+    ssh: str = ""
+    os: str = ""
+    arch: str = ""
+    kernel: str = ""
     version: Any = None
 
 
@@ -106,9 +131,14 @@ def _names(connection: Any, call: Call) -> list[str] | None:
 
 
 def _view(call: Call, row: dict[str, Any], there: list[str]) -> MicroserverView:
-    verbs = ["uncordon" if row.get("state") == "cordoned" else "cordon"] if call.asker.operator else []
-    at = None if row.get("at") is None else when(row["at"])
-    return msgspec.convert({**row, "at": at, "agents": there, "verbs": verbs, "cannot": CANNOT}, MicroserverView)
+    verbs = (
+        ["uncordon" if row.get("turned", row.get("state")) == "cordoned" else "cordon"] if call.asker.operator else []
+    )
+    timed = {name: when(row.get(name)) for name in ("at", "since", "seen_at")}
+    health = {taint: {**one, "since": when(one["since"])} for taint, one in row.get("health", {}).items()}
+    return msgspec.convert(
+        {**row, **timed, "health": health, "agents": there, "verbs": verbs, "cannot": CANNOT}, MicroserverView
+    )
 
 
 async def show(call: Call) -> MicroserverView:
@@ -152,6 +182,12 @@ async def _changing(call: Call, verb: str, body: dict[str, Any]) -> tuple[str, i
             f"{known.by or 'somebody'} changed {known.name}: it is at revision {known.rev}, not {rev}",
             hint="look at it again, then send what you want with the new revision", rev=known.rev,
         )  # fmt: skip
+    for taint in (taint for taint, why in body.get("taints", {}).items() if why is None and taint in known.health):
+        if known.taints[taint] == known.health[taint].reason:
+            raise Conflict(
+                f"{known.name} is tainted {taint} by itself: {known.health[taint].reason}",
+                hint="it goes when that is over; the limits are set by: agentfarm placement settings",
+            )
     event = new_event(KINDS[verb], {"microserver": known.name, **body})
     await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [event]))
     return known.name, rev

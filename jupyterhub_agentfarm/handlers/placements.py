@@ -76,7 +76,7 @@ class Rebalanced(msgspec.Struct, frozen=True):
 
 
 class SettingsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is left out stays; of `servers` and `people` field by field, null takes one away."""
+    """What is left out stays; of `servers`, `people` and `health` field by field, null takes one away."""
 
     rank: str | msgspec.UnsetType = msgspec.UNSET
     reserve_memory: int | msgspec.UnsetType | None = msgspec.UNSET
@@ -87,6 +87,7 @@ class SettingsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most_gpus: int | msgspec.UnsetType | None = msgspec.UNSET
     servers: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     people: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    health: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 # -- why here, why not yet -----------------------------------------------------------------------------------------

@@ -27,6 +27,15 @@ STEADY = (
     "disk_free",
     "uptime",
     "time",
+    "took",
+    "seen_at",
+    "clock_offset",
+    "clock_unsure",
+    "cpu_time",
+    "cpu_ratio",
+    "pressure",
+    "inodes_free",
+    "gpus",
 )  # these move always: a change of them alone is told seldom
 
 

@@ -18,6 +18,7 @@ from . import (
     forks,
     inbox,
     lists,
+    logs,
     memory,
     model,
     operations,
@@ -39,7 +40,7 @@ from .routes import Parts, Route
 
 ROUTES: list[Route] = [
     *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *toolfiles.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *steps.ROUTES, *cases.ROUTES, *preview.ROUTES, *worker.ROUTES, *model.ROUTES,
-    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *placements.ROUTES, *pools.ROUTES, *templates.ROUTES, *operations.ROUTES,
+    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *placements.ROUTES, *logs.ROUTES, *pools.ROUTES, *templates.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"
 

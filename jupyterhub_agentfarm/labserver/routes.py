@@ -14,7 +14,7 @@ GET health|tools|inbox|usage|budgets|events|microservers|microservers/*|placemen
 GET streams|streams/*/gaps|ticks/latest|ticks/ohlcv|ticks/trades
 GET,POST agents|threads|tasks
 GET,PATCH,DELETE agents/*
-GET agents/*/versions|agents/*/versions/*|agents/*/diff|agents/*/export
+GET agents/*/logs|agents/*/versions|agents/*/versions/*|agents/*/diff|agents/*/export
 GET,POST agents/*/shares
 GET,PUT agents/*/resources
 POST agents/import|agents/*/publish|agents/*/restore|agents/*/start|agents/*/stop|agents/*/connect

@@ -5,7 +5,7 @@ Names as agreed for the farm: base units, `_total`, no run, user or call ids in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from agentfarm_sdk.protocol import ENDED
 from ..errors import Transient
 from ..store import changes
 from ..store.db import Database
+from .fleetmetrics import of_microservers, of_servers
 
 AGENTS_NAMED = 100  # the rest is `other`
 
@@ -34,14 +35,26 @@ class Vitals:
     generation: int  # how many services have led
 
 
-async def scrape(db: Database, vitals: Callable[[], Vitals]) -> bytes:
-    """Return the text for Prometheus. A database that is away leaves only what the process knows."""
+@dataclass(frozen=True)
+class Fleet:
+    """The fleet as it was last seen."""
+
+    microservers: Sequence[Mapping[str, Any]]
+    units: Sequence[Mapping[str, Any]]
+
+
+async def scrape(db: Database, vitals: Callable[[], Vitals], fleet: Fleet) -> bytes:
+    """Return the text for Prometheus. A database that is away leaves only what the process and the fleet know."""
     try:
         counts: dict[str, list[tuple[Any, ...]]] = await db.read(lambda c: changes.counts(c, db.now()))
     except Transient:
         counts = {}
     registry = CollectorRegistry()
-    registry.register(_Once([*_of_process(vitals(), up=bool(counts)), *(_of_store(counts) if counts else ())]))
+    named = capped(counts["runs"]) if counts else ()
+    of_fleet = (*of_microservers(fleet.microservers), *of_servers(fleet.units, named))
+    registry.register(
+        _Once([*_of_process(vitals(), up=bool(counts)), *(_of_store(counts) if counts else ()), *of_fleet])
+    )
     return generate_latest(registry)
 
 

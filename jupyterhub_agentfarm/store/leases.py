@@ -83,6 +83,16 @@ def silent(connection: Connection, now: float, lease: float) -> list[Run]:
     )
 
 
+def held_until(connection: Connection, agents: Sequence[str]) -> dict[str, float]:
+    """Return until when the latest lease of each of these agents' runs holds; agents without one are left out."""
+    if not agents:
+        return {}
+    query = sa.select(runs.c.agent, sa.func.max(runs.c.lease_until)).where(
+        runs.c.lease_until.is_not(None), runs.c.bound.is_(False), runs.c.agent.in_(agents)
+    )
+    return {str(agent): float(until) for agent, until in connection.execute(query.group_by(runs.c.agent))}
+
+
 def requeue(tx: Tx, run_id: str, fence: int, reason: str, proof: str | None) -> ledger.Appended:
     """Take the run from its worker. Open calls are decided from the record; `proof` proves the worker dead.
 

@@ -464,6 +464,20 @@ export interface Health {
   generation?: number;
 }
 
+/** When a microserver's own figures keep new servers away from it; 0 switches one off. */
+export interface HealthLimits {
+  disk_free?: number;
+  clock_off?: number;
+  memory_pressure?: number;
+  calm_seconds?: number;
+}
+
+/** A taint that comes and goes by itself. */
+export interface HealthTaint {
+  reason: string;
+  since: string | null;
+}
+
 export interface HeartbeatAnswer {
   lease: number;
   token: string;
@@ -521,6 +535,21 @@ export interface Limits {
   cost?: number | null;
 }
 
+/** `lines`: at most so many. `after`: the cursor of the last answer; "": the log's end. `wait`: seconds for lines to come, behind a cursor. */
+export interface LogPlace {
+  lines?: number;
+  after?: string;
+  wait?: number;
+}
+
+/** `lines`: as the server, and what it started, wrote them: text of programs, to be shown as nothing else. `cursor`: for `after`. */
+export interface LogView {
+  agent: string;
+  microserver: string;
+  lines: string[];
+  cursor: string;
+}
+
 /** `key`, or words that all must stand in key or value. */
 export interface Look {
   key?: string;
@@ -543,22 +572,27 @@ export interface MemoryPage {
   query?: string;
 }
 
-/** `state`: ready, cordoned, draining or lost. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there. */
+/** `state`: ready, cordoned, draining; silent: the farm cannot reach it; lost: nor is any run there heard of. `silent`: why, `since` when. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there. */
 export interface MicroserverView {
   name: string;
   state: string;
   reason?: string;
+  silent?: string;
+  since?: string | null;
+  seen_at?: string | null;
   by?: string;
   at?: unknown;
   rev?: number;
   labels?: { [name: string]: string };
   taints?: { [name: string]: string };
+  health?: { [name: string]: HealthTaint };
   promised_memory?: number;
   promised_cpu?: number;
   reserve_memory?: number;
   reserve_cpu?: number;
   gpus?: { [name: string]: unknown }[];
   gpus_taken?: number[];
+  gpus_problem?: string;
   cpu_flags?: string[];
   servers?: number;
   agents?: string[];
@@ -566,15 +600,26 @@ export interface MicroserverView {
   cannot?: { [name: string]: string };
   cpus?: number;
   load?: number;
+  cpu_ratio?: number | null;
+  pressure?: { [name: string]: { [name: string]: number } };
+  clock_offset?: number | null;
+  clock_unsure?: number | null;
   memory?: number;
   memory_free?: number;
   disk?: number;
   disk_free?: number;
+  disks?: { [name: string]: unknown }[];
+  disks_problem?: string;
+  ecc?: { [name: string]: number } | null;
   uptime?: number;
   own_users?: boolean | null;
   isolation?: string;
   avx2?: boolean | null;
   backend?: string;
+  ssh?: string;
+  os?: string;
+  arch?: string;
+  kernel?: string;
   version?: unknown;
 }
 
@@ -988,9 +1033,10 @@ export interface Settings {
   most_gpus?: number | null;
   servers?: Resources;
   people?: Resources;
+  health?: HealthLimits;
 }
 
-/** What is left out stays; of `servers` and `people` field by field, null takes one away. */
+/** What is left out stays; of `servers`, `people` and `health` field by field, null takes one away. */
 export interface SettingsChange {
   rank?: string;
   reserve_memory?: number | null;
@@ -1001,6 +1047,7 @@ export interface SettingsChange {
   most_gpus?: number | null;
   servers?: { [name: string]: unknown };
   people?: { [name: string]: unknown };
+  health?: { [name: string]: unknown };
 }
 
 /** `rights` null ends it. */

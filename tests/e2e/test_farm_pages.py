@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import pytest
 from browserkit import Desk
 from farmkit import Farm, Person
+
+from jupyterhub_agentfarm.errors import NotFound
+from jupyterhub_agentfarm.fleet.client import FleetClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.parametrize("farm", ["sqlite"], indirect=True)]
 AGENT = "a-hen-house"  # by its name among the first: home shows no more than some
@@ -43,6 +50,15 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
         machine.get_by_text("its disk is old").wait_for()
         page.get_by_label("Agent", exact=True).select_option(AGENT)
         page.get_by_text(f"No microserver can take the server of {AGENT} now.").wait_for()
+        with farm.person("admin").api() as api:  # no disk is quite empty: a real taint, by real figures
+            api.put("/placements/settings", json={"health": {"disk_free": 1, "calm_seconds": 0}}).raise_for_status()
+        machine.get_by_text("tainted disk-full").wait_for()
+        machine.get_by_text("of its disk is free").wait_for()
+        fleet(farm, "register", "micro9", {"ssh": "root@127.0.0.1:1"})
+        away = page.get_by_role("region", name="micro9")
+        away.get_by_text("nothing listens on its SSH port").wait_for()
+        away.locator("[data-state=silent], [data-state=lost]").wait_for()
+        admin.shot("microservers-ill-light")
         machine.get_by_role("button", name="Labels and taints").click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_label("Labels", exact=True).fill("zone=hen-house")
@@ -53,11 +69,16 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
         found += admin.axe()
     finally:
         with farm.person("admin").api() as api:
+            api.put("/placements/settings", json={"health": {"disk_free": None}}).raise_for_status()
+            fleet(farm, "remove", "micro9", True)
             for one in api.get("/microservers").json()["items"]:
                 api.post(f"/microservers/{one['name']}/uncordon", json={"reason": "it was a test"}).raise_for_status()
             machines = [one["name"] for one in api.get("/microservers").json()["items"]]
             for name in machines:
                 api.patch(f"/microservers/{name}", json={"labels": {"zone": None}}).raise_for_status()
+    page.get_by_text("tainted disk-full").wait_for(state="detached")
+    with farm.person("admin").api() as api:
+        api.put("/placements/settings", json={"health": {"calm_seconds": None}}).raise_for_status()
     machine.locator("[data-state=ready]").wait_for()  # by the stream: nobody pressed anything here
     page = admin.at(f"agents/{AGENT}?tab=server")
     page.get_by_label("Memory (MiB)").fill("700")
@@ -79,6 +100,18 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
     admin.shot("pools-dark")
     found += admin.axe()
     assert found == []
+
+
+def fleet(farm: Farm, verb: str, *words: Any) -> None:
+    """Ask the farm's fleet daemon, as `agentfarm microserver add` and `remove` do."""
+    with suppress(NotFound):
+        in_a_thread(lambda: asyncio.run(getattr(FleetClient(farm.state / "fleet.sock"), verb)(*words)))
+
+
+def in_a_thread(act: Callable[[], Any]) -> None:
+    """Playwright has an event loop in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(act).result(60)
 
 
 def test_an_owner_sees_their_part_and_steers_no_machine(desk: Callable[..., Desk], petra: Person) -> None:

@@ -20,6 +20,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import create_signed_value
 
 from jupyterhub_agentfarm.app import AgentFarm, derived, service_key
+from jupyterhub_agentfarm.errors import FleetError, NotFound
 from jupyterhub_agentfarm.fleet.placing import Placing
 from jupyterhub_agentfarm.fleet.state import FleetState
 from jupyterhub_agentfarm.gateway.asking import Ask, AskedCall, OnToken, Reply
@@ -151,7 +152,12 @@ class FakeMachine:
         self.state = "ready"
         self.told = {"memory": 8 * GIB, "memory_free": 4 * GIB, "cpus": 2, "load": 0.5, **facts}
 
-    async def facts(self) -> dict[str, Any]:
+    silent_since: float | None = None
+    silent = ""
+
+    async def facts(self, patience: float | None = None, oldest: float | None = None) -> dict[str, Any]:
+        if self.silent:
+            raise FleetError(self.silent)
         return self.told
 
 
@@ -161,6 +167,8 @@ class FakeFleet:
     def __init__(self, state: Path, runs: Callable[[], set[str]] = set) -> None:
         self.users: set[str] = set()
         self.machines = {"local": FakeMachine()}
+        self.logs: dict[str, list[str]] = {}  # by unit
+        self.read_behind: list[str] = []  # cursors
         self.placing, self.runs = Placing(FleetState(state), self.machines), runs  # runs: hub users whose servers run
 
     async def put_user(self, name: str) -> None:
@@ -174,7 +182,26 @@ class FakeFleet:
         return [self.placing.shown(name, facts, 0) for name in self.machines]
 
     async def units(self) -> list[dict[str, Any]]:
-        return [{"unit": unit_name(user), "state": "running", "microserver": "local"} for user in sorted(self.runs())]
+        return [
+            {"unit": unit_name(user), "state": "running", "microserver": "local", "agent": user.removeprefix("agent-")}
+            for user in sorted(self.runs())
+        ]
+
+    async def log(self, unit: str, lines: int = 50, after: str = "", wait: float = 0.0) -> dict[str, Any]:
+        written = self.logs.get(unit)
+        if written is None:
+            raise NotFound(f"there is no unit {unit}")
+        self.read_behind.append(after)
+        start = int(after) if after else max(0, len(written) - lines)
+        found = written[start : start + lines]
+        return {"lines": found, "cursor": str(start + len(found)), "microserver": "local"}
+
+    async def notices(self, after: int) -> dict[str, Any]:
+        silent = {name: one for name in self.machines if (one := self.placing.health.silence(name))}
+        return {"items": [one for one in self.placing.state.notices if one["id"] > after], "silent": silent}
+
+    async def set_lost(self, name: str, lost: bool, why: str) -> None:
+        self.placing.health.lose(name, lost, why)
 
     async def cordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> None:
         self.placing.mark(name, rev, by, {"state": "cordoned", "reason": reason})

@@ -219,7 +219,7 @@ async def test_a_server_sees_the_gpus_that_it_was_promised_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf 'NVIDIA A2, 15356\\nNVIDIA H200, 143771\\n'\n")
+    program.write_text("#!/bin/sh\nprintf '0, NVIDIA A2, 15356, 9, 1, 40\\n1, NVIDIA H200, 143771, 4, 0, 31\\n'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     daemon = Daemon()

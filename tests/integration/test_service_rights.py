@@ -9,6 +9,7 @@ import pytest
 from servicekit import Service, service
 
 from jupyterhub_agentfarm.handlers.table import ROUTES
+from jupyterhub_agentfarm.records import unit_name
 
 # For each route the status that each asker gets. 2xx: let in; 404: it does not even show that the thing is there.
 ASKERS = ("ann", "chatter", "viewer", "bob", "operator", "agent-analyst", "agent-other", "nobody")
@@ -34,6 +35,7 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /agents/{name}/shares": MANAGES,
     "POST /agents/{name}/shares": MANAGES,
     "GET /agents/{name}/memory": SEES,
+    "GET /agents/{name}/logs": SEES,
     "DELETE /agents/{name}/memory": MANAGES,
     "GET /runs/{run}/memory": (NO,) * 7 + (WHO,),
     "POST /agents/{name}/publish": MANAGES,
@@ -220,6 +222,7 @@ async def things(farm: Service) -> dict[str, str]:
     (item,) = (await farm.ok("ann", "GET", "/inbox"))["items"]
     wanted = {"name": "sum", "input": "1+1?", "expect": [{"kind": "contains", "text": "2"}]}
     case = await farm.ok("ann", "POST", "/agents/analyst/cases", wanted)
+    farm.fleet.logs[unit_name("agent-analyst")] = ["up"]
     return {
         "name": "analyst", "number": "1", "task": task["task_id"], "batch": many["batch_id"], "thread": thread["thread_id"], "run": claim["run"], "call": "c0-0", "connection": "connection-0",
         "item": item["inbox_id"], "seq": "1", "case": case["case_id"], "sha256": "0" * 64, "token": claim["token"],

@@ -207,7 +207,7 @@ async def test_a_microserver_that_is_cut_off_is_unknown_and_what_was_stopped_mea
     assert proof_of_death(await daemon.client.show("af-kept")) is None
     with pytest.raises(FleetError):
         await daemon.client.stop("af-unwanted")
-    with pytest.raises(NoMicroserverFits, match=r"micro1: it is lost \("):
+    with pytest.raises(NoMicroserverFits, match=r"micro1: it is silent \("):
         await daemon.client.place("af-new", user="agent-c")
     with pytest.raises(NoMicroserverFits, match="its workspace is on micro1"):
         await daemon.client.uncordon("local")

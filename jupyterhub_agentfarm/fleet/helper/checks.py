@@ -13,15 +13,19 @@ UNIT = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 WORKSPACE = re.compile(r"[a-z][a-z0-9-]{0,40}|~[A-Za-z0-9_.@+%~-]{1,200}")  # an agent's, a person's
 FARM = re.compile(r"[0-9a-f]{12}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+CURSOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9=;.]{0,399}")
+LONGEST_LINE = 8192  # characters of a log's line
+LONGEST_WAIT = 10  # seconds for lines to come
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tab and newline
 FIELDS = {
     "start": {"unit", "argv", "env", "workspace", "uid", "limits", "about"},
     "stop": {"unit", "now"},
     "show": {"unit"},
     "list": set(),
-    "logs": {"unit", "lines"},
+    "logs": {"unit", "lines", "after", "wait"},
     "forget": {"unit"},
     "facts": {"python"},
+    "disks": set(),
     "release": {"ports"},
 }
 
@@ -175,6 +179,21 @@ def lines(asked: dict[str, Any]) -> int:
     if type(count) is not int or not 1 <= count <= 1000:
         raise invalid("lines must be a number from 1 to 1000")
     return count
+
+
+def after(asked: dict[str, Any]) -> str:
+    """Return behind which line a log is asked for; "": its end."""
+    cursor = asked.get("after", "")
+    if not isinstance(cursor, str) or (cursor and not CURSOR.fullmatch(cursor)):
+        raise invalid("after must be a cursor as an answer gave it")
+    return cursor
+
+
+def wait(asked: dict[str, Any]) -> float:
+    seconds = asked.get("wait", 0)
+    if type(seconds) not in (int, float) or not 0 <= seconds <= LONGEST_WAIT:
+        raise invalid(f"wait must be a number of seconds from 0 to {LONGEST_WAIT}")
+    return float(seconds)
 
 
 def ports(asked: dict[str, Any]) -> list[int]:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import checks, facts
+from . import checks, disks, facts, logfiles
 from .checks import UNIT, Refused
 from .keeper import STOP_GRACE, detach, keep
 from .processes import (
@@ -28,6 +28,7 @@ from .processes import (
     read_json,
     send,
     sweep,
+    used,
 )
 
 
@@ -127,7 +128,12 @@ def show(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
 def listed(state: Path, _asked: dict[str, Any]) -> dict[str, Any]:
     root = state / "units"
     names = sorted(entry for entry in os.listdir(root) if UNIT.fullmatch(entry)) if root.is_dir() else []
-    return {"items": [told for name in names if (told := state_of(root / name))]}
+    items = [told for name in names if (told := state_of(root / name))]
+    running = [one for one in items if one["state"] == "running"]
+    taken = used([one["pid"] for one in running]) if running else {}
+    for one in running:
+        one.update(taken[one["pid"]])
+    return {"items": items}
 
 
 def forget(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -140,15 +146,8 @@ def forget(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def logs(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return the last lines of a unit's log."""
-    folder, count = folder_of(state, asked), checks.lines(asked)
-    try:
-        with open(folder / "log", "rb") as source:
-            source.seek(max(0, os.fstat(source.fileno()).st_size - 200_000))
-            lines = source.read().decode("utf-8", "replace").splitlines()[-count:]
-    except OSError:
-        lines = []
-    return {"lines": lines}
+    """Return the last lines of a unit's log, or those behind a cursor."""
+    return logfiles.read(folder_of(state, asked), checks.lines(asked), checks.after(asked), checks.wait(asked))
 
 
 def about_here(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +164,16 @@ def about_here(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
             else "all servers run as one user: each can reach the others' files and the farm's own"
         )
         missing = f"agents are not isolated ({reach}); {missing}"
-    return {**facts.machine(root), "backend": "process", "own_users": own_users, "isolation": missing}
+    return {
+        **facts.machine(root, state / "workspaces"),
+        "backend": "process",
+        "own_users": own_users,
+        "isolation": missing,
+    }
+
+
+def about_disks(state: Path, _asked: dict[str, Any]) -> dict[str, Any]:
+    return disks.told(state / "units")
 
 
 def can_use(program: str, folder: str) -> bool:
@@ -198,5 +206,6 @@ def operations(state: Path) -> dict[str, Callable[[dict[str, Any]], dict[str, An
         "logs": logs,
         "forget": forget,
         "facts": about_here,
+        "disks": about_disks,
     }
     return {name: partial(op, state) for name, op in known.items()}

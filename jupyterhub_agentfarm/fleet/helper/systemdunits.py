@@ -23,8 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checks, facts, farms, sshd
-from .cgroups import end_all, is_empty, oom_kills
+from . import checks, disks, facts, farms, journal, sshd
+from .cgroups import cpu_seconds, end_all, is_empty, oom_kills
 from .checks import UNIT, Refused, Start
 from .processes import boot_id, make_workspace, read_json, write_json
 
@@ -36,7 +36,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # older systemds' words in the journal 
 # Of the machine's memory at most so much for one unit that names no limit.
 MEMORY_SHARE = 0.5
 FIXED = [
-    "KillMode=control-group", f"TimeoutStopSec={STOP_SECONDS}", "OOMPolicy=continue", "CollectMode=inactive", "UMask=0077", "LimitCORE=0",
+    "KillMode=control-group", "CPUAccounting=yes", f"TimeoutStopSec={STOP_SECONDS}", "OOMPolicy=continue", "CollectMode=inactive", "UMask=0077", "LimitCORE=0",
     "LimitNOFILE=65536", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateDevices=yes", "ProtectSystem=strict", "ProtectHome=yes",
     "ProtectControlGroups=yes", "ProtectKernelModules=yes", "RestrictSUIDSGID=yes", "LockPersonality=yes", "RestrictRealtime=yes",
     "CapabilityBoundingSet=", "KeyringMode=private", "MemorySwapMax=0", "RuntimeDirectoryMode=0700", "SyslogLevel=info",
@@ -147,6 +147,8 @@ def figures(unit: str, known: dict[str, str]) -> dict[str, Any]:
         value = known.get(name, "")
         if value.isdigit() and int(value) < 2**63:  # else: not set
             told[key] = int(value) * unit_of
+    if "cpu_seconds" not in told:
+        told["cpu_seconds"] = cpu_seconds(group(unit))
     return told
 
 
@@ -334,11 +336,14 @@ def forget(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def logs(asked: dict[str, Any]) -> dict[str, Any]:
-    return {"lines": [] if is_others(asked) else log_lines(checks.unit(asked), checks.lines(asked))}
+    """Return the last lines that the unit wrote, and what systemd said of it; or those behind a cursor."""
+    name, after = service(checks.unit(asked)), checks.after(asked)
+    if is_others(asked):
+        return {"lines": [], "cursor": after}
+    return journal.read(name, checks.lines(asked), after, checks.wait(asked))
 
 
 def log_lines(unit: str, count: int) -> list[str]:
-    """Return the last lines that the unit wrote, and what systemd said of it."""
     said = command("journalctl", "--no-pager", "--quiet", "-o", "cat", "-n", str(count), "-u", service(unit))
     return said.stdout.splitlines()
 
@@ -349,7 +354,12 @@ def about_here(asked: dict[str, Any]) -> dict[str, Any]:
     version = 2 if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else 1
     own = {"backend": "systemd", "own_users": True, "isolation": "", "systemd": "".join(systemd), "cgroup": version}
     others = farms.of_others(farms.of(asked), LIB, runs)
-    return {**facts.machine(LIB), **own, "others": farms.room_of_others(others, runs)}
+    return {**facts.machine(LIB, LIB / "workspaces"), **own, "others": farms.room_of_others(others, runs)}
+
+
+def about_disks(_asked: dict[str, Any]) -> dict[str, Any]:
+    LIB.mkdir(mode=0o711, parents=True, exist_ok=True)
+    return disks.told(LIB)
 
 
 def operations() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
@@ -362,5 +372,5 @@ def operations() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         raise Refused("os", "the helper does not run as root", "it starts system units: install it for root's login")
     return {
         "start": start, "stop": stop, "show": show, "list": listed, "logs": logs, "forget": forget, "facts": about_here,
-        "release": sshd.release,
+        "disks": about_disks, "release": sshd.release,
     }  # fmt: skip

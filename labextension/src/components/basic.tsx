@@ -27,7 +27,7 @@ export type Look = 'good' | 'bad' | 'wait' | 'run' | 'quiet';
 
 const LOOKS: { [state: string]: Look } = {
   succeeded: 'good', published: 'good', ready: 'good', live: 'good', ok: 'good', approved: 'good', verified: 'good',
-  failed: 'bad', away: 'bad', lost: 'bad', broken: 'bad', refused: 'bad', 'signed-out': 'bad', stopped: 'quiet',
+  failed: 'bad', away: 'bad', lost: 'bad', silent: 'bad', broken: 'bad', refused: 'bad', 'signed-out': 'bad', stopped: 'quiet',
   waiting: 'wait', connecting: 'wait', in_doubt: 'wait', draining: 'wait', cancelling: 'wait', pending: 'wait',
   running: 'run', assigned: 'run', starting: 'run'
 };

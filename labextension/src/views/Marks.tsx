@@ -24,16 +24,22 @@ export function changed(before: Pairs, after: Pairs): { [name: string]: string |
   return Object.fromEntries([...Object.entries(after).filter(([name, value]) => before[name] !== value), ...gone]);
 }
 
+/** The taints of operators: those that come and go by themselves are not for editing. */
+export function said(one: MicroserverView): Pairs {
+  return Object.fromEntries(Object.entries(one.taints ?? {}).filter(([name, why]) => one.health?.[name]?.reason !== why));
+}
+
 export function Marks({ one, onClose }: { one: MicroserverView; onClose: () => void }): JSX.Element {
   const { t, api, model } = useFarm();
   const [labels, setLabels] = React.useState(written(one.labels));
-  const [taints, setTaints] = React.useState(written(one.taints));
+  const own = said(one);
+  const [taints, setTaints] = React.useState(written(own));
   const [memory, setMemory] = React.useState(String(Math.round((one.reserve_memory ?? 0) / MIB)));
   const [cpu, setCpu] = React.useState(String(one.reserve_cpu ?? 0));
   const save = useAction(async () => {
     const kept = Number(memory) * MIB;
     await api.patch(`/microservers/${encodeURIComponent(one.name)}`, {
-      labels: changed(one.labels ?? {}, read(labels)), taints: changed(one.taints ?? {}, read(taints)),
+      labels: changed(one.labels ?? {}, read(labels)), taints: changed(own, read(taints)),
       ...(Math.round((one.reserve_memory ?? 0) / MIB) === Number(memory) ? {} : { reserve_memory: kept }),
       ...((one.reserve_cpu ?? 0) === Number(cpu) ? {} : { reserve_cpu: Number(cpu) })
     }, one.rev ?? 0);

@@ -1,19 +1,20 @@
 /** The farm's machines: how full they are, who is there, and why an agent's server stands where it stands. */
 import React from 'react';
 
-import { Badge, Button, Card, Dialog, Empty, ErrorBox, Field, Go, Head, Loading, Meter, Text } from '../components';
+import { Badge, Button, Card, Dialog, Empty, ErrorBox, Field, Go, Head, Loading, Text } from '../components';
 import { useAction, useFarm, useResource } from '../context';
 import { bytes, lasting } from '../figures';
 import { microserverIcon } from '../icons';
 import { movesAgents } from '../model';
 import type { AgentView, Listed, MicroserverView } from '../protocol';
 import { AGENTS } from './Agents';
+import { Notes, Row, Silence, Strain, Taints } from './machine';
 import { Marks } from './Marks';
 import { Reasons } from './Placement';
 import type { View } from './view';
 
 const MICROSERVERS = '/microservers';
-const LOOKS = { ready: 'good', cordoned: 'wait', draining: 'wait', lost: 'bad' } as const;
+const LOOKS = { ready: 'good', cordoned: 'wait', draining: 'wait', silent: 'bad', lost: 'bad' } as const;
 
 function Microservers(): JSX.Element {
   const { t, page, operator, href } = useFarm();
@@ -37,7 +38,6 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
   const { t } = useFarm();
   const [verb, ask] = React.useState('');
   const labels = Object.entries(one.labels ?? {});
-  const taints = Object.entries(one.taints ?? {});
   const gpus = one.gpus ?? [];
   const facts = [
     one.cpus ? t('%1 CPUs', one.cpus) : '', one.uptime ? t('up for %1', lasting(one.uptime)) : '', one.backend ? t('backend: %1', one.backend) : '',
@@ -45,21 +45,24 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
   ];
   return (
     <Card title={one.name} beside={<Badge state={one.state} look={LOOKS[one.state as keyof typeof LOOKS] ?? 'quiet'} />}>
-      {one.state !== 'ready' && one.reason && <Text>{one.reason}</Text>}
+      {one.state !== 'ready' && one.reason && one.reason !== one.silent && <Text>{one.reason}</Text>}
+      <Silence one={one} />
+      <Taints one={one} />
       <dl className="af-meters">
-        <Use name={t('Load')} used={one.load ?? 0} whole={one.cpus ?? 0} words={t('%1 of %2 CPUs', (one.load ?? 0).toFixed(1), one.cpus ?? 0)} />
+        <Use name={t('Load')} used={one.load ?? 0} whole={one.cpus ?? 0} words={t('%1 of %2 CPUs', (one.load ?? 0).toFixed(1), one.cpus ?? 0) + busy(one, t)} />
         <Use name={t('Memory')} {...room(one.memory, one.memory_free, t)} />
         <Use name={t('Promised')} used={one.promised_memory ?? 0} whole={(one.memory ?? 0) - (one.reserve_memory ?? 0)} words={promised(one, t)} />
         <Use name={t('Disk')} {...room(one.disk, one.disk_free, t)} />
+        <Strain one={one} />
       </dl>
       <p>
         {(one.servers ?? 0) === 1 ? t('1 server runs here') : t('%1 servers run here', one.servers ?? 0)}
         {(one.agents ?? []).map((agent, at) => <React.Fragment key={agent}>{at ? ', ' : t('; agents: ')}<Go to={`agents/${agent}`}>{agent}</Go></React.Fragment>)}
       </p>
       <p className="af-quiet">{facts.filter(Boolean).join(' · ')}</p>
-      {gpus.length > 0 && <p className="af-quiet">{t('%1 of %2 GPUs are taken', (one.gpus_taken ?? []).length, gpus.length)} · {gpus.map(gpu => `${gpu.name ?? 'GPU'} ${bytes(Number(gpu.memory ?? 0))}`).join(', ')}</p>}
+      {gpus.length > 0 && <p className="af-quiet">{t('%1 of %2 GPUs are taken', (one.gpus_taken ?? []).length, gpus.length)}</p>}
+      <Notes one={one} />
       {labels.length > 0 && <p className="af-quiet">{t('Labels: %1', labels.map(([key, said]) => `${key}=${said}`).join(' · '))}</p>}
-      {taints.map(([taint, reason]) => <p key={taint}><Badge state="tainted" look="wait" word={t('tainted %1', taint)} /> <Text>{reason}</Text></p>)}
       {(one.verbs ?? []).length > 0 && (
         <div className="af-line">
           {one.verbs!.map(can => <Button key={can} onClick={() => ask(can)}>{can === 'cordon' ? t('Cordon') : can === 'uncordon' ? t('Uncordon') : can}</Button>)}
@@ -76,13 +79,11 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
 }
 
 function Use({ name, used, whole, words }: { name: string; used: number; whole: number; words: string }): JSX.Element {
-  return (
-    <>
-      <dt>{name}</dt>
-      <dd><Meter parts={[{ name, amount: used, look: whole > 0 && used / whole > 0.9 ? 'bad' : 'full' }]} whole={whole} words={`${name}: ${words}`} /></dd>
-      <dd className="af-quiet">{words}</dd>
-    </>
-  );
+  return <Row name={name} used={used} whole={whole} bad={whole > 0 && used / whole > 0.9} words={words} />;
+}
+
+function busy(one: MicroserverView, t: ReturnType<typeof useFarm>['t']): string {
+  return one.cpu_ratio == null ? '' : t(', %1 % busy', Math.round(100 * one.cpu_ratio));
 }
 
 function promised(one: MicroserverView, t: ReturnType<typeof useFarm>['t']): string {

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyterhub_agentfarm.fleet import helper, zipped
-from jupyterhub_agentfarm.fleet.helper import checks, keeper, processes, systemdunits
+from jupyterhub_agentfarm.fleet.helper import checks, disks, gpus, keeper, logfiles, processes, programs, systemdunits
 from jupyterhub_agentfarm.fleet.helper.checks import VERSION
 from jupyterhub_agentfarm.fleet.helper.serve import answer_to
 
@@ -198,3 +198,125 @@ def test_a_log_that_has_grown_is_cut_while_the_server_writes_on(
     os.write(log, b"after\n")
     os.close(log)
     assert (tmp_path / "log.1").read_text() == "short\nand longer\n" and (tmp_path / "log").read_text() == "after\n"
+
+
+# -- figures and logs
+
+
+def program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_gpu_tells_its_figures_and_what_it_does_not_tell_is_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "0, NVIDIA H200, 143771, 4, 37, 31\\n1, Odd, Name, 15356, 1, [N/A], [N/A]\\nno GPU, at all\\n"
+    program(tmp_path, "nvidia-smi", f"printf '{lines}'", monkeypatch)
+    told = gpus.told(tmp_path)
+    mib = 1 << 20
+    assert told["gpus_problem"] == "" and told["gpus"] == [
+        {"index": 0, "name": "NVIDIA H200", "memory": 143771 * mib, "memory_used": 4 * mib, "utilisation": 37, "temperature": 31},
+        {"index": 1, "name": "Odd, Name", "memory": 15356 * mib, "memory_used": mib, "utilisation": None, "temperature": None},
+    ]  # fmt: skip
+
+
+def test_a_program_that_hangs_hangs_nobody_and_is_not_started_again_while_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus, "SECONDS", 0.3)
+    monkeypatch.setattr(programs, "BUSY_SECONDS", 0.1)
+    program(tmp_path, "nvidia-smi", f"echo $$ >> {tmp_path}/started; exec sleep 60", monkeypatch)
+    # what the kernel holds is not ended by a signal: as if there were none
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: None)
+    first, second = gpus.told(tmp_path), gpus.told(tmp_path)
+    started = (tmp_path / "started").read_text().split()
+    os.kill(int(started[0]), 9)
+    assert first["gpus"] is None and "did not answer in 0.3 s" in first["gpus_problem"]
+    assert second["gpus"] is None and "cannot be ended" in second["gpus_problem"] and len(started) == 1
+
+
+def test_a_driver_that_is_broken_is_said_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "nvidia-smi", "echo NVIDIA-SMI has failed; exit 9", monkeypatch)
+    assert gpus.told(tmp_path) == {"gpus": None, "gpus_problem": "NVIDIA-SMI has failed"}
+
+
+def test_disks_tell_by_smart_how_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = '{"devices": [{"name": "/dev/sda", "type": "sat"}, {"name": "/dev/sdb", "type": "sat"}]}'
+    bad = '{"model_name": "Old", "smart_status": {"passed": false}, "temperature": {"current": 51}}'
+    script = f"case \"$*\" in --scan*) echo '{scan}';; *sda) echo '{bad}'; exit 8;; *) exit 2;; esac"
+    program(tmp_path, "smartctl", script, monkeypatch)
+    assert disks.smart(tmp_path) == {
+        "disks": [
+            {"device": "/dev/sda", "model": "Old", "healthy": False, "temperature": 51},
+            {"device": "/dev/sdb", "model": "", "healthy": None, "temperature": None},
+        ],
+        "disks_problem": "",
+    }
+
+
+def test_the_figures_of_this_machine_are_in_their_bounds(tmp_path: Path) -> None:
+    told = asked_op(tmp_path, "facts")["ok"]
+    assert 0 <= told["disk_free"] <= told["disk"] and 0 <= told["inodes_free"] <= told["inodes"]
+    assert 0 < told["cpu_time"]["busy"] < told["cpu_time"]["all"] and 0 <= told["took"] < 10
+    assert all(0 <= share <= 1 for kinds in told["pressure"].values() for share in kinds.values())
+
+
+def asked_op(tmp_path: Path, op: str, **fields: Any) -> dict[str, Any]:
+    return answer_to(json.dumps({"v": VERSION, "op": op, **fields}).encode(), ["--process", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"after": "-1"}, {"after": "--flush"}, {"after": "s=1 -u x"}, {"after": "a/b"}, {"after": "x" * 401}, {"after": 5}, {"after": None}, {"after": ["a"]},
+        {"after": "a\n"}, {"wait": -1}, {"wait": 11}, {"wait": True}, {"wait": "5"}, {"wait": None}, {"lines": 0}, {"lines": 1001}, {"follow": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_hostile_question_for_a_log_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    assert asked_op(tmp_path, "logs", unit="af-x", **fields)["error"]["type"] == "invalid"
+
+
+def test_a_log_is_read_on_without_a_gap_and_nothing_twice_also_where_it_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "MAX_LOG", 0)
+    monkeypatch.setattr(logfiles, "STILL_SECONDS", 3600)
+    folder = tmp_path / "units" / "af-x"
+    folder.mkdir(parents=True)
+    log = os.open(folder / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def more(after: str, count: int = 1000) -> tuple[list[str], str]:
+        told = asked_op(tmp_path, "logs", unit="af-x", after=after, lines=count)["ok"]
+        return told["lines"], told["cursor"]
+
+    os.write(log, b"one\ntwo\nthree\n")
+    lines, cursor = more("", 2)
+    assert lines == ["two", "three"] and more(cursor) == ([], cursor)
+    os.write(log, b"four\nhalf of ")
+    lines, cursor = more(cursor)
+    assert lines == ["four"], "a line that is being written is not told yet"
+    os.write(log, b"five\nsix\n")
+    keeper.rotate(log, folder / "log.1")
+    os.write(log, b"seven\n")
+    found = []
+    while (told := more(cursor, 1))[0]:
+        found += told[0]
+        cursor = told[1]
+    os.close(log)
+    assert found == ["half of five", "six", "seven"]
+
+
+def test_what_a_unit_and_all_below_it_use_is_counted(tmp_path: Path) -> None:
+    eats = "import os, time\nx = b'1' * (60 << 20)\nif os.fork() == 0:\n y = b'1' * (60 << 20)\n print('up', flush=True)\ntime.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", eats], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        told = processes.used([process.pid])[process.pid]
+    finally:
+        os.killpg(process.pid, 9)
+        process.communicate()
+    assert told["memory"] > 120 << 20 and told["cpu_seconds"] > 0 and told["tasks"] == 2

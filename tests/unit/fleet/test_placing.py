@@ -20,7 +20,9 @@ FACTS: dict[str, Any] = {
 class Machine:
     state = "ready"
 
-    async def facts(self) -> dict[str, Any]:
+    silent_since: float | None = None
+
+    async def facts(self, patience: float | None = None, oldest: float | None = None) -> dict[str, Any]:
         return FACTS
 
 
@@ -29,8 +31,8 @@ def test_a_server_that_starts_while_its_microserver_tells_what_it_runs_keeps_its
     placing.choose(placing.demand("af-one", {"gpus": 1}, "agent-one"), {"here": FACTS})
     asked = time.time()
     placing.started("af-one")
-    placing.compare({}, asked)  # the answer is of a moment in which it was not there yet
+    placing.compare({}, {"here": asked})  # the answer is of a moment in which it was not there yet
     with pytest.raises(NoMicroserverFits):
         placing.choose(placing.demand("af-two", {"gpus": 1}, "agent-two"), {"here": FACTS})
-    placing.compare({}, time.time() + 1)  # it has ended
+    placing.compare({}, {"here": time.time() + 1})  # it has ended
     placing.choose(placing.demand("af-two", {"gpus": 1}, "agent-two"), {"here": FACTS})

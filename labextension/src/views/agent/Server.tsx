@@ -7,6 +7,7 @@ import type { AgentView, Connected, ConnectionView, EditorView, Listed, ServerVi
 import { reaches } from '../../rights';
 import { Reasons } from '../Placement';
 import { Section } from './fields';
+import { ServerLog } from './Log';
 import { PoolPart } from './PoolPart';
 import { Resources } from './Resources';
 
@@ -46,6 +47,7 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
       {(agent.pool || manages) && <PoolPart agent={agent} manages={manages} />}
       <Resources agent={agent.name} manages={manages} />
       {manages && <Connections agent={agent} />}
+      <Section title={t('Log of the server')} open={false}><ServerLog agent={agent.name} /></Section>
       {agent.retired_at === null && reaches(agent.rights, 'owner') && <Retire agent={agent} path={path} />}
     </>
   );
