@@ -96,6 +96,18 @@ def given(kind: Any, raw: Any, what: str) -> Any:
         raise Invalid(f"{what}: {error}", hint="bytes and cores are numbers, labels are {name: value}") from error
 
 
+def with_changes(known: Settings, change: Mapping[str, Any]) -> Settings:
+    """Return the farm's settings with what is given; of what servers get field by field, null takes one away. Raises Invalid."""
+    told = msgspec.to_builtins(known)
+    layers = {
+        name: {field: value for field, value in {**told[name], **change[name]}.items() if value is not None}
+        for name in ("servers", "people", "health")
+        if isinstance(change.get(name), dict)
+    }
+    found: Settings = given(Settings, {**told, **change, **layers}, "settings")
+    return found
+
+
 def merged(layers: Sequence[Mapping[str, Any]], what: str = "a demand") -> Resources:
     """Return the layers as one, the later before the earlier; labels are put together. Raises Invalid."""
     whole: dict[str, Any] = {}

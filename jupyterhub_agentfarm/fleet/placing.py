@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..demands import Settings, as_layer, demand_of, given, merged
+from ..demands import Settings, as_layer, demand_of, given, merged, with_changes
 from ..errors import Conflict, FleetError
 from ..records import Demand, Microserver
 from ..scheduling.placement import (
@@ -63,18 +63,12 @@ class Placing:
         found: Settings = given(Settings, self.state.placement, "the farm's placement settings")
         return found
 
-    def set_settings(self, raw: Any) -> Settings:
-        """Change what is given; of what servers get field by field, null takes one away. Raises Invalid."""
-        known = msgspec.to_builtins(self.settings)
-        layers = {
-            name: {field: value for field, value in {**known[name], **raw[name]}.items() if value is not None}
-            for name in ("servers", "people", "health")
-            if isinstance(raw.get(name), dict)
-        }
-        changed: Settings = given(Settings, {**known, **raw, **layers}, "settings")
-        self.state.placement = msgspec.to_builtins(changed)
+    def set_settings(self, raw: Mapping[str, Any]) -> Settings:
+        """Change what is given, as demands.with_changes says. Raises Invalid."""
+        now = with_changes(self.settings, raw)
+        self.state.placement = msgspec.to_builtins(now)
         self.state.save()
-        return changed
+        return now
 
     def set_demand(self, unit: str, raw: Mapping[str, Any]) -> None:
         """Keep what a unit's owner set: {user, resources, group}. Raises Invalid."""

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from agentfarm_sdk.protocol import ENDED, new_event
 
-from ..demands import FOR_OPERATORS, Resources, Settings, as_layer, given, merged
+from ..demands import FOR_OPERATORS, Resources, Settings, as_layer, given, merged, with_changes
 from ..errors import AgentFarmError, Forbidden, Invalid
 from ..records import Task, hub_user, unit_name
 from ..store import ledger, queue, resources, standing
@@ -214,11 +214,12 @@ async def put_settings(call: Call) -> Settings:
     if not call.asker.operator:
         raise Forbidden("the farm's settings are for operators", hint="ask an operator of the farm")
     change = msgspec.to_builtins(call.body)
-    now: Settings = given(Settings, await call.parts.fleet.set_settings(change), "settings")
+    now = with_changes(await show_settings(call), change)
     event = new_event("placement.changed", {"settings": msgspec.to_builtins(now)})
-    await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [event]))
+    await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [event]))  # before it is done, as all else
+    found: Settings = given(Settings, await call.parts.fleet.set_settings(change), "settings")
     call.parts.wake()
-    return now
+    return found
 
 
 async def rebalance(call: Call) -> Rebalanced:
