@@ -40,6 +40,9 @@ from .wire import Wire, upgrade
 log = logging.getLogger(__name__)
 PING_SECONDS = 15.0
 MAX_WAITING = 64  # messages of a connection that are not begun; then nothing more is read
+MAX_CONNECTIONS = (
+    64  # of one run, or of one agent's supervisors: each needs one, and may have left some that are not over yet
+)
 MAX_BEGUN = 256  # that are begun and not answered: a supervisor has one for each of its kernels, a worker a few
 
 
@@ -59,6 +62,27 @@ class Workers:
     def __init__(self) -> None:
         self._listening: dict[str, set[WorkerSocket]] = {}
         self.open: set[WorkerSocket] = set()
+        self._of: collections.Counter[str] = collections.Counter()  # connections by whose they were when they began
+
+    def begin(self, socket: WorkerSocket, whose: str) -> None:
+        """Count a connection until it is over."""
+        self.open.add(socket)
+        self._of[whose] += 1
+
+    def end(self, socket: WorkerSocket, whose: str) -> None:
+        self.leave(socket)
+        if socket in self.open:
+            self.open.discard(socket)
+            self._of[whose] -= 1
+            if not self._of[whose]:
+                del self._of[whose]
+
+    def admit(self, whose: str) -> None:
+        """Raises Transient: so many connections are open already."""
+        if self._of[whose] >= MAX_CONNECTIONS:
+            raise Transient(
+                f"{whose} has {MAX_CONNECTIONS} connections open", hint="one is enough: close those that are not used"
+            )
 
     def close(self) -> None:
         """End all connections: the service stops. Who was connected comes again."""
@@ -113,6 +137,8 @@ class WorkerSocket(RequestHandler):
             self.token, self.known_at = found[1], time.monotonic()
             self.asker: Asker = await self.parts.door.by_token(self.token)
             self.routes["GET"].admit(self.asker)
+            self.whose = self.asker.name  # a kernel's connection goes on with its next run
+            self.parts.workers.admit(self.whose)
         except AgentFarmError as error:
             self.set_status(error.status)
             self.set_header("Content-Type", "application/problem+json")
@@ -130,7 +156,7 @@ class WorkerSocket(RequestHandler):
             return
         if not self.wire.stands:
             return
-        self.parts.workers.open.add(self)
+        self.parts.workers.begin(self, self.whose)
         if self.asker.kind == "agent":
             self.counted = self.parts.claims.connected(self.asker.name)
             self.counted.__enter__()
@@ -138,8 +164,7 @@ class WorkerSocket(RequestHandler):
             self.parts.workers.listen(self.asker.claims.r, self)
 
     def closed(self) -> None:
-        self.parts.workers.open.discard(self)
-        self.parts.workers.leave(self)
+        self.parts.workers.end(self, self.whose)
         if self.counted is not None:
             self.counted.__exit__(None, None, None)
         for task in self.under_way:

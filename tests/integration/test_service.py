@@ -379,6 +379,28 @@ async def test_a_connection_that_asks_on_and_on_is_told_to_wait_for_its_answers(
         assert told["id"] == 4 and told["ok"]["token"], "there is room again"
 
 
+async def test_an_agent_has_so_many_connections_and_no_more(farm: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "MAX_CONNECTIONS", 2)
+    await farm.agent()
+    uri = farm.url.replace("http", "ws") + "/api/v1/worker"
+
+    def connect() -> Any:
+        return websockets.connect(uri, additional_headers={"Authorization": "token agent-analyst"})
+
+    async with connect() as first, connect():
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await connect()
+        assert refused.value.response.status_code == 503 and b"hint" in refused.value.response.body
+        await first.close()
+        for _ in range(1000):
+            if len(farm.parts.workers.open) < 2:
+                break
+            await asyncio.sleep(0.02)
+        async with connect() as again:
+            await again.send(json.dumps({"id": 1, "op": "claim", "body": {"worker": "w", "claim_id": "c"}}))
+            assert json.loads(await asyncio.wait_for(again.recv(), 20)) == {"id": 1, "ok": None}
+
+
 async def test_with_a_disk_that_is_nearly_full_nothing_new_is_taken_up_and_what_was_goes_on(
     farm: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
