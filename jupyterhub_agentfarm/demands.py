@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from .errors import Invalid
+from .fleet.helper.egress import MOST, parse
 from .records import Demand
 
 MIB = 1 << 20
@@ -23,7 +24,7 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
 Value = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:/+ -]{0,63}$")]
 Labels = Annotated[dict[Name, Value], msgspec.Meta(max_length=50)]
 Names = Annotated[list[Name], msgspec.Meta(max_length=50)]
-FOR_OPERATORS = ("tolerates", "pin", "rank")  # by these a server gets what is kept from others
+FOR_OPERATORS = ("tolerates", "pin", "rank", "egress")  # by these a server gets what is kept from others
 
 
 class Requirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -43,7 +44,8 @@ class Resources(Requirements, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What a server asks of its microserver and is promised there.
 
     `ticks`: be near this tick store, `ticks_only`: nowhere else. `apart`: from others of its pool. `workspace` none: it keeps
-    no files, and may start on any microserver.
+    no files, and may start on any microserver. `egress`: where it may go besides the farm (host:port, address/bits:port, *:443 for any
+    public address), which replaces the farm's list; an agent's server goes nowhere else, a person's wherever it likes where nothing is set.
     """
 
     tasks: Tasks = 0
@@ -53,6 +55,12 @@ class Resources(Requirements, frozen=True, kw_only=True, forbid_unknown_fields=T
     tolerates: Names = []
     pin: Value = ""
     rank: Literal["", "spread", "binpack"] = ""
+    egress: Annotated[list[Annotated[str, msgspec.Meta(max_length=300)]], msgspec.Meta(max_length=MOST)] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a place to go that is none."""
+        for one in self.egress or ():
+            parse(one)
 
 
 class HealthLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -61,6 +61,12 @@ async def http_request(
         return await asyncio.wait_for(_follow(allow, url, method, sent, body), SECONDS)
     except asyncio.TimeoutError as error:
         raise ToolFailed(f"{urlsplit(url).hostname} did not answer within {SECONDS:.0f} s") from error
+    except httpx.ConnectError as error:
+        host = urlsplit(url).hostname
+        said = f"{host}: {error or type(error).__name__}"
+        raise ToolFailed(
+            f"{said}. Where its agent's server is walled in, an operator must have listed {host} for it (egress)"
+        ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ToolFailed(f"{urlsplit(url).hostname}: {error or type(error).__name__}") from error
 

@@ -134,6 +134,7 @@ class Scratch:
         env = {name: value for name, value in os.environ.items() if not name.startswith(drop)} | {
             "DB_CONNECTION_STRING": self.database, "HF_API_URL": f"http://127.0.0.1:{self.model_port}/v1", "HUGGING_FACE_AUTH_TOKEN": "none-needed",
             "AGENTFARM_RESTART_SECONDS": str(RESTART_SECONDS), "AGENTFARM_CONFIG": str(self.directory / "config.py"), "AGENTFARM_SERVICE_URL": f"http://127.0.0.1:{self.wire.port}",
+            "AGENTFARM_EGRESS": f"127.0.0.1:{self.world_port}",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(self.offset.parent), os.environ.get("PYTHONPATH", "")))),
         }  # fmt: skip
         command = [sys.executable, "-m", "jupyterhub_agentfarm.cli", "up", "--state", str(self.directory), "--no-demo", "--port", "0", *(["--standby"] if self.standby else [])]  # fmt: skip

@@ -19,6 +19,7 @@ from agentfarm_sdk.tools.python import refusal
 
 from ..disk import shortage
 from ..errors import AgentFarmError
+from ..fleet.helper import walls
 from ..fleet.helper.processunits import can_use
 from ..gateway.embedded import why_not
 from ..launcher.parts import NODE_AT_LEAST, node, node_version, proxy_script
@@ -167,6 +168,19 @@ def namespaces() -> Iterator[Finding]:
 def isolation(state: Path) -> Iterator[Finding]:
     if os.geteuid() == 0 and can_use(sys.executable, str(there(state))):
         yield Finding("isolation", "ok", "as root: each agent gets a user of its own")
+        if why := walls.missing():
+            yield Finding(
+                "walls",
+                "warn",
+                f"{why}: agents of this machine reach whatever it reaches",
+                "install nftables, with the right to use it",
+            )
+        else:
+            yield Finding(
+                "walls",
+                "ok",
+                "agents reach the farm, and what their list names (agentfarm agent resources NAME --egress)",
+            )
     elif os.geteuid() == 0:
         yield Finding(
             "isolation", "warn", f"other users cannot reach {sys.executable} or {there(state)}: agents share one user",

@@ -59,6 +59,10 @@ def add(nouns: Any) -> None:
     settings.add_argument("--most-gpus", metavar="N", help="the same")
     for name, metavar, what in HEALTH:
         settings.add_argument(f"--{name.replace('_', '-')}", type=float, metavar=metavar, help=what)
+    settings.add_argument(
+        "--egress", action="append", metavar="HOST:PORT",
+        help="where agents' servers may go besides the farm, e.g. api.example.com:443, 10.0.0.0/8:5432, *:443 (any public address); none: nowhere",
+    )  # fmt: skip
 
 
 def add_resources(verb: Any) -> None:
@@ -77,6 +81,10 @@ def add_resources(verb: Any) -> None:
     parser.add_argument("--tolerate", action="append", default=[], metavar="TAINT", help="(operators)")
     parser.add_argument("--pin", metavar="NAME", help="the only microserver for it (operators)")
     parser.add_argument("--rank", choices=("spread", "binpack"), help="other than the farm's (operators)")
+    parser.add_argument(
+        "--egress", action="append", metavar="HOST:PORT",
+        help="where it may go besides the farm, in place of the farm's list; none: nowhere, farm: the farm's list again (operators)",
+    )  # fmt: skip
     parser.add_argument("--reset", action="store_true", help="what is not named goes back to the farm's")
 
 
@@ -128,7 +136,9 @@ def placement_settings(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     for name, read in (("most_memory", size), ("most_cpu", float), ("most_gpus", int)):
         if (text := getattr(asked, name)) is not None:
             change[name] = None if text == "any" else _number(read, text, name)
-    servers = {"memory": asked.memory and size(asked.memory), "cpu": asked.cpu, "tasks": asked.tasks}
+    servers = {
+        "memory": asked.memory and size(asked.memory), "cpu": asked.cpu, "tasks": asked.tasks, "egress": _places(asked.egress),
+    }  # fmt: skip
     if servers := {name: value for name, value in servers.items() if value is not None}:
         change["servers"] = servers
     if health := {name: value for name, _, _ in HEALTH if (value := getattr(asked, name)) is not None}:
@@ -148,20 +158,35 @@ def _number(read: Any, text: str, name: str) -> Any:
         raise Invalid(f"{text!r} is no number", hint=f"--{name.replace('_', '-')} N, or any") from None
 
 
+def _places(listed: list[str] | None) -> list[str] | None:
+    """Return what --egress lists: none is a list without a place."""
+    return [] if listed == ["none"] else listed
+
+
 def agent_resources(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     path = f"/agents/{quote(asked.name, safe='')}/resources"
     more = {
         "tasks": asked.tasks, "ticks_only": asked.ticks_only, "apart": asked.apart, "workspace": asked.workspace,
         "tolerates": asked.tolerate or None, "pin": asked.pin, "rank": asked.rank,
+        "egress": _places(asked.egress),
     }  # fmt: skip
     change = {**needs(asked), **{name: value for name, value in more.items() if value is not None}}
     known = farm.request("GET", path)
+    if change.get("egress") == ["farm"]:
+        change["egress"] = None
     if change or asked.reset:
         known = farm.request("PUT", path, {**({} if asked.reset else known["resources"]), **change})
     if out.as_json:
         out.value(known)
         return
-    out.record(_readable(known["effective"]))
+    out.record(
+        _readable(
+            {
+                **known["effective"],
+                "egress": ", ".join(known["effective"].get("egress") or []) or "nowhere but to the farm",
+            }
+        )
+    )
     if known["feasible"] not in ("now", ""):
         print(f"no microserver takes it now (feasible: {known['feasible']}): {known['change']}")
 

@@ -32,6 +32,7 @@ from .placing import Placing
 from .reconciler import LOOK_SECONDS, Reconciler
 from .remotes import Remotes
 from .state import FORWARDS, FleetState, forwards_of, workspace_of
+from .walling import Walling, usual_of
 
 log = logging.getLogger("agentfarm.fleet")
 LOCAL = "local"
@@ -51,7 +52,8 @@ class Fleet:
         self.local.state = self.state.microservers.get(LOCAL, {}).get("state", "ready")
         self.microservers: dict[str, AnyMicroserver] = {LOCAL: self.local}
         self.remotes = Remotes(directory, self.state, self.microservers)
-        self.placing = Placing(self.state, self.microservers)
+        self.placing = Placing(self.state, self.microservers, usual_of(os.environ.get("AGENTFARM_EGRESS", "")))
+        self.walling = Walling(self.microservers)
         self._locks: dict[str, asyncio.Lock] = {}
         self._placed: dict[str, dict[str, Any]] = {}  # units that were placed and are not started yet
         self._stopped: dict[str, dict[str, Any]] = {}  # units that this daemon stopped, and how they ended
@@ -123,6 +125,7 @@ class Fleet:
                 "unit": unit, "argv": argv, "env": {**env, "USER": user, "LOGNAME": user, **self.placing.devices(unit, await micro.facts())}, "workspace": workspace_of(user),
                 "uid": self.state.uid(user) if own else None, "limits": _limits(demand, asked.get("limits")),
                 "about": {**whose, "ip": placed["ip"], "port": placed["port"]},
+                "egress": self.placing.egress(unit, asked.get("demand"), user),
             }  # fmt: skip
             self.state.save()
             if isinstance(micro, SshMicroserver):
@@ -230,6 +233,7 @@ class Fleet:
         """Return a microserver with its last facts. `silent`: why it cannot be asked now, "" where it can."""
         known = {**micro.last_facts(), **micro.disks, **self.placing.shown(micro.name, facts, servers)}
         known.pop("cpu_flags", None)  # many words that nobody reads
+        known["isolation"] = "; ".join(filter(None, (known.get("isolation"), micro.unwalled)))
         known["seen_at"] = micro.told_at
         return {**known, "ssh": self.state.microservers.get(micro.name, {}).get("ssh", "")}
 
@@ -518,12 +522,13 @@ async def run(directory: Path, api_url: str, token_file: Path) -> None:
     waiting = asyncio.create_task(stopping.wait())
     watching = asyncio.create_task(fleet.remotes.watch())
     judging = asyncio.create_task(fleet.watch(_seconds("AGENTFARM_HEALTH_SECONDS", HEALTH_SECONDS)))
-    await asyncio.wait([looking, watching, judging, waiting], return_when=asyncio.FIRST_COMPLETED)
-    for task in (looking, watching, judging):
+    walling = asyncio.create_task(fleet.walling.run())
+    await asyncio.wait([looking, watching, judging, walling, waiting], return_when=asyncio.FIRST_COMPLETED)
+    for task in (looking, watching, judging, walling):
         task.cancel()
     await fleet.remotes.let_go()
     await users.close()
-    for task in (looking, watching, judging):
+    for task in (looking, watching, judging, walling):
         if task.done() and not task.cancelled():
             task.result()  # a dead loop ends the daemon, loudly
     os.close(lock)

@@ -45,6 +45,7 @@ class AnyMicroserver(abc.ABC):
         self.name = name
         self.state = "ready"  # as the operator turned it: ready, cordoned, draining
         self.farm = ""  # whose units are asked about, where farms share the machine
+        self.unwalled = ""  # what is wrong with the walls around its servers
         self.told_at: float | None = None  # when its last facts came, epoch seconds
         self.disks: dict[str, Any] = {}  # how its disks are, as it was told last
         self._kept_facts: Kept[dict[str, Any]] = Kept(self._look_at_facts)
@@ -195,7 +196,8 @@ class LocalMicroserver(AnyMicroserver):
         if known is None:  # whether servers get users of their own is tried once
             return await self.ask("facts", python=sys.executable)
         fresh = await self.ask("facts")
-        return fresh if known else fresh | {"own_users": False, "isolation": self.last_facts()["isolation"]}
+        first = {name: self.last_facts()[name] for name in ("own_users", "isolation", "walls")} if not known else {}
+        return fresh | first
 
 
 class SshMicroserver(AnyMicroserver):

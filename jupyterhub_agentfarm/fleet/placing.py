@@ -52,15 +52,18 @@ class Machine(Protocol):
 class Placing:
     """Chooses microservers, keeps what was promised there, and what operators said of them."""
 
-    def __init__(self, state: FleetState, microservers: Mapping[str, Machine]) -> None:
+    def __init__(self, state: FleetState, microservers: Mapping[str, Machine], egress: Sequence[str] = ()) -> None:
         self.state, self.microservers = state, microservers
         self.health = Health(state, lambda: self.settings.health)
+        self.usual = list(egress)  # where agents may go while nobody has set anything for the farm
 
     # -- settings ------------------------------------------------------------------------------------------------
 
     @property
     def settings(self) -> Settings:
         found: Settings = given(Settings, self.state.placement, "the farm's placement settings")
+        if self.usual and found.servers.egress is None:
+            return msgspec.structs.replace(found, servers=msgspec.structs.replace(found.servers, egress=self.usual))
         return found
 
     def set_settings(self, raw: Mapping[str, Any]) -> Settings:
@@ -86,11 +89,19 @@ class Placing:
         """Return what the unit's server gets: the farm's settings, those of the Hub (`asked`), its own. Raises Invalid."""
         known, own = self.state.units.get(unit, {}), self.state.demands.get(unit, {})
         user = user or self._user(unit)
-        settings = self.settings
+        whole = merged(self._layers(unit, asked, user))
+        return demand_of(unit, whole, own.get("group", ""), str(known.get("home") or self._home(user)))
+
+    def _layers(self, unit: str, asked: Mapping[str, Any] | None, user: str) -> list[dict[str, Any]]:
+        known, own, settings = self.state.units.get(unit, {}), self.state.demands.get(unit, {}), self.settings
         people = [] if user.startswith(AGENT) or not user else [as_layer(settings.people)]
         hub = dict(known.get("asked") or {}) if asked is None else dict(asked)
-        whole = merged([as_layer(settings.servers), *people, hub, own.get("resources", {})])
-        return demand_of(unit, whole, own.get("group", ""), str(known.get("home") or self._home(user)))
+        return [as_layer(settings.servers), *people, hub, own.get("resources", {})]
+
+    def egress(self, unit: str, asked: Mapping[str, Any] | None, user: str) -> list[str] | None:
+        """Return where the unit's server may go besides the farm; None: wherever it likes, a person's for whom nothing is set."""
+        layers = self._layers(unit, asked, user)
+        return merged(layers).egress or [] if user.startswith(AGENT) else merged(layers[1:]).egress
 
     def _home(self, user: str) -> str:
         """Return where the user's workspace is: all servers of a user share it."""

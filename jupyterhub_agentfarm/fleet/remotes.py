@@ -210,6 +210,8 @@ class Remotes:
         known |= {"boot_id": facts["boot_id"], "helper_version": facts["helper"]}
         self.state.save()
         running = await self._fenced(micro)
+        if facts.get("walls") == "nft":
+            await micro.ask("walls")
         back = known.get("back", {})
         if back:
             await micro.ask("release", ports=sorted(back.values()))

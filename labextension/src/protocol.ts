@@ -930,6 +930,7 @@ export interface Resources {
   tolerates?: string[];
   pin?: string;
   rank?: '' | 'binpack' | 'spread';
+  egress?: string[] | null;
 }
 
 /** `resources`: what was set for the agent; `effective`: what its server gets, with what the farm gives to all. */

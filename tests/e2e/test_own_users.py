@@ -1,4 +1,4 @@
-"""As root each agent's server has a user of its own, who reads nothing of another agent's and nothing of the farm's."""
+"""As root each agent's server has a user of its own, who reads nothing of another agent's and nothing of the farm's, and reaches neither."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import psutil
 import pytest
 from farmkit import Farm, Person, clean_env
 
+from jupyterhub_agentfarm.fleet.helper import walls
 from jupyterhub_agentfarm.fleet.helper.processunits import can_use
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -38,6 +39,20 @@ print(json.dumps(said))
 """
 
 
+# Run as one agent's user: says of each port on loopback what came of a connection.
+REACH = """
+import json, socket, sys
+said = {}
+for port in sys.argv[1:]:
+    try:
+        socket.create_connection(("127.0.0.1", int(port)), 3).close()
+        said[port] = "reached"
+    except OSError as error:
+        said[port] = type(error).__name__
+print(json.dumps(said))
+"""
+
+
 @pytest.fixture(scope="module")
 def walled_farm(model: str) -> Iterator[Farm]:
     """A farm in a place that everybody may pass."""
@@ -50,7 +65,7 @@ def walled_farm(model: str) -> Iterator[Farm]:
             pytest.skip(
                 f"other users cannot run {sys.executable}: try a checkout in /srv with make test PYTHON=/usr/bin/python3"
             )
-        env = clean_env(HF_API_URL=model, HUGGING_FACE_AUTH_TOKEN="none-needed")
+        env = clean_env(HF_API_URL=model, HUGGING_FACE_AUTH_TOKEN="none-needed", AGENTFARM_EGRESS="")
         made = Farm(place / "farm", env, database=f"sqlite:///{place}/farm/farm.sqlite", options=("--no-demo",))
         made.start()
         try:
@@ -105,3 +120,18 @@ def test_each_agent_works_as_a_user_of_its_own_who_reaches_nothing_of_the_others
     told = json.loads(said.stdout)
     assert [path for path, came in told.items() if came == "read"] == [own], told
     assert len(told) > 20
+    if why := walls.missing():
+        pytest.skip(f"files are walled off; the network is not, and the farm says so: {why}")
+    units = {one["agent"]: one["port"] for one in json.loads((state / "fleet.json").read_text())["units"].values()}
+    ports = json.loads((state / "ports.json").read_text())
+    tried = {"the Hub": ports["hub"], "the service": ports["service"], "another": units["second"], "its own": units["first"], "the proxy": ports["proxy_api"], "the front": ports["public"]}  # fmt: skip
+    command = [sys.executable, "-I", "-c", REACH, *map(str, tried.values())]
+    said = subprocess.run(
+        command, user=users[0], group=users[0], extra_groups=[], cwd="/", capture_output=True, check=True
+    )
+    came = json.loads(said.stdout)
+    assert {name for name, port in tried.items() if came[str(port)] == "reached"} == {
+        "the Hub",
+        "the service",
+        "its own",
+    }, came

@@ -99,6 +99,34 @@ async def test_what_an_agent_s_server_is_promised_is_set_by_who_manages_it_withi
     assert kinds.count("agent.resourced") == 2 and "placement.changed" in kinds
 
 
+async def test_where_an_agent_s_server_may_go_is_listed_by_operators_and_shown_to_its_owner(
+    farm: Service, capsys: Any
+) -> None:
+    await farm.agent()
+    unit, path = unit_name("agent-analyst"), "/agents/analyst/resources"
+
+    def reaches() -> list[str] | None:
+        return farm.fleet.placing.egress(unit, {}, "agent-analyst")
+
+    assert reaches() == [] and farm.fleet.placing.egress("af-ann", {}, "ann") is None
+    assert (await farm.ask("ann", "PUT", path, {"egress": ["*:443"]})).status_code == 403
+    wrong = await farm.ask("operator", "PUT", path, {"egress": ["https://api.example.com"]})
+    assert wrong.status_code == 422 and "no place to go" in wrong.json()["detail"]
+    wrong = await farm.ask("operator", "PUT", "/placements/settings", {"servers": {"egress": ["10.0.0.1/8:443"]}})
+    assert wrong.status_code == 422 and "host bits" in wrong.json()["detail"]
+    code, said = await command(farm, "operator", capsys, "placement", "settings", "--egress", "*:443")
+    assert code == 0 and "*:443" in said and reaches() == ["*:443"]
+    words = ("agent", "resources", "analyst", "--egress")
+    code, said = await command(farm, "operator", capsys, *words, "api.example.com:443", "--egress", "10.0.0.5:5432")
+    assert code == 0 and reaches() == ["api.example.com:443", "10.0.0.5:5432"]
+    code, said = await command(farm, "ann", capsys, "agent", "resources", "analyst", "--memory", "1GiB")
+    assert code == 0 and "api.example.com:443, 10.0.0.5:5432" in said  # she keeps what the operator has set
+    code, said = await command(farm, "operator", capsys, *words, "none")
+    assert code == 0 and "nowhere but to the farm" in said and reaches() == []
+    await command(farm, "operator", capsys, *words, "farm")
+    assert reaches() == ["*:443"] and (await farm.ok("ann", "GET", path))["resources"] == {"memory": GIB}
+
+
 async def test_why_here_names_what_was_promised_and_a_rebalance_is_only_told(farm: Service, capsys: Any) -> None:
     placing = farm.fleet.placing
     for name in ("one", "two", "three"):

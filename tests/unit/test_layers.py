@@ -19,7 +19,7 @@ FARM, SDK = "jupyterhub_agentfarm", "agentfarm_sdk"
 LEAVES = [
     "runtokens dotenv codeserver scheduling.placement demands disk",
     "records",
-    "errors",
+    "errors fleet.helper.egress",
     "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts",
     "sdk.protocol",
     "sdk.errors sdk.schemas sdk.parts",
@@ -37,7 +37,7 @@ LADDERS: dict[str, list[str]] = {
     "hub": ["spawner", "hubconfig", "fleet.client", *LEAVES],
     "fleet": [
         "fleet.daemon",
-        "fleet.remotes fleet.placing",
+        "fleet.remotes fleet.placing fleet.walling",
         "fleet.microserver",
         "fleet.connection fleet.zipped fleet",
         "fleet.helper",

@@ -7,6 +7,8 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from .egress import MOST, parse
+
 VERSION = 3
 MAX_REQUEST = 1 << 20
 UNIT = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
@@ -18,7 +20,7 @@ LONGEST_LINE = 8192  # characters of a log's line
 LONGEST_WAIT = 10  # seconds for lines to come
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tab and newline
 FIELDS = {
-    "start": {"unit", "argv", "env", "workspace", "uid", "limits", "about"},
+    "start": {"unit", "argv", "env", "workspace", "uid", "limits", "about", "egress"},
     "stop": {"unit", "now"},
     "show": {"unit"},
     "list": set(),
@@ -27,6 +29,7 @@ FIELDS = {
     "facts": {"python"},
     "disks": set(),
     "release": {"ports"},
+    "walls": set(),
 }
 
 
@@ -47,7 +50,7 @@ class Limits(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A start request, each field of the type that it must have."""
+    """A start request, each field of the type that it must have. egress: where it may go besides the farm; None: wherever it likes."""
 
     unit: str
     argv: list[str]
@@ -56,6 +59,7 @@ class Start(NamedTuple):
     uid: int | None
     limits: Limits
     about: dict[str, Any]
+    egress: list[str] | None
 
 
 def invalid(detail: str, hint: str = "") -> Refused:
@@ -133,9 +137,25 @@ def start(asked: dict[str, Any]) -> Start:
         raise invalid("workspace must be an agent's name, or ~ and a person's")
     if uid is not None and (type(uid) is not int or not 10_000 <= uid < 2**31):
         raise invalid("uid must be a number from 10000 on")
-    return Start(
-        name, argv, _env(env), workspace, uid, _limits(asked.get("limits", {})), _about(asked.get("about", {}))
+    limits, about, egress = (
+        _limits(asked.get("limits", {})),
+        _about(asked.get("about", {})),
+        _egress(asked.get("egress")),
     )
+    return Start(name, argv, _env(env), workspace, uid, limits, about, egress)
+
+
+def _egress(listed: Any) -> list[str] | None:
+    if listed is None:
+        return None
+    if not isinstance(listed, list) or len(listed) > MOST or not all(isinstance(one, str) for one in listed):
+        raise invalid(f"egress must be a list of at most {MOST} texts")
+    try:
+        for one in listed:
+            parse(one)
+    except ValueError as error:
+        raise invalid(f"egress: {error}") from None
+    return listed
 
 
 def _env(env: Any) -> dict[str, str]:

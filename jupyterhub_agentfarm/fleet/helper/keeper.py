@@ -22,7 +22,7 @@ MAX_LOG = 5 << 20
 LOG_LOOK = 60.0  # seconds between looks at a log's size
 STOP_GRACE = 8.0  # seconds from SIGTERM to SIGKILL
 WAKING = (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1)
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 
 
 def keep(folder: Path, spec: Start, cwd: Path, ready: int) -> None:
@@ -48,6 +48,7 @@ def keep(folder: Path, spec: Start, cwd: Path, ready: int) -> None:
             os.setuid(spec.uid)
             resource.setrlimit(resource.RLIMIT_NPROC, (spec.limits.tasks,) * 2)
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # changing the user cleared it
+            prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no program of root's (sudo, at, crontab) acts for it
 
     try:
         server = subprocess.Popen(

@@ -5,6 +5,7 @@ Of a unit in STATE/units/<unit>/: unit.json (who it is), exit.json (how it ended
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import checks, disks, facts, logfiles
+from . import checks, disks, facts, logfiles, walls
 from .checks import UNIT, Refused
 from .keeper import STOP_GRACE, detach, keep
 from .processes import (
@@ -67,6 +68,7 @@ def start(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
     spec.env.update({"HOME": str(home), MARK: str(folder)})
     (folder / "exit.json").unlink(missing_ok=True)
     make_workspace(home, spec.uid)
+    walls.guard(state / "units", table(state), spec, users=False)
     receive, ready = os.pipe()
     if os.fork() == 0:
         os.setsid()
@@ -100,6 +102,7 @@ def stop(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
     unit = read_json(folder / "unit.json")
     if not unit or unit["boot_id"] != boot_id():
         sweep(folder)
+        walls.drop(state / "units", table(state), folder.name, users=False)
         return state_of(folder)
     if alive(unit["keeper"], unit["keeper_start"]):
         send(unit["keeper"], signal.SIGUSR1 if asked.get("now") else signal.SIGTERM)
@@ -114,7 +117,18 @@ def stop(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
     while alive(unit["pid"], unit["start"]):
         time.sleep(0.02)
     sweep(folder)
+    walls.drop(state / "units", table(state), folder.name, users=False)
     return state_of(folder)
+
+
+def table(state: Path) -> str:
+    """Return the name of this farm's table of nft: several farms may stand on one machine."""
+    return f"agentfarm_{hashlib.sha256(str(state).encode()).hexdigest()[:8]}"
+
+
+def keep_walls(state: Path, _asked: dict[str, Any]) -> dict[str, Any]:
+    """Bring the walls in step: somebody may have flushed the machine's rules, and names move."""
+    return {"unknown": {}} if walls.missing() else walls.sync(state / "units", table(state), users=False)
 
 
 def folder_of(state: Path, asked: dict[str, Any]) -> Path:
@@ -156,7 +170,12 @@ def about_here(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     python = asked.get("python")
     own_users = os.getuid() == 0 and (not python or can_use(str(python), str(state)))
-    missing = "memory, CPU and network of servers are not limited (no systemd here)"
+    unwalled = "agents share one user" if not own_users else walls.missing()
+    missing = (
+        "memory and CPU of servers are not limited, and each sees what the others' command lines are (no systemd here)"
+    )
+    if unwalled:
+        missing = f"where servers may go is not held ({unwalled}); {missing}"
     if not own_users:
         reach = (
             "all servers run as root: each can reach everything of the farm"
@@ -169,6 +188,7 @@ def about_here(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
         "backend": "process",
         "own_users": own_users,
         "isolation": missing,
+        "walls": "" if unwalled else "nft",
     }
 
 
@@ -207,5 +227,6 @@ def operations(state: Path) -> dict[str, Callable[[dict[str, Any]], dict[str, An
         "forget": forget,
         "facts": about_here,
         "disks": about_disks,
+        "walls": keep_walls,
     }
     return {name: partial(op, state) for name, op in known.items()}

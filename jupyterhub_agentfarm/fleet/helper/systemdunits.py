@@ -23,13 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checks, disks, facts, farms, journal, sshd
+from . import checks, disks, egress, facts, farms, journal, sshd, walls
 from .cgroups import cpu_seconds, end_all, is_empty, oom_kills
 from .checks import UNIT, Refused, Start
 from .processes import boot_id, make_workspace, read_json, write_json
 
 LIB, RUN, SECRET = Path("/var/lib/agentfarm"), Path("/run/agentfarm"), Path("/run/agentfarm-env")
 SLICE = "agentfarm.slice"
+TABLE = "agentfarm"  # of nft
 STOP_SECONDS = 8  # from SIGTERM to SIGKILL
 SOCKET_BYTES = 107
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # older systemds' words in the journal have them
@@ -39,7 +40,14 @@ FIXED = [
     "KillMode=control-group", "CPUAccounting=yes", f"TimeoutStopSec={STOP_SECONDS}", "OOMPolicy=continue", "CollectMode=inactive", "UMask=0077", "LimitCORE=0",
     "LimitNOFILE=65536", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateDevices=yes", "ProtectSystem=strict", "ProtectHome=yes",
     "ProtectControlGroups=yes", "ProtectKernelModules=yes", "RestrictSUIDSGID=yes", "LockPersonality=yes", "RestrictRealtime=yes",
-    "CapabilityBoundingSet=", "KeyringMode=private", "MemorySwapMax=0", "RuntimeDirectoryMode=0700", "SyslogLevel=info",
+    "CapabilityBoundingSet=", "KeyringMode=private", "MemorySwapMax=0", "RuntimeDirectoryMode=0700", "SyslogLevel=info", "RemoveIPC=yes",
+    "ProtectProc=invisible", "ProtectKernelTunables=yes", "ProtectKernelLogs=yes", "ProtectClock=yes", "ProtectHostname=yes",
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK", "SystemCallArchitectures=native",
+    # run_python walls its programs in by namespaces and mounts of their own
+    "RestrictNamespaces=user mnt net pid ipc uts", "SystemCallFilter=@system-service @mount", "SystemCallErrorNumber=EPERM",
+    "InaccessiblePaths=-/var/lib/agentfarm/units -/run/agentfarm-env -/opt/agentfarm/helper.pyz -/etc/ssh",
+    # who starts something elsewhere would outlive the unit: systemd, logind (lingering users), at, cron
+    "InaccessiblePaths=-/run/dbus -/run/systemd/private -/var/spool",
 ]  # fmt: skip
 SHOWN = ["Id", "LoadState", "ActiveState", "MainPID", "InvocationID", "MemoryCurrent", "CPUUsageNSec", "TasksCurrent"]
 # What systemd runs as root when a unit has ended, while its cgroup is still there: $1 is the unit's name.
@@ -199,11 +207,16 @@ def start(asked: dict[str, Any]) -> dict[str, Any]:
     record.mkdir(mode=0o700)
     kept = {**farms.record(spec, farms.of(asked)), "boot_id": boot_id(), "started_at": time.time()}
     write_json(record / "unit.json", kept)
+    unwalled = walls.guard(LIB / "units", TABLE, spec)
     secret = SECRET / f"{spec.unit}.env"
     try:
         write_secret(secret, {**spec.env, "HOME": str(home)})
         done = command(
-            "systemd-run", *properties(spec, user, home), "--", *(word.replace("$", "$$") for word in spec.argv)
+            "systemd-run",
+            *properties(spec, user, home),
+            *(addresses(spec) if unwalled else ()),
+            "--",
+            *(word.replace("$", "$$") for word in spec.argv),
         )
     finally:
         secret.unlink(missing_ok=True)  # systemd has read it, or will not
@@ -235,6 +248,20 @@ def properties(spec: Start, user: str, home: Path) -> list[str]:
         "--description=A server of the farm",
     ]
     return words + [f"--property={one}" for one in (*FIXED, *own)]
+
+
+def addresses(spec: Start) -> list[str]:
+    """Return the unit's own list of addresses, where there is no nft: without ports, and on loopback everything. Needs control groups 2."""
+    wall = walls.wall_of(spec.env, spec.egress)
+    if wall is None:
+        return []
+    entries = [egress.parse(text) for text in (*wall["egress"], *wall["farm"])]
+    found = walls.look_up(one.name for one in entries if one.name)
+    allowed = ["localhost", *walls.resolvers(), *(str(one.net) for one in entries if one.net)]
+    allowed += [one for addresses in found.values() for one in addresses]
+    anywhere = any(not one.name and one.net is None for one in entries)
+    denied = " ".join((*egress.PRIVATE_4, *egress.METADATA_4, *egress.METADATA_6, "fc00::/7")) if anywhere else "any"
+    return [f"--property=IPAddressAllow={' '.join(allowed)}", f"--property=IPAddressDeny={denied}"]
 
 
 def make_user(uid: int) -> str:
@@ -304,6 +331,7 @@ def stop(asked: dict[str, Any]) -> dict[str, Any]:
         )
     told = state_of(unit, loaded(unit).get(unit))
     command("systemctl", "reset-failed", service(unit))
+    walls.drop(LIB / "units", TABLE, unit)
     return told
 
 
@@ -352,7 +380,24 @@ def about_here(asked: dict[str, Any]) -> dict[str, Any]:
     LIB.mkdir(mode=0o711, parents=True, exist_ok=True)
     systemd = command("systemctl", "--version").stdout.split()[1:2]
     version = 2 if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else 1
-    own = {"backend": "systemd", "own_users": True, "isolation": "", "systemd": "".join(systemd), "cgroup": version}
+    unwalled = walls.missing()
+    kind, words = "nft", ""
+    if unwalled:
+        kind = "addresses" if version == 2 else ""
+        less = (
+            "where servers may go is held by address alone, not by port, and on loopback not at all"
+            if kind
+            else "where servers may go is not held"
+        )
+        words = f"{less} ({unwalled}: install nftables)"
+    own = {
+        "backend": "systemd",
+        "own_users": True,
+        "isolation": words,
+        "walls": kind,
+        "systemd": "".join(systemd),
+        "cgroup": version,
+    }
     others = farms.of_others(farms.of(asked), LIB, runs)
     return {**facts.machine(LIB, LIB / "workspaces"), **own, "others": farms.room_of_others(others, runs)}
 
@@ -360,6 +405,11 @@ def about_here(asked: dict[str, Any]) -> dict[str, Any]:
 def about_disks(_asked: dict[str, Any]) -> dict[str, Any]:
     LIB.mkdir(mode=0o711, parents=True, exist_ok=True)
     return disks.told(LIB)
+
+
+def keep_walls(_asked: dict[str, Any]) -> dict[str, Any]:
+    """Bring the walls in step: somebody may have flushed the machine's rules, and names move."""
+    return {"unknown": {}} if walls.missing() else walls.sync(LIB / "units", TABLE)
 
 
 def operations() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
@@ -372,5 +422,5 @@ def operations() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         raise Refused("os", "the helper does not run as root", "it starts system units: install it for root's login")
     return {
         "start": start, "stop": stop, "show": show, "list": listed, "logs": logs, "forget": forget, "facts": about_here,
-        "disks": about_disks, "release": sshd.release,
+        "disks": about_disks, "release": sshd.release, "walls": keep_walls,
     }  # fmt: skip

@@ -55,6 +55,7 @@ def asked(tmp_path: Path, **fields: Any) -> dict[str, Any]:
         {"limits": {"tasks": 1}}, {"limits": {"tasks": "many"}}, {"limits": {"memory": 1}}, {"limits": {"memory": "infinity"}}, {"limits": {"memory": -1}},
         {"limits": {"cpu": 0}}, {"limits": {"cpu": True}}, {"limits": {"cpu": 1e300}}, {"limits": {"MemoryMax": 1}}, {"limits": []}, {"limits": {"memory": 2**60}},
         {"about": {"x": {}}}, {"about": {"x": "y" * 501}}, {"about": {str(i): 1 for i in range(21)}}, {"about": []}, {"about": {"x": 1.5}},
+        {"egress": "a.example:1"}, {"egress": ["a.example"]}, {"egress": [1]}, {"egress": ["10.0.0.0/8:1 accept"]}, {"egress": ["a.example:1"] * 101}, {"egress": {}},
         {"MemoryMax": "1G"}, {"user": "root"}, {"User": "root"}, {"root": "/"}, {"cwd": "/"}, {"properties": ["User=root"]}, {"ExecStartPre": "/bin/sh"},
         {"backend": "systemd"}, {"op": "exec"}, {"op": ["start"]}, {"op": None}, {"op": "start\n"}, {"op": "__init__"}, {"op": "release", "ports": [2222]},
         {"farm": ""}, {"farm": "../units"}, {"farm": "0123456789AB"}, {"farm": "0123456789ab\n"}, {"farm": None}, {"farm": 123456789012},

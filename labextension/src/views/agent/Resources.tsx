@@ -57,6 +57,7 @@ export function Resources({ agent, manages }: { agent: string; manages: boolean 
                 </select>
               )}
             </Field>
+            {operator && <Places value={own.egress} farm={whole.egress} onChange={egress => set({ egress })} />}
             {operator && (
               <Field label={t('Pinned to')} hint={t('The only microserver for it. Set by operators.')}>
                 {ids => <input {...ids} name="pin" value={own.pin ?? ''} onChange={event => set({ pin: event.target.value || undefined } as Partial<Settings>)} />}
@@ -81,11 +82,28 @@ function Lines({ label, value, onChange }: { label: string; value: { [name: stri
   );
 }
 
+/** Where the server may go besides the farm, one a line; empty: the farm's list. */
+function Places({ value, farm, onChange }: { value: string[] | null | undefined; farm: string[] | null | undefined; onChange: (value: string[] | undefined) => void }): JSX.Element {
+  const { t } = useFarm();
+  const [text, setText] = React.useState((value ?? []).join('\n') || (value ? 'none' : ''));
+  const change = (typed: string): void => {
+    setText(typed);
+    const lines = typed.split('\n').map(line => line.trim()).filter(Boolean);
+    onChange(lines.length === 0 ? undefined : lines[0] === 'none' ? [] : lines);
+  };
+  return (
+    <Field label={t('Where it may go besides the farm')} hint={t('One host:port a line, e.g. api.example.com:443 or 10.0.0.0/8:5432; none: nowhere; nothing: the farm\'s list. Set by operators.')}>
+      {ids => <textarea {...ids} name="egress" rows={2} value={text} placeholder={value ? '' : (farm ?? []).join('\n')} onChange={event => change(event.target.value)} />}
+    </Field>
+  );
+}
+
 function told(has: Settings, t: T): string {
   const parts = [
     has.memory ? t('%1 MiB of memory', Math.round(has.memory / MIB)) : '', has.cpu ? t('%1 CPUs', has.cpu) : '', has.gpus ? t('%1 GPUs', has.gpus) : '',
     has.tasks ? t('%1 processes', has.tasks) : '', ...Object.entries(has.labels ?? {}).map(([name, value]) => `${name}=${value}`),
-    ...(has.flags ?? []), has.ticks ? t('near %1', has.ticks) : '', has.pin ? t('pinned to %1', has.pin) : ''
+    ...(has.flags ?? []), has.ticks ? t('near %1', has.ticks) : '', has.pin ? t('pinned to %1', has.pin) : '',
+    has.egress?.length ? t('may go to %1', has.egress.join(', ')) : t('may go nowhere but to the farm')
   ];
-  return parts.filter(Boolean).join(' · ') || t('Nothing: it takes what is there.');
+  return parts.filter(Boolean).join(' · ');
 }
