@@ -21,6 +21,7 @@ from ..errors import Conflict, Invalid
 from ..records import Run
 from . import cases, idempotency, ledger, remains
 from .db import Tx
+from .engines import still
 from .tables import FARM_RUN, anchored, blobs, events, inbox, run_blobs, runs, tasks, tombstones, uploads
 
 # What became of a run, who held it and which calls were started: without words of people, models or tools.
@@ -235,7 +236,12 @@ def thread_goes_on(connection: Connection, thread_id: str) -> bool:
 
 
 def flaws(connection: Connection) -> list[tuple[str, str]]:
-    """Return (run, why) of each tombstone that is not what the farm's own chain or an anchor says."""
+    """Return (run, why) of each tombstone that is not what the farm's own chain or an anchor says. Runs may be deleted meanwhile."""
+    with still(connection):
+        return _flaws(connection)
+
+
+def _flaws(connection: Connection) -> list[tuple[str, str]]:
     told = {}
     for event in ledger.read_events(connection, FARM_RUN):
         if event.kind == "run.deleted":
@@ -256,6 +262,6 @@ def flaws(connection: Connection) -> list[tuple[str, str]]:
         _, seq, head, *_ = stones[row.run_id]
         if row.seq > seq or (row.seq == seq and row.head != head):
             found.append((row.run_id, f"anchor {row.number} holds another end than its tombstone"))
-    still = sa.select(runs.c.run_id).where(runs.c.run_id.in_(sa.select(tombstones.c.run_id)))
-    found += [(run_id, "it has a tombstone, and is here") for run_id in connection.execute(still).scalars()]
+    here = sa.select(runs.c.run_id).where(runs.c.run_id.in_(sa.select(tombstones.c.run_id)))
+    found += [(run_id, "it has a tombstone, and is here") for run_id in connection.execute(here).scalars()]
     return found
