@@ -58,7 +58,15 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
         away = page.get_by_role("region", name="micro9")
         away.get_by_text("nothing listens on its SSH port").wait_for()
         away.locator("[data-state=silent], [data-state=lost]").wait_for()
-        admin.shot("microservers-ill-light")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            admin.shot(f"microservers-ill-{scheme}")
+        found += admin.axe()
+        hub = admin.tab()
+        hub.goto(f"{farm.ready['public_url']}/hub/admin")
+        row = hub.locator("#agentfarm-troubles tr", has_text="micro9")
+        row.get_by_text("nothing listens on its SSH port").wait_for()
+        hub.close()
         machine.get_by_role("button", name="Labels and taints").click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_label("Labels", exact=True).fill("zone=hen-house")
@@ -80,6 +88,11 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
     with farm.person("admin").api() as api:
         api.put("/placements/settings", json={"health": {"calm_seconds": None}}).raise_for_status()
     machine.locator("[data-state=ready]").wait_for()  # by the stream: nobody pressed anything here
+    page = admin.at("agents/analyst?tab=server")  # its server has run since the farm began
+    page.get_by_role("button", name="Log of the server").click()
+    page.get_by_role("log").get_by_text("agentfarm").first.wait_for()
+    admin.shot("server-log-dark")
+    found += admin.axe()
     page = admin.at(f"agents/{AGENT}?tab=server")
     page.get_by_label("Memory (MiB)").fill("700")
     page.get_by_role("button", name="Save; it holds").click()

@@ -48,13 +48,13 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
       {one.state !== 'ready' && one.reason && one.reason !== one.silent && <Text>{one.reason}</Text>}
       <Silence one={one} />
       <Taints one={one} />
-      <dl className="af-meters">
+      {!!one.cpus && <dl className="af-meters">
         <Use name={t('Load')} used={one.load ?? 0} whole={one.cpus ?? 0} words={t('%1 of %2 CPUs', (one.load ?? 0).toFixed(1), one.cpus ?? 0) + busy(one, t)} />
         <Use name={t('Memory')} {...room(one.memory, one.memory_free, t)} />
         <Use name={t('Promised')} used={one.promised_memory ?? 0} whole={(one.memory ?? 0) - (one.reserve_memory ?? 0)} words={promised(one, t)} />
         <Use name={t('Disk')} {...room(one.disk, one.disk_free, t)} />
         <Strain one={one} />
-      </dl>
+      </dl>}
       <p>
         {(one.servers ?? 0) === 1 ? t('1 server runs here') : t('%1 servers run here', one.servers ?? 0)}
         {(one.agents ?? []).map((agent, at) => <React.Fragment key={agent}>{at ? ', ' : t('; agents: ')}<Go to={`agents/${agent}`}>{agent}</Go></React.Fragment>)}

@@ -1,7 +1,7 @@
 /** What a microserver's own figures say of it: its silence, its health, pressure, GPUs, clock, disks. */
 import React from 'react';
 
-import { Badge, Meter, Text, Time } from '../components';
+import { Badge, Meter, Text } from '../components';
 import { useFarm } from '../context';
 import { bytes } from '../figures';
 import type { MicroserverView } from '../protocol';
@@ -22,15 +22,17 @@ export function Silence({ one }: { one: MicroserverView }): JSX.Element | null {
     <div role="status">
       <Text>{one.silent}</Text>
       <p className="af-quiet">
-        {one.since && <>{t('It does not answer since')} <Time at={one.since} />. </>}
+        {one.since && <>{t('It does not answer since %1.', moment(one.since))} </>}
         {one.state === 'lost'
           ? t('No run there renews its lease either. What ran there is unknown until it returns, or you decide.')
           : t('Its servers may work on: nothing there is called dead.')}
       </p>
-      {one.seen_at && <p className="af-quiet">{t('The figures below are what it said last,')} <Time at={one.seen_at} />.</p>}
+      <p className="af-quiet">{one.seen_at ? t('The figures below are what it said last, %1.', moment(one.seen_at)) : t('It has told no figures yet.')}</p>
     </div>
   );
 }
+
+const moment = (at: string): string => new Date(at).toLocaleString([], { hour12: false });
 
 /** Taints that came by themselves, and those of operators. */
 export function Taints({ one }: { one: MicroserverView }): JSX.Element {
@@ -41,7 +43,7 @@ export function Taints({ one }: { one: MicroserverView }): JSX.Element {
       {Object.entries(one.taints ?? {}).map(([taint, reason]) => (
         <div key={taint}>
           <Badge state="tainted" look={health[taint] ? 'bad' : 'wait'} word={t('tainted %1', taint)} /> <Text>{reason}</Text>
-          {health[taint] && <p className="af-quiet">{t('By itself, since')} <Time at={health[taint]!.since} />. {t('It goes by itself when that is over; until then nothing new is placed here.')}</p>}
+          {health[taint] && <p className="af-quiet">{t('By itself, since %1. It goes when that is over; until then nothing new is placed here.', moment(health[taint]!.since ?? ''))}</p>}
         </div>
       ))}
     </>
