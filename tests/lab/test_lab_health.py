@@ -104,5 +104,12 @@ async def test_a_log_is_followed_to_its_end_and_a_host_that_hangs_slows_no_answe
     one = await until(silent, 60, "the silence")
     assert one["state"] == "silent" and one["since"] >= began - 1 and one["memory"] > 0, "what it said last is told"
     assert slowest < 8, f"{slowest:.1f} s for an answer, while the host's own would have taken 15"
+    await daemon.client.set_lost("micro1", True, "no run there renews its lease")  # as the service says it
+    assert (await daemon.micro("micro1"))["state"] == "lost"
     lab("thaw", 1)
-    assert (await daemon.reachable("micro1"))["since"] is None
+    back = await daemon.reachable("micro1")
+    assert back["since"] is None and back["state"] == "ready"
+    assert [one["kind"] for one in (await daemon.client.notices(0))["items"]] == [
+        "microserver.lost",
+        "microserver.returned",
+    ]

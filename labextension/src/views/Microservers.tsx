@@ -60,7 +60,7 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
         {(one.agents ?? []).map((agent, at) => <React.Fragment key={agent}>{at ? ', ' : t('; agents: ')}<Go to={`agents/${agent}`}>{agent}</Go></React.Fragment>)}
       </p>
       <p className="af-quiet">{facts.filter(Boolean).join(' · ')}</p>
-      {gpus.length > 0 && <p className="af-quiet">{t('%1 of %2 GPUs are taken', (one.gpus_taken ?? []).length, gpus.length)}</p>}
+      {gpus.length > 0 && <p className="af-quiet">{t('%1 of %2 GPUs are taken', (one.gpus_taken ?? []).length, gpus.length)} · {[...new Set(gpus.map(gpu => String(gpu.name ?? 'GPU')))].join(', ')}</p>}
       <Notes one={one} />
       {labels.length > 0 && <p className="af-quiet">{t('Labels: %1', labels.map(([key, said]) => `${key}=${said}`).join(' · '))}</p>}
       {(one.verbs ?? []).length > 0 && (

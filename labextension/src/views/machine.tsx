@@ -90,7 +90,6 @@ export function Notes({ one }: { one: MicroserverView }): JSX.Element {
   const { t } = useFarm();
   const offset = one.clock_offset ?? 0;
   const failing = ((one.disks ?? []) as Disk[]).filter(disk => disk.healthy === false);
-  const gpus = [...new Set(((one.gpus ?? []) as Gpu[]).map(gpu => gpu.name ?? ''))].filter(Boolean).join(', ');
   const notes = [
     Math.abs(offset) - (one.clock_unsure ?? 0) > CLOCK_SHOWN ? t('Its clock is %1 s %2 the farm’s.', Math.abs(offset).toFixed(1), offset > 0 ? t('ahead of') : t('behind')) : '',
     one.gpus_problem ? t('Its GPUs are not told anew: %1.', one.gpus_problem) : '',
@@ -99,7 +98,6 @@ export function Notes({ one }: { one: MicroserverView }): JSX.Element {
   ].filter(Boolean);
   return (
     <>
-      {gpus && <p className="af-quiet">{gpus}</p>}
       {notes.map(note => <p key={note} className="af-need">{note}</p>)}
     </>
   );
