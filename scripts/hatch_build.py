@@ -1,4 +1,4 @@
-"""Puts what was built from labextension/ into a wheel. In a checkout JupyterLab finds it by a link, so editable installs do without."""
+"""Puts what was built from labextension/ into a wheel, and the lock by which microservers get their packages. In a checkout JupyterLab finds it by a link, so editable installs do without."""
 
 from __future__ import annotations
 
@@ -19,5 +19,8 @@ class Panel(BuildHookInterface):  # type: ignore[type-arg]
                 raise FileNotFoundError(f"{built} is not built: make setup, or npm run build in labextension/")
         build_data["shared_data"]["jupyterhub_agentfarm/labextension"] = (
             "share/jupyter/labextensions/jupyterhub-agentfarm"
+        )
+        build_data["force_include"][str(Path(self.root) / "requirements" / "farm.lock")] = (
+            "jupyterhub_agentfarm/farm.lock"
         )
         build_data["artifacts"].append("jupyterhub_agentfarm/pages/build/*")

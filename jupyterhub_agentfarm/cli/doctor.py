@@ -1,7 +1,8 @@
-"""`agentfarm doctor`: what this machine lacks for a farm, each with the way out. Looks, and changes nothing."""
+"""`agentfarm doctor`: what this machine lacks for a farm, and each microserver, with the way out. Looks, and changes nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -9,16 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import sqlalchemy as sa
 
 from agentfarm_sdk.tools.python import refusal
 
 from ..disk import shortage
-from ..errors import AgentFarmError
+from ..errors import AgentFarmError, FleetError, Invalid
+from ..fleet.client import FleetClient
+from ..fleet.findings import Finding, judge
 from ..fleet.helper import walls
 from ..fleet.helper.processunits import can_use
 from ..gateway.embedded import why_not
@@ -29,21 +31,12 @@ from ..store import engines
 MEMORY_BYTES = 2 * 1024**3
 
 
-@dataclass(frozen=True)
-class Finding:
-    """`warn`: the farm runs, with less; `fail`: it does not start, or would lose something."""
-
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    found: str
-    hint: str = ""
-
-
 def examine(state: Path, env: Mapping[str, str]) -> list[Finding]:
     """Make all checks; one that breaks is itself a finding."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         python, lambda: disk(state), memory, lambda: proxy(env), lambda: ports(state), clock,
         lambda: database(state, env), lambda: model(env), namespaces, lambda: isolation(state), loopback,
+        lambda: microservers(state),
     ]  # fmt: skip
     return [finding for check in checks for finding in check()]
 
@@ -199,3 +192,45 @@ def loopback() -> Iterator[Finding]:
             yield Finding("network", "warn", "localhost is not 127.0.0.1", "put 127.0.0.1 localhost into /etc/hosts")
     except OSError:
         yield Finding("network", "warn", "localhost has no address", "put 127.0.0.1 localhost into /etc/hosts")
+
+
+def microservers(state: Path) -> Iterator[Finding]:
+    """Repeat the checks of each microserver, where a farm is up. What is well is told in one line."""
+    socket_path = state / "fleet.sock"
+    if socket_path.exists():
+        yield from asyncio.run(_microservers(FleetClient(socket_path)))
+
+
+async def _microservers(client: FleetClient) -> list[Finding]:
+    try:
+        there = [one for one in await client.microservers() if one["ssh"]]
+    except FleetError:
+        return []  # what a farm left that is not up
+    found = await asyncio.gather(*(_microserver(client, one) for one in there))
+    return [finding for findings in found for finding in findings]
+
+
+async def _microserver(client: FleetClient, one: Mapping[str, Any]) -> list[Finding]:
+    name = one["name"]
+    if one["silent"]:
+        return [
+            Finding(
+                name,
+                "fail",
+                f"it cannot be asked: {one['silent']}",
+                f"once it is right again the farm finds it by itself; else: agentfarm microserver add {name}",
+            )
+        ]
+    try:
+        answer = await client.examine(name)
+    except Invalid:
+        return [Finding(name, "warn", "its helper is of another release", f"agentfarm microserver upgrade {name}")]
+    except FleetError as error:
+        return [Finding(name, "fail", error.detail, error.hint)]
+    findings = judge(answer["seen"], answer["offset"], joined=True)
+    wrong = [
+        Finding(f"{name} {each.name}", each.state, each.found, each.hint) for each in findings if each.state != "ok"
+    ]
+    if not one.get("current", True):
+        wrong.append(Finding(name, "warn", "its helper is of another release", f"agentfarm microserver upgrade {name}"))
+    return wrong or [Finding(name, "ok", f"{len(findings)} checks passed")]

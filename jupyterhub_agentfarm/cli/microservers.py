@@ -9,6 +9,7 @@ from urllib.parse import quote
 from agentfarm_sdk.errors import Invalid
 from agentfarm_sdk.farm import Farm
 
+from . import joining
 from .show import Out, noun
 from .sizes import changes, shown_size, size
 
@@ -40,6 +41,7 @@ def add(nouns: Any) -> None:
     verb(
         "show", show_microserver, "one of them: what it has, what is promised there, who said what of it"
     ).add_argument("name")
+    joining.add(verb)
     label = verb("label", label_microserver, "what servers can ask for: NAME=VALUE sets a label, NAME- takes it away")
     taint = verb(
         "taint", taint_microserver, "keep servers away that do not tolerate it: NAME=REASON, NAME- takes it away"

@@ -76,7 +76,7 @@ class FleetClient:
         return list((await self._call("GET", "/microservers"))["items"])
 
     async def register(self, name: str, registration: dict[str, Any]) -> dict[str, Any]:
-        """Take a microserver in: {ssh, host_keys, labels, taints}; returns it, `silent` saying why it cannot be asked yet."""
+        """Take a microserver in: {ssh, host_keys, labels, taints, login, measured}; returns it, `silent` saying why it cannot be asked yet."""
         return await self._call("PUT", f"/microservers/{quote(name)}", registration)
 
     async def remove(self, name: str, force: bool = False) -> None:
@@ -85,7 +85,15 @@ class FleetClient:
 
     async def ssh_key(self) -> str:
         """Return the public part of the farm's key for microservers."""
-        return str((await self._call("GET", "/ssh/key"))["public_key"])
+        return str((await self.joining())["public_key"])
+
+    async def joining(self) -> dict[str, Any]:
+        """Return {public_key, farm: its id, helper: SHA-256 of its release's, microservers: {name: {ssh, login, host_keys}}}."""
+        return await self._call("GET", "/ssh/key")
+
+    async def examine(self, name: str) -> dict[str, Any]:
+        """Return {seen, offset} for findings.judge. Raises NotFound, Invalid: its helper is of another release."""
+        return await self._call("GET", f"/microservers/{quote(name)}/examination")
 
     async def disconnect(self) -> None:
         """End the connections to all microservers: the farm is being stopped."""

@@ -25,6 +25,7 @@ import tornado.web
 
 from ..errors import AgentFarmError, FleetError, Invalid, NotFound, StartError
 from ..records import Demand
+from .findings import ahead
 from .hubusers import HubUsers
 from .kept import PATIENCE
 from .microserver import AnyMicroserver, LocalMicroserver, SshMicroserver
@@ -33,6 +34,7 @@ from .reconciler import LOOK_SECONDS, Reconciler
 from .remotes import Remotes
 from .state import FORWARDS, FleetState, forwards_of, workspace_of
 from .walling import Walling, usual_of
+from .zipped import helper_version
 
 log = logging.getLogger("agentfarm.fleet")
 LOCAL = "local"
@@ -235,7 +237,11 @@ class Fleet:
         known.pop("cpu_flags", None)  # many words that nobody reads
         known["isolation"] = "; ".join(filter(None, (known.get("isolation"), micro.unwalled)))
         known["seen_at"] = micro.told_at
-        return {**known, "ssh": self.state.microservers.get(micro.name, {}).get("ssh", "")}
+        kept = self.state.microservers.get(micro.name, {})
+        about: dict[str, Any] = {name: kept[name] for name in ("ssh", "login", "measured") if name in kept}
+        if "ssh" in kept and "helper" in known:
+            about["current"] = known["helper"] == helper_version()
+        return {"ssh": "", **known, **about}
 
     async def register(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Take a microserver in, or change how it is reached. Raises Invalid, StartError."""
@@ -267,6 +273,15 @@ class Fleet:
                 self.placing.health.missed(name, micro.silent, micro.silent_since)
         silent = {name: one for name in self.microservers if (one := self.placing.health.silence(name))}
         return {"items": [one for one in self.state.notices if one["id"] > after], "silent": silent}
+
+    async def examine(self, name: str) -> dict[str, Any]:
+        """Repeat the checks of a microserver: {seen: as helper/probe.py finds it, offset: its clock's seconds ahead of ours}. Raises NotFound, FleetError, Invalid."""
+        micro = self.remotes.microservers.get(name)
+        if micro is None:
+            raise NotFound(f"there is no microserver {name} that is reached over SSH")
+        before = time.time()
+        theirs = (await micro.ask("facts"))["time"]
+        return {"offset": ahead(before, theirs, time.time()), "seen": await micro.ask("examine")}
 
     def mark(self, name: str, asked: dict[str, Any], **change: Any) -> dict[str, Any]:
         """Change what operators said of a microserver. Raises NotFound, Conflict."""
@@ -412,7 +427,12 @@ class _Microserver(_Handler):
 
 class _Key(_Handler):
     async def get(self) -> None:
-        self.answer({"public_key": self.fleet.remotes.public_key()})
+        self.answer(self.fleet.remotes.joining())
+
+
+class _Examination(_Handler):
+    async def get(self, name: str) -> None:
+        self.answer(await self.fleet.examine(name))
 
 
 class _Connections(_Handler):
@@ -468,6 +488,7 @@ def application(fleet: Fleet, users: HubUsers) -> tornado.web.Application:
             (r"/servers/([^/]+)/logs", _Logs, parts),
             (r"/microservers", _Microservers, parts),
             (r"/microservers/([^/]+)", _Microserver, parts),
+            (r"/microservers/([^/]+)/examination", _Examination, parts),
             (r"/microservers/([^/]+)/lost", _Lost, parts),
             (r"/notices", _Notices, parts),
             (r"/ssh/key", _Key, parts),

@@ -20,6 +20,7 @@ from ..errors import Conflict, FleetError, Invalid, NotFound, StartError
 from .connection import Connection, Files, target
 from .microserver import VENV_AT, AnyMicroserver, SshMicroserver
 from .state import FleetState
+from .zipped import helper_version
 
 log = logging.getLogger("agentfarm.fleet")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -124,19 +125,39 @@ class Remotes:
                 ) from error
         return self.files.key.with_name("key.pub").read_text().strip()
 
+    def joining(self) -> dict[str, Any]:
+        """Return what a machine needs that joins, and what is known of those that have joined. Raises StartError."""
+        key = self.public_key()
+        lines = self.files.known_hosts.read_text().splitlines() if self.files.known_hosts.exists() else []
+        known = {}
+        for name, one in self.state.microservers.items():
+            if one.get("ssh"):
+                keys = [line.split(" ", 1)[1] for line in lines if line.split(" ", 1)[0] == target(one["ssh"]).known_as]
+                known[name] = {"ssh": one["ssh"], "login": one.get("login", ""), "host_keys": keys}
+        return {"public_key": key, "farm": self.state.farm, "helper": helper_version(), "microservers": known}
+
     async def register(self, name: str, asked: Mapping[str, Any]) -> SshMicroserver:
         """Take a microserver in, or change how one is reached; wait a moment for it to answer. Raises Invalid, StartError.
 
-        asked: {ssh: user@host:port, host_keys: ["ssh-ed25519 …"] as the operator has confirmed them, labels, taints: {name: reason}}
+        asked: {ssh: user@host:port, host_keys: ["ssh-ed25519 …"] as the operator has confirmed them, labels, taints: {name: reason},
+        login: how operators sign in, measured: {what: figure}}
         """
         checked = _registration(name, asked)
         self.public_key()
         to = target(checked["ssh"])
         self.files.control(name)  # too long a path is said now
-        self._trust(to.known_as, checked.pop("host_keys"))
+        changed = self._trust(to.known_as, checked.pop("host_keys"))
         known = self.state.microservers.get(name, {"state": "ready", "reason": ""})
         self.state.microservers[name] = {**known, **checked}
         self.state.save()
+        if (
+            not changed
+            and known.get("ssh") == checked["ssh"]
+            and name in self._keeping
+            and not self.microservers[name].silent
+        ):
+            self.microservers[name].outdated()  # it may have another helper; the line and what goes over it stay
+            return self.microservers[name]
         if name in self._keeping:
             await self._disconnect(name)
         made = self._make(name)
@@ -147,16 +168,17 @@ class Remotes:
             log.info("microserver %s has not answered yet", name)
         return made
 
-    def _trust(self, known_as: str, host_keys: list[str]) -> None:
-        """Let these be the host's only keys. No keys: those that are known stay."""
+    def _trust(self, known_as: str, host_keys: list[str]) -> bool:
+        """Let these be the host's only keys; say whether they are others than before. No keys: those that are known stay."""
         if not host_keys:
-            return
+            return False
         old = self.files.known_hosts.read_text().splitlines() if self.files.known_hosts.exists() else []
         lines = [line for line in old if line.split(" ", 1)[0] != known_as] + [f"{known_as} {key}" for key in host_keys]
         fresh = self.files.known_hosts.with_suffix(".new")
         with open(fresh, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as sink:
             sink.write("\n".join(lines) + "\n")
         os.replace(fresh, self.files.known_hosts)
+        return sorted(lines) != sorted(old)
 
     async def _disconnect(self, name: str) -> None:
         task = self._keeping.pop(name, None)
@@ -347,7 +369,20 @@ def _registration(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         raise Invalid("labels must be an object of texts")
     if not isinstance(taints, dict) or not all(LABEL.fullmatch(k) and isinstance(v, str) for k, v in taints.items()):
         raise Invalid("taints must be an object of texts: name and reason")
-    found: dict[str, Any] = {"ssh": ssh, "host_keys": keys}
+    found: dict[str, Any] = {"ssh": ssh, "host_keys": keys, **_told_of(asked)}
     if "taints" in asked:
         found["taints"] = {taint: {"reason": why} for taint, why in taints.items()}
     return found | ({"labels": labels} if "labels" in asked else {})
+
+
+def _told_of(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what else the operator's command line tells of a machine, where it does. Raises Invalid."""
+    found: dict[str, Any] = {}
+    if login := asked.get("login"):
+        found["login"] = str(target(str(login)))
+    if measured := asked.get("measured"):
+        numbers = isinstance(measured, dict) and all(type(value) in (int, float) for value in measured.values())
+        if not numbers or not all(LABEL.fullmatch(name) for name in measured):
+            raise Invalid("measured must be an object of numbers")
+        found["measured"] = measured
+    return found

@@ -33,7 +33,8 @@ class FleetState:
 
     farm: the farm's own id, by which microservers know its units; made once, kept in `farm.id` beside, so that it outlives `fleet.json`.
     units: {microserver, ip, port, user, server, agent, home, promise, unwanted: it could not be told to stop}; microservers: {state, reason,
-    ssh: user@host:port (none: this machine), labels, taints, health, silent (health.py), boot_id, helper_version, back: {address here: the port there that leads to it}}.
+    ssh: user@host:port (none: this machine), login: how operators sign in there, measured: {what: figure}, labels, taints, health, silent (health.py),
+    boot_id, helper_version, back: {address here: the port there that leads to it}}.
     """
 
     def __init__(self, path: Path, forwards: range = FORWARDS) -> None:

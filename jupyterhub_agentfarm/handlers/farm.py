@@ -15,7 +15,11 @@ from ..store.tables import FARM_RUN
 from .routes import Call, Page, Route
 from .views import Listed, when
 
-KINDS = {"cordon": "microserver.cordoned", "uncordon": "microserver.uncordoned", "change": "microserver.changed"}
+KINDS = {
+    "cordon": "microserver.cordoned",
+    "uncordon": "microserver.uncordoned",
+    "change": "microserver.changed",
+}  # joining.py has those of coming and going
 CANNOT = {
     "drain": "this farm cannot move servers yet: cordon the microserver, then stop its agents' servers one by one"
 }
@@ -34,7 +38,8 @@ class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
     `by`, `at`: who changed what operators say of it last; `rev` is its ETag. `taints`: name and reason. `promised_…`: to the servers
     there, `reserve_…`: kept for the system. `health`: the taints that its own figures gave it, by name. `seen_at`: when it told its figures.
     `pressure`: which part of a minute some, or all, work waited for memory, io, cpu. `clock_offset`: seconds ahead of the farm, give or take
-    `clock_unsure`. `cpu_ratio`: of its CPUs, busy. `gpus`: bytes, percent, °C; `disks`: by SMART; `ecc`: errors of its memory. `verbs`: what an operator can do with it now; `cannot`: what this farm cannot do, and what to do instead.
+    `clock_unsure`. `cpu_ratio`: of its CPUs, busy. `gpus`: bytes, percent, °C; `disks`: by SMART; `ecc`: errors of its memory. `ssh`: how the farm reaches it, `login`: how operators do;
+    `current`: whether its helper is this release's; `measured`: when it was added: disk_write (bytes/s), fsync, cpu (seconds). `verbs`: what an operator can do with it now; `cannot`: what this farm cannot do, and what to do instead.
     """
 
     name: str
@@ -84,6 +89,9 @@ class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
     arch: str = ""
     kernel: str = ""
     version: Any = None
+    login: str = ""
+    current: bool | None = None
+    measured: dict[str, float] = {}
 
 
 class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ from . import (
     farm,
     forks,
     inbox,
+    joining,
     lists,
     logs,
     memory,
@@ -40,7 +41,7 @@ from .routes import Parts, Route
 
 ROUTES: list[Route] = [
     *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *toolfiles.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *steps.ROUTES, *cases.ROUTES, *preview.ROUTES, *worker.ROUTES, *model.ROUTES,
-    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *placements.ROUTES, *logs.ROUTES, *pools.ROUTES, *templates.ROUTES, *operations.ROUTES,
+    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *joining.ROUTES, *placements.ROUTES, *logs.ROUTES, *pools.ROUTES, *templates.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"
 

@@ -519,6 +519,21 @@ export interface InboxView {
   may_decide?: boolean | null;
 }
 
+/** What a machine needs that joins: the farm's public key, its id, the SHA-256 of the helper of its release. */
+export interface Joining {
+  public_key: string;
+  farm: string;
+  helper: string;
+  microservers: { [name: string]: Known };
+}
+
+/** A machine that has joined. `ssh`: how the farm reaches it, `login`: how operators sign in there. */
+export interface Known {
+  ssh: string;
+  login: string;
+  host_keys: string[];
+}
+
 /** A place that still holds words of an erased run. `what`: run, memory, stubs, case or blob; `where`: its id, or the key. */
 export interface Left {
   what: string;
@@ -621,6 +636,9 @@ export interface MicroserverView {
   arch?: string;
   kernel?: string;
   version?: unknown;
+  login?: string;
+  current?: boolean | null;
+  measured?: { [name: string]: number };
 }
 
 /** A model request of a run, without messages: the gateway folds them from the ledger itself. */
@@ -871,6 +889,20 @@ export interface Rebalanced {
 export interface Recalled {
   items: Entry[];
   keys: number;
+}
+
+/** `host_keys`: as the operator has confirmed them ("ssh-ed25519 AAAA…"); none: those that are known stay. `measured`: what and how much. */
+export interface Registration {
+  ssh: string;
+  host_keys?: string[];
+  login?: string | null;
+  labels?: { [name: string]: string };
+  measured?: { [name: string]: number };
+}
+
+/** `force`: also where servers run there, or where nobody can know. */
+export interface Removing {
+  force?: boolean;
 }
 
 /** A recorded reply of the model; `step`: which one it is, where a fork can begin (of a summary: the one it was made for). */

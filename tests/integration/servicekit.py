@@ -203,6 +203,18 @@ class FakeFleet:
     async def set_lost(self, name: str, lost: bool, why: str) -> None:
         self.placing.health.lose(name, lost, why)
 
+    async def joining(self) -> dict[str, Any]:
+        known = {
+            name: {"ssh": f"root@{name}", "login": "", "host_keys": []} for name in self.machines if name != "local"
+        }
+        return {"public_key": "ssh-ed25519 AAAA agentfarm", "farm": "0" * 12, "helper": "0" * 64, "microservers": known}
+
+    async def register(self, name: str, registration: dict[str, Any]) -> None:
+        self.machines[name] = FakeMachine(ssh=registration["ssh"])
+
+    async def remove(self, name: str, force: bool = False) -> None:
+        del self.machines[name]
+
     async def cordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> None:
         self.placing.mark(name, rev, by, {"state": "cordoned", "reason": reason})
         self.machines[name].state = "cordoned"

@@ -103,6 +103,9 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /microservers/{name}": USERS,
     "POST /microservers/{name}/cordon": (NO, NO, NO, NO, IN, NO, NO, WHO),
     "POST /microservers/{name}/uncordon": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "GET /joining": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "PUT /microservers/{name}": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "DELETE /microservers/{name}": (NO, NO, NO, NO, IN, NO, NO, WHO),
     "GET /people": PEOPLE,
     "GET /templates": USERS,
     "GET /tasks/counts": USERS,
@@ -148,6 +151,7 @@ BODIES: dict[str, Any] = {
     "POST /claims": {"worker": "w", "claim_id": "c"},
     "POST /inbox/{item}": {"decision": "happened"},
     "PUT /secrets": {"name": "-", "value": "past the door"},
+    "PUT /microservers/{name}": {"ssh": "root@10.0.0.1"},
     "PUT /budgets": {"scope": "agent", "name": "analyst", "unit": "tokens", "period": "day", "amount": 1e9},
 }
 

@@ -30,6 +30,7 @@ FIELDS = {
     "disks": set(),
     "release": {"ports"},
     "walls": set(),
+    "examine": set(),
 }
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checks, disks, egress, facts, farms, journal, sshd, walls
+from . import checks, disks, egress, facts, farms, journal, probe, sshd, walls
 from .cgroups import cpu_seconds, end_all, is_empty, oom_kills
 from .checks import UNIT, Refused, Start
 from .processes import boot_id, make_workspace, read_json, write_json
@@ -422,5 +422,5 @@ def operations() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         raise Refused("os", "the helper does not run as root", "it starts system units: install it for root's login")
     return {
         "start": start, "stop": stop, "show": show, "list": listed, "logs": logs, "forget": forget, "facts": about_here,
-        "disks": about_disks, "release": sshd.release, "walls": keep_walls,
+        "disks": about_disks, "release": sshd.release, "walls": keep_walls, "examine": lambda _asked: probe.examine(),
     }  # fmt: skip

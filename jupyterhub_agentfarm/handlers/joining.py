@@ -1,0 +1,104 @@
+"""Machines that join the farm and leave it. Signing in there is the operator's own affair (cli/joining.py); here it is only told."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import msgspec
+
+from agentfarm_sdk.protocol import new_event
+
+from ..demands import Name, Value
+from ..errors import Conflict, Forbidden, Invalid
+from ..store import ledger
+from ..store.tables import FARM_RUN
+from .farm import MicroserverView, show
+from .routes import Call, Empty, Route
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+Target = Annotated[
+    str, msgspec.Meta(max_length=300, pattern=r"^[a-z_][a-z0-9_-]{0,31}@[A-Za-z0-9\[][A-Za-z0-9.:\]-]*$")
+]
+HostKey = Annotated[str, msgspec.Meta(max_length=2100, pattern=r"^[a-z0-9-]+ [A-Za-z0-9+/=]+$")]
+
+
+class Known(msgspec.Struct, frozen=True):
+    """A machine that has joined. `ssh`: how the farm reaches it, `login`: how operators sign in there."""
+
+    ssh: str
+    login: str
+    host_keys: list[str]
+
+
+class Joining(msgspec.Struct, frozen=True):
+    """What a machine needs that joins: the farm's public key, its id, the SHA-256 of the helper of its release."""
+
+    public_key: str
+    farm: str
+    helper: str
+    microservers: dict[str, Known]
+
+
+class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`host_keys`: as the operator has confirmed them ("ssh-ed25519 AAAA…"); none: those that are known stay. `measured`: what and how much."""
+
+    ssh: Target
+    host_keys: Annotated[list[HostKey], msgspec.Meta(max_length=10)] = []
+    login: Target | None = None
+    labels: Annotated[dict[Name, Value], msgspec.Meta(max_length=50)] | msgspec.UnsetType = msgspec.UNSET
+    measured: Annotated[dict[Name, float], msgspec.Meta(max_length=20)] = {}
+
+
+class Removing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`force`: also where servers run there, or where nobody can know."""
+
+    force: bool = False
+
+
+def _operators_only(call: Call) -> None:
+    if not call.asker.operator:
+        raise Forbidden("machines are added and removed by operators", hint="ask an operator of the farm")
+
+
+async def joining(call: Call) -> Joining:
+    _operators_only(call)
+    return msgspec.convert(await call.parts.fleet.joining(), Joining)
+
+
+async def register(call: Call) -> MicroserverView:
+    _operators_only(call)
+    name, asked = call.path["name"], msgspec.to_builtins(call.body)
+    if not NAME.fullmatch(name) or name == "local":
+        raise Invalid(
+            f"{name!r} is no name for a microserver",
+            hint="lowercase letters, digits and hyphens, at most 40; not local",
+        )
+    body = {"microserver": name, "ssh": asked["ssh"], "host_keys": asked["host_keys"]}
+    await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [new_event("microserver.added", body)]))
+    await call.parts.fleet.register(name, asked)
+    call.parts.surroundings.stale()
+    call.parts.wake()  # what waited for a place may have one
+    return await show(call)
+
+
+async def remove(call: Call) -> Empty:
+    _operators_only(call)
+    name, force = call.path["name"], call.query.force
+    if name == "local":
+        raise Invalid("the farm's own machine cannot be removed", hint="agentfarm microserver cordon local")
+    known = await show(call)
+    if known.servers and not force:
+        raise Conflict(f"{known.servers} servers run on {name}", hint="drain it, or stop them, first")
+    body = {"microserver": name, "forced": force}
+    await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [new_event("microserver.removed", body)]))
+    await call.parts.fleet.remove(name, force)
+    call.parts.surroundings.stale()
+    return Empty()
+
+
+ROUTES = [
+    Route("GET", "/joining", joining, "What a machine needs that joins", who="person", answer=Joining),
+    Route("PUT", "/microservers/{name}", register, "Take a machine in, or tell how it is reached now", who="person", body=Registration, answer=MicroserverView),
+    Route("DELETE", "/microservers/{name}", remove, "Forget a machine", who="person", query=Removing, answer=Empty),
+]  # fmt: skip

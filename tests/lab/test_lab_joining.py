@@ -1,0 +1,220 @@
+"""A bare machine becomes a microserver by one command, and is let go by one: over ssh as an operator signs in, without a network there.
+
+The real command line, service, daemon and machine; the machine is host 2 of the lab, as bare as it can be, made anew behind the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labkit import Daemon, Lab, until
+
+from jupyterhub_agentfarm.fleet.bootstrap.login import fingerprint
+
+sys.path.append(str(Path(__file__).parents[1] / "integration"))
+from servicekit import service
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(900)]
+HOST = 2
+# What an agent's server and its kernels import; then it listens, so that it is there to be found.
+SERVER = """
+import os, socket, sys
+import ipykernel, jupyterhub.singleuser, jupyterlab, agentfarm_sdk.worker, jupyterhub_agentfarm.labserver
+assert os.path.exists(os.environ["JUPYTER_CONFIG_PATH"] + "/jupyter_server_config.py")
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(os.environ["RUNTIME_DIRECTORY"] + "/server.sock")
+listening.listen()
+print("up", sys.prefix, flush=True)
+while True:
+    listening.accept()
+"""
+
+
+@pytest.fixture(scope="module")
+def bare(booted: Lab) -> Iterator[Lab]:
+    """A machine on which the farm has never been."""
+    booted.need(HOST)
+    booted("exec", HOST, "sh", "-c", "rm -rf /opt/agentfarm/venv /opt/agentfarm/config /opt/agentfarm/helper.pyz")
+    booted(
+        "exec",
+        HOST,
+        "sh",
+        "-c",
+        "useradd -m -s /bin/bash admin && echo admin:a-password | chpasswd && usermod -aG sudo admin",
+    )
+    booted("exec", HOST, "sh", "-c", "cp -r /root/.ssh /home/admin/.ssh && chown -R admin: /home/admin/.ssh")
+    yield booted
+    booted("stop", HOST)
+    booted("wipe", HOST)
+    booted("start", HOST)
+    booted.off.discard(HOST)
+
+
+@dataclass
+class Operator:
+    """Somebody at a shell, with the command line and a key of their own."""
+
+    lab: Lab
+    daemon: Daemon
+    env: dict[str, str]
+
+    def _words(self, verb: str, *words: str) -> list[str]:
+        key = str(self.lab.folder / "key")
+        return [sys.executable, "-m", "jupyterhub_agentfarm.cli", "microserver", verb, "micro2", *words, "--key", key]
+
+    async def begin(self, verb: str, *words: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *self._words(verb, *words), env=self.env, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    async def run(self, verb: str, *words: str, typed: str = "") -> tuple[int, str, str]:
+        """Run a verb on micro2; return exit code, answer, and what was told on the way."""
+        process = await self.begin(verb, *words)
+        out, told = await asyncio.wait_for(process.communicate(typed.encode()), 500)
+        return process.returncode or 0, out.decode(), told.decode()
+
+    @property
+    def ssh(self) -> str:
+        return f"root@{self.lab.address(HOST)}"
+
+    @property
+    def seen(self) -> str:
+        """The fingerprint, as the operator reads it at the machine itself."""
+        return fingerprint(self.lab.host_key(HOST))
+
+
+@pytest.fixture
+async def operator(
+    bare: Lab, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Operator]:
+    # each test's farm finds the machine without another's
+    inside(bare, "rm -rf /var/lib/agentfarm; sed -i /helper.pyz/d /root/.ssh/authorized_keys")
+    async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch) as running:
+        running.parts.fleet = running.parts.surroundings.fleet = daemon.client  # type: ignore[assignment]
+        env = {**os.environ, "AGENTFARM_URL": running.url, "AGENTFARM_TOKEN": "operator", "TMPDIR": str(daemon.state)}
+        yield Operator(bare, daemon, env)
+
+
+def inside(lab: Lab, words: str) -> str:
+    return lab("exec", HOST, "sh", "-c", words)
+
+
+def python_of(lab: Lab) -> str:
+    """Return the Python that new servers are started by: at its real path, so that they keep their release."""
+    return inside(lab, "head -1 /opt/agentfarm/venv/bin/jupyterhub-singleuser").strip().removeprefix("#!")
+
+
+async def test_one_command_makes_a_bare_machine_ready_broken_off_or_twice(operator: Operator) -> None:
+    lab, daemon = operator.lab, operator.daemon
+    # somebody else's key, and none that was confirmed: nothing is done
+    code, _, told = await operator.run("add", "--ssh", operator.ssh, "--host-key", "SHA256:" + "A" * 43)
+    assert code == 2 and "its host key is not SHA256:AAAA" in told and operator.seen in told
+    code, _, told = await operator.run("add", "--ssh", operator.ssh)
+    assert code == 2 and "there is no terminal to ask at" in told and operator.seen in told
+    assert "agentfarm" not in inside(lab, "cat /root/.ssh/authorized_keys; ls /opt/agentfarm").replace("agentfarm-", "")
+    # killed while the programs are under way
+    first = await operator.begin("add", "--ssh", operator.ssh, "--host-key", operator.seen)
+    assert first.stderr
+    while b"sending the servers' programs" not in (line := await asyncio.wait_for(first.stderr.readline(), 400)):
+        assert line, "it ended before it sent anything"
+    os.killpg(first.pid, signal.SIGKILL)
+    await first.wait()
+    assert [one["name"] for one in await daemon.client.microservers()] == ["local"]
+    # the same command goes on
+    code, out, told = await operator.run("add", "--ssh", operator.ssh, "--host-key", operator.seen, "--label", "zone=b")
+    assert code == 0 and "micro2 is ready" in out, told
+    assert "systemd" in told and "cpu" in told and "sending the servers' programs" in told
+    one = await daemon.micro("micro2")
+    assert (one["silent"], one["labels"]["zone"], one["current"]) == ("", "b", True)
+    assert one["measured"]["disk_write"] > 0 and one["measured"]["cpu"] > 0
+    # a unit runs there, from the programs that were sent
+    await daemon.client.cordon("local", "the test is about another one")
+    await daemon.client.start("af-a", user="agent-a", server="", args=[python_of(lab), "-c", SERVER], env={})
+
+    async def is_up() -> Any:
+        lines = await daemon.client.logs("af-a")
+        return next((line for line in lines if line.startswith("up ")), None)
+
+    prefix = str(await until(is_up, 60, "the server's imports")).split()[1]
+    assert (
+        prefix.startswith("/opt/agentfarm/venvs/") and prefix == inside(lab, "readlink -f /opt/agentfarm/venv").strip()
+    )
+    # twice is harmless: what runs runs on, nothing is sent again, one line for the key
+    code, out, told = await operator.run("add", "--ssh", operator.ssh, "--yes")
+    assert code == 0 and "micro2 is ready, as before" in out and "sending the servers' programs" not in told, told
+    assert inside(lab, "grep -c agentfarm/helper.pyz /root/.ssh/authorized_keys").strip() == "1"
+    assert (await daemon.client.show("af-a"))["state"] == "running"
+    assert (await daemon.micro("micro2"))["labels"]["zone"] == "b"
+    await doctor_passes(operator)
+
+
+async def doctor_passes(operator: Operator) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "jupyterhub_agentfarm.cli",
+        "doctor",
+        "--json",
+        "--state",
+        str(operator.daemon.state),
+    ]
+    process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE, env=operator.env)
+    out, _ = await asyncio.wait_for(process.communicate(), 120)
+    found = [one for one in json.loads(out) if one["check"].startswith("micro2")]
+    assert found and not [one for one in found if one["state"] == "fail"], found
+
+
+async def test_a_machine_with_another_host_key_is_refused_until_the_operator_confirms_it_and_sudo_will_do(
+    operator: Operator,
+) -> None:
+    lab, daemon = operator.lab, operator.daemon
+    login = operator.ssh.replace("root@", "admin@")
+    told_by_hand = await operator.run("add", "--ssh", login, "--host-key", operator.seen, typed="wrong\n")
+    assert told_by_hand[0] == 1 and "does not let admin become root" in told_by_hand[2]
+    code, out, told = await operator.run("add", "--ssh", login, "--host-key", operator.seen, typed="a-password\n")
+    assert code == 0 and "micro2 is ready" in out, told
+    assert (await daemon.micro("micro2"))["login"] == login
+    await asyncio.to_thread(lab, "rekey", HOST)
+    code, _, told = await operator.run("add", "--yes")
+    assert code == 2 and "not the one that the farm knows" in told and operator.seen in told
+    code, out, told = await operator.run("add", "--host-key", operator.seen, typed="a-password\n")
+    assert code == 0 and not (await daemon.micro("micro2"))["silent"], told
+
+
+async def test_a_machine_that_is_removed_keeps_nothing_of_the_farm(operator: Operator) -> None:
+    lab, daemon = operator.lab, operator.daemon
+    code, _, told = await operator.run("add", "--ssh", operator.ssh, "--host-key", operator.seen)
+    assert code == 0, told
+    await daemon.client.cordon("local", "the test is about another one")
+    await daemon.client.start("af-a", user="agent-a", server="", args=[python_of(lab), "-c", SERVER], env={})
+    code, _, told = await operator.run("remove")
+    assert code == 2 and "servers run on micro2" in told, told
+    await daemon.client.stop("af-a")
+    code, out, told = await operator.run("remove")
+    assert code == 0 and "/var/lib/agentfarm/workspaces: a" in out, told
+    assert [one["name"] for one in await daemon.client.microservers()] == ["local"]
+    left = inside(
+        lab, "ls -A /opt/agentfarm; ls -A /var/lib/agentfarm; ls -d /run/agentfarm* 2>/dev/null; true"
+    ).split()
+    assert left == ["lab", "workspaces"], left
+    assert "agentfarm" not in inside(
+        lab,
+        "cat /root/.ssh/authorized_keys /etc/passwd /etc/group; systemctl list-units --all --plain --no-legend 'agentfarm*'",
+    )
+    # again, for what was left
+    code, out, told = await operator.run(
+        "remove", "--ssh", operator.ssh, "--host-key", operator.seen, "--delete-workspaces"
+    )
+    assert code == 0 and "workspaces" not in out and not inside(lab, "ls -d /var/lib/agentfarm 2>/dev/null; true"), (
+        out + told
+    )
