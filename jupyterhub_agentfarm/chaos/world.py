@@ -1,6 +1,6 @@
 """An outside world that counts: each effect that reaches it is on disk before it answers. Run as a process of its own.
 
-    python -m jupyterhub_agentfarm.chaos.world FILE      prints its port; POST /effect/<name>  GET /counts
+    python -m jupyterhub_agentfarm.chaos.world FILE [ADDRESS]      prints its port; POST /effect/<name>  GET /counts
 
 A line of FILE is one request: name, Idempotency-Key, whether that key was new. Between the effect and the answer lies
 `?delay=<seconds>`, or with `?hold=<file>` the time until that file exists, in which somebody can be killed: the effect has
@@ -75,6 +75,6 @@ class Effects(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = Server(("127.0.0.1", 0), Effects)
+    server = Server((sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1", 0), Effects)
     print(server.server_address[1], flush=True)
     server.serve_forever()
