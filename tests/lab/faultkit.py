@@ -38,7 +38,7 @@ from jupyterhub_agentfarm.records import unit_name
 sys.path.append(str(Path(__file__).parents[1] / "e2e"))
 from farmkit import PATIENCE, Farm, clean_env, end_with_us, until
 
-LEASE = 8.0
+LEASE = 6.0
 ALIVE = 2  # seconds between two questions of SSH, of which three may stay unanswered
 RECONCILE = 5
 GIVE_SECONDS = 2.0  # between two tasks of an agent
@@ -53,9 +53,9 @@ class NotHeld(Exception):
 
 
 class Rig:
-    """The farm, with `agents` on `hosts` microservers, model, counting world, and PostgreSQL with two services where there is one."""
+    """The farm, with `agents` on `hosts` microservers, model and counting world; `two`: two services, on PostgreSQL, where there is one."""
 
-    def __init__(self, lab: Lab, hosts: int, agents: int) -> None:
+    def __init__(self, lab: Lab, hosts: int, agents: int, two: bool) -> None:
         self.lab, self.hosts = lab, range(1, hosts + 1)
         self.agents = [f"w{number}" for number in range(agents)]
         self.place = Path(tempfile.mkdtemp(prefix="afl-", dir="/tmp"))
@@ -67,7 +67,7 @@ class Rig:
         self.model, port = self._child("model")
         self.world, self.world_port = self._child("world", str(self.effects), lab.env()["AFLAB_HUB"])
         self.world_url = f"http://{lab.env()['AFLAB_HUB']}:{self.world_port}"
-        found = programs()
+        found = programs() if two else None
         self.postgres = Postgres(found) if found else None
         (self.place / "config.py").write_text(f"c.AgentFarm.lease_seconds = {LEASE}\n")
         state = self.place / "farm"
@@ -383,10 +383,10 @@ class Walk:
         if not fault.hosts:
             return
         since, agents = self.work.given, self.rig.agents if fault.works else others
+        end = time.monotonic() + fault.leases * LEASE + fault.seconds
         if fault.seen:
             what = f"an operator sees what is with micro{fault.hosts[0]}"
             line.seen = self.until(lambda: all(fault.seen(self.rig.micro(host)) for host in fault.hosts), 30, what)  # type: ignore[misc]
-        end = time.monotonic() + fault.leases * LEASE + fault.seconds
         self.until(lambda: time.monotonic() > end, 60, "time passes")
         self.until(lambda: not self._behind(agents, since), 60, "the other agents finish their tasks")
 
