@@ -35,7 +35,7 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /agents/{name}/shares": MANAGES,
     "POST /agents/{name}/shares": MANAGES,
     "GET /agents/{name}/memory": SEES,
-    "GET /agents/{name}/logs": SEES,
+    "GET /agents/{name}/logs": MANAGES,
     "DELETE /agents/{name}/memory": MANAGES,
     "GET /runs/{run}/memory": (NO,) * 7 + (WHO,),
     "POST /agents/{name}/publish": MANAGES,

@@ -47,7 +47,7 @@ export function ServerTab({ agent, path }: { agent: AgentView; path: string }): 
       {(agent.pool || manages) && <PoolPart agent={agent} manages={manages} />}
       <Resources agent={agent.name} manages={manages} />
       {manages && <Connections agent={agent} />}
-      <Section title={t('Log of the server')} open={false}><ServerLog agent={agent.name} /></Section>
+      {reaches(agent.rights, 'manage') && <Section title={t('Log of the server')} open={false}><ServerLog agent={agent.name} /></Section>}
       {agent.retired_at === null && reaches(agent.rights, 'owner') && <Retire agent={agent} path={path} />}
     </>
   );
