@@ -67,7 +67,7 @@ class FleetClient:
 
     async def set_lost(self, name: str, lost: bool, why: str) -> None:
         """Say whether a silent microserver counts as lost. Raises NotFound."""
-        await self._call("PUT", f"/microservers/{quote(name)}/lost", {"lost": lost, "why": why})
+        await self._call("PUT", f"/microservers/{quote(name)}/silence", {"lost": lost, "why": why})
 
     async def units(self) -> list[dict[str, Any]]:
         return list((await self._call("GET", "/servers"))["items"])

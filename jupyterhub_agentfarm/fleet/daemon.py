@@ -392,7 +392,7 @@ class _Notices(_Handler):
         self.answer(self.fleet.notices(int(self.get_argument("after", "0"))))
 
 
-class _Lost(_Handler):
+class _Silence(_Handler):
     async def put(self, name: str) -> None:
         asked = self.body()
         self.fleet.microserver(name)
@@ -489,7 +489,7 @@ def application(fleet: Fleet, users: HubUsers) -> tornado.web.Application:
             (r"/microservers", _Microservers, parts),
             (r"/microservers/([^/]+)", _Microserver, parts),
             (r"/microservers/([^/]+)/examination", _Examination, parts),
-            (r"/microservers/([^/]+)/lost", _Lost, parts),
+            (r"/microservers/([^/]+)/silence", _Silence, parts),
             (r"/notices", _Notices, parts),
             (r"/ssh/key", _Key, parts),
             (r"/connections", _Connections, parts),
