@@ -10,7 +10,7 @@ export interface Said {
 
 type Body = Record<string, unknown>;
 
-const text = (value: unknown): string => value === undefined || value === null ? '' : typeof value === 'string' ? value : JSON.stringify(value, null, 1);
+const text = (value: unknown): string => value === undefined || value === null ? '' : typeof value === 'string' ? value : JSON.stringify(value, null, 2);
 const message = (body: Body): string => text((body.error as Body | undefined)?.message);
 const lines = (...parts: unknown[]): string => parts.map(text).filter(Boolean).join('\n');
 const said = (title: string, words: unknown = '', look: Said['look'] = 'quiet'): Said => ({ title, text: text(words), look });

@@ -19,7 +19,7 @@ from agentfarm_sdk.batches import Batch
 from agentfarm_sdk.protocol import Event
 from agentfarm_sdk.shown import live, things
 from agentfarm_sdk.shown.document import notebook_of
-from agentfarm_sdk.shown.markup import link, plain
+from agentfarm_sdk.shown.markup import STYLE, link, plain
 from agentfarm_sdk.shown.runs import run_bundle
 from agentfarm_sdk.shown.story import Story
 from agentfarm_sdk.testing import ScriptedModel, calls, says
@@ -199,3 +199,9 @@ def test_watching_in_a_terminal_ends_after_the_time_that_was_given() -> None:
 
     with pytest.raises(TimeoutError, match=r"after 0\.1 s"):
         watch(Batch(Going(), "batch-1", 2), timeout=0.1)  # type: ignore[arg-type]
+
+
+def test_an_outputs_style_is_its_own_beside_the_panels_on_the_same_page() -> None:
+    kit = "".join(file.read_text() for file in (Path(__file__).parents[3] / "labextension" / "style").glob("*.css"))
+    panels = set(re.findall(r"\.(af-[\w-]+)", kit))
+    assert panels and not panels & set(re.findall(r"[.\"' ](af[\w]*-[\w-]+)", STYLE))
