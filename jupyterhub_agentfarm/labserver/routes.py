@@ -16,7 +16,7 @@ GET,POST agents|threads|tasks
 GET,PATCH,DELETE agents/*
 GET agents/*/logs|agents/*/versions|agents/*/versions/*|agents/*/diff|agents/*/export
 GET,POST agents/*/shares
-GET,PUT agents/*/resources
+GET agents/*/resources
 POST agents/import|agents/*/publish|agents/*/restore|agents/*/start|agents/*/stop|agents/*/connect
 GET,DELETE agents/*/connections
 DELETE agents/*/connections/*

@@ -33,7 +33,7 @@ def test_what_the_panel_asks_for_goes_through_a_server() -> None:
 def test_decisions_secrets_and_the_farms_administration_do_not() -> None:
     calls = {
         "POST": ["inbox/inbox-1", "runs/run-1/erase", "microservers/m/cordon", "microservers/m/drain"],
-        "PUT": ["secrets", "budgets", "placements/settings", "pools/analysts"],
+        "PUT": ["secrets", "budgets", "placements/settings", "pools/analysts", "agents/a/resources"],
         "PATCH": ["microservers/m"],
         "DELETE": ["runs/run-1"],
     }

@@ -11,8 +11,9 @@ const MIB = 1 << 20;
 type T = ReturnType<typeof useFarm>['t'];
 
 export function Resources({ agent, manages }: { agent: string; manages: boolean }): JSX.Element {
-  const { t, api, operator } = useFarm();
+  const { t, api, operator, page, href } = useFarm();
   const path = `/agents/${agent}/resources`;
+  const address = page ? '' : href(`agents/${agent}?tab=server`);
   const { state, value, problem, resource } = useResource<ResourcesView>(path, () => false);
   const [edited, edit] = React.useState<Settings | null>(null);
   const save = useAction(async () => {
@@ -33,7 +34,8 @@ export function Resources({ agent, manages }: { agent: string; manages: boolean 
         {state === 'loading' && <Loading />}
         {value && <p className="af-quiet">{told(whole, t)}</p>}
         {value && value.feasible !== 'now' && value.change && <p role="status">{t('No microserver takes it now: %1', value.change)}</p>}
-        {value && manages && (
+        {manages && address && <p><a className="af-go" href={address} target="_blank" rel="noreferrer">{t('What its server is promised is set at the farm page')}</a></p>}
+        {value && manages && page && (
           <form className="af-fields" onSubmit={event => { event.preventDefault(); void save.run(); }}>
             <div className="af-line af-narrow">
               <NumberField
