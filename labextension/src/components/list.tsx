@@ -99,6 +99,8 @@ export interface Column<T> {
   cell: (item: T) => React.ReactNode;
   /** CSS width, e.g. `8rem` or `2fr`. */
   width?: string;
+  /** Stays beside the first one where there is little room; the others go, where a table says this of one. */
+  stays?: boolean;
 }
 
 /** A table of any length with rows of one height. A row is opened by click or Enter; arrows move between rows. */
@@ -142,10 +144,10 @@ export function Table<T>({ items, columns, keyOf, label, onOpen, empty, more }: 
   }
   const shown = items.slice(from, from + room);
   return (
-    <div className="af-table" role="table" aria-label={label} aria-rowcount={items.length + 1} style={{ minHeight: HEAD + ROW * Math.min(items.length, 5) }}>
+    <div className="af-table" role="table" aria-label={label} data-narrows={columns.some(column => column.stays) ? '' : undefined} aria-rowcount={items.length + 1} style={{ minHeight: HEAD + ROW * Math.min(items.length, 5) }}>
       <div role="rowgroup" className="af-table-head">
         <div role="row" aria-rowindex={1} style={{ gridTemplateColumns: widths }}>
-          {columns.map(column => <div key={column.id} role="columnheader">{column.title}</div>)}
+          {columns.map((column, at) => <div key={column.id} role="columnheader" data-stays={at === 0 || column.stays ? '' : undefined}>{column.title}</div>)}
         </div>
       </div>
       <div ref={body} role="rowgroup" className="af-table-body" onScroll={look} onKeyDown={onKeyDown} tabIndex={-1}>
@@ -156,7 +158,7 @@ export function Table<T>({ items, columns, keyOf, label, onOpen, empty, more }: 
             tabIndex={onOpen ? 0 : -1} data-opens={onOpen ? '' : undefined} onClick={() => onOpen?.(item)}
             onKeyDown={event => event.key === 'Enter' && event.target === event.currentTarget && onOpen?.(item)}
           >
-            {columns.map(column => <div key={column.id} role="cell">{column.cell(item)}</div>)}
+            {columns.map((column, place) => <div key={column.id} role="cell" data-stays={place === 0 || column.stays ? '' : undefined}>{column.cell(item)}</div>)}
           </div>
         ))}
         <div style={{ height: Math.max(0, items.length - from - shown.length) * ROW }} role="presentation" />

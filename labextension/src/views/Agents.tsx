@@ -38,7 +38,7 @@ function Agents(): JSX.Element {
             { id: 'what', title: t('What it does'), width: 'minmax(0, 2fr)', cell: agent => oneLine(agent.draft.description || agent.draft.prompt) },
             { id: 'owner', title: t('Owner'), cell: agent => agent.owner },
             { id: 'server', title: t('Server'), width: 'minmax(0, 1.2fr)', cell: agent => !agent.retired_at && agent.server && <span title={agent.server.reasons || agent.server.why || undefined}><Badge {...serverState(agent, t)} />{agent.server.reasons && <span className="af-quiet"> {oneLine(agent.server.reasons, 80)}</span>}</span> },
-            { id: 'status', title: t('Status'), width: '9rem', cell: agent => agentBadge(agent, t) }
+            { id: 'status', title: t('Status'), width: '9rem', stays: true, cell: agent => agentBadge(agent, t) }
           ]}
         />
       )}

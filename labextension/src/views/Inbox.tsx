@@ -1,7 +1,7 @@
 /** What waits for a person: the list, and beside it the one that is chosen, with what is known and the decision. */
 import React from 'react';
 
-import { Badge, Empty, ErrorBox, Go, Head, Json, Loading, Tabs, Text, Time, Value } from '../components';
+import { Badge, effectWord, Empty, ErrorBox, Go, Head, Json, Loading, Tabs, Text, Time, Value } from '../components';
 import { useFarm, useResource, useStore } from '../context';
 import { kindWord, resultOf, subject } from '../decisions';
 import { inboxIcon } from '../icons';
@@ -146,7 +146,7 @@ function Facts({ item }: { item: InboxView }): JSX.Element {
     [t('Run'), <Go to={`runs/${item.run_id}`}>{actor(item.agent, t)}</Go>],
     [t('Asked'), <Time at={item.asked_at} />],
     [t('Why'), item.kind === 'budget' ? '' : words('why') || words('reason')], // a budget's stands above
-    [t('Effect'), words('effect')],
+    [t('Effect'), words('effect') && effectWord(words('effect'), t)],
     [t('Worker'), item.worker ?? ''],
     [t('Key'), words('key') && <code>{words('key')}</code>],
     [t('Approvals'), approvals(item, t)],

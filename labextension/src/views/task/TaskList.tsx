@@ -30,7 +30,7 @@ export function TaskList({ path, empty }: { path: string; empty: React.ReactNode
           columns={[
             { id: 'input', title: t('Task'), width: 'minmax(0, 3fr)', cell: task => oneLine(task.input) },
             { id: 'agent', title: t('Agent'), cell: task => actor(task.agent ?? task.target, t) },
-            { id: 'status', title: t('Status'), width: '11rem', cell: task => <Badge state={task.status} word={statusWord(task.status, task.waiting, t)} /> },
+            { id: 'status', title: t('Status'), width: '11rem', stays: true, cell: task => <Badge state={task.status} word={statusWord(task.status, task.waiting, t)} /> },
             { id: 'outcome', title: t('Outcome'), width: 'minmax(0, 2fr)', cell: task => <span className="af-quiet">{outcome(task)}</span> },
             { id: 'at', title: t('Submitted'), width: '7rem', cell: task => <Time at={task.created_at} /> }
           ]}
