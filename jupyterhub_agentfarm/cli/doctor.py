@@ -35,7 +35,7 @@ def examine(state: Path, env: Mapping[str, str]) -> list[Finding]:
     """Make all checks; one that breaks is itself a finding."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         python, lambda: disk(state), memory, lambda: proxy(env), lambda: ports(state), clock,
-        lambda: database(state, env), lambda: model(env), namespaces, lambda: isolation(state), loopback,
+        lambda: database(state, env), lambda: model(env), namespaces, lambda: isolation(state), lambda: network(state), loopback,
         lambda: microservers(state),
     ]  # fmt: skip
     return [finding for check in checks for finding in check()]
@@ -161,19 +161,6 @@ def namespaces() -> Iterator[Finding]:
 def isolation(state: Path) -> Iterator[Finding]:
     if os.geteuid() == 0 and can_use(sys.executable, str(there(state))):
         yield Finding("isolation", "ok", "as root: each agent gets a user of its own")
-        if why := walls.missing():
-            yield Finding(
-                "walls",
-                "warn",
-                f"{why}: agents of this machine reach whatever it reaches",
-                "install nftables, with the right to use it",
-            )
-        else:
-            yield Finding(
-                "walls",
-                "ok",
-                "agents reach the farm, and what their list names (agentfarm agent resources NAME --egress)",
-            )
     elif os.geteuid() == 0:
         yield Finding(
             "isolation", "warn", f"other users cannot reach {sys.executable} or {there(state)}: agents share one user",
@@ -184,6 +171,19 @@ def isolation(state: Path) -> Iterator[Finding]:
             "isolation", "warn", "all agents run as this user and can read each other's files, and yours",
             "run agents that you do not trust on machines of their own, or the farm as root",
         )  # fmt: skip
+
+
+def network(state: Path) -> Iterator[Finding]:
+    """Where agents' servers on this machine may go is held by nft, by their users."""
+    if os.geteuid() != 0 or not can_use(sys.executable, str(there(state))):
+        why, hint = "agents share one user", "as for isolation"
+    else:
+        why, hint = walls.missing(), "install nftables, and let it set rules here"
+    if why:
+        yield Finding("walls", "warn", f"{why}: agents of this machine reach whatever it reaches", hint)
+    else:
+        said = "agents reach the farm, and what their list names (agentfarm agent resources NAME --egress)"
+        yield Finding("walls", "ok", said)
 
 
 def loopback() -> Iterator[Finding]:

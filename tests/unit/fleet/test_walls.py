@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jupyterhub_agentfarm.errors import StartError
-from jupyterhub_agentfarm.fleet.helper import egress, walls
+from jupyterhub_agentfarm.fleet.helper import checks, egress, systemdunits, walls
 from jupyterhub_agentfarm.fleet.placing import Placing
 from jupyterhub_agentfarm.fleet.state import FleetState
 from jupyterhub_agentfarm.fleet.walling import usual_of
@@ -137,3 +137,65 @@ def test_lists_come_in_layers_and_a_person_is_walled_in_only_where_it_is_said(tm
         of("agent-a", egress=["nonsense"])
     with pytest.raises(StartError, match="AGENTFARM_EGRESS"):
         usual_of("a.example")
+
+
+def test_the_table_is_loaded_when_something_moves_and_left_alone_when_nothing_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[set[str]] = []
+    there, addresses = {"text": ""}, {"a.example": ["198.51.100.1"]}
+
+    def look_up(names: Any) -> dict[str, list[str]]:
+        asked.append(set(names))
+        return {name: addresses[name] for name in asked[-1]}
+
+    def nft(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        if words[0] == "list":
+            return subprocess.CompletedProcess(words, 0 if words[-1] in there["text"] else 1, "", "")
+        there["text"] = text
+        loads.append(text)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    loads: list[str] = []
+    monkeypatch.setattr(walls, "look_up", look_up)
+    monkeypatch.setattr(walls, "nft", nft)
+    (tmp_path / "af-a").mkdir()
+    record = {"uid": 200_001, "wall": {"egress": ["a.example:443"], "farm": []}, "at": 1.0}
+    walls.write_json(tmp_path / "af-a" / walls.RECORD, record)
+    for fresh in (False, False, True):  # a name that is known is asked for anew only where that is wished
+        assert walls.sync(tmp_path, "t", users=False, fresh=fresh) == {"unknown": {}}
+    assert asked == [{"a.example"}, set(), {"a.example"}] and len(loads) == 1 and "198.51.100.1" in loads[0]
+    addresses["a.example"] = ["198.51.100.2"]
+    walls.sync(tmp_path, "t", users=False)
+    assert len(loads) == 2 and "{ 198.51.100.1, 198.51.100.2 }" in loads[1]
+    there["text"] = ""  # somebody flushed the machine's rules
+    walls.sync(tmp_path, "t", users=False)
+    assert loads[2] == loads[1] and loads[2].startswith("table inet t {}\ndelete table inet t\n")
+    addresses["b.example"] = ["10.0.0.9"]
+    walls.write_json(tmp_path / "af-a" / walls.RECORD, {**record, "wall": {"egress": ["b.example:443"], "farm": []}})
+    assert "10.0.0.9, a private address" in walls.sync(tmp_path, "t", users=False)["unknown"]["b.example"]
+    (tmp_path / "af-a" / walls.RECORD).unlink()
+    walls.sync(tmp_path, "t", users=False)
+    assert loads[-1] == "table inet t {}\ndelete table inet t\n"
+
+
+@pytest.mark.parametrize(
+    ("listed", "denied"), [(["a.example:443", "10.1.0.0/16:*"], "any"), (["*:443"], "10.0.0.0/8"), (None, None)]
+)
+def test_without_nft_the_unit_itself_is_given_the_addresses(
+    monkeypatch: pytest.MonkeyPatch, listed: list[str] | None, denied: str | None
+) -> None:
+    monkeypatch.setattr(walls, "look_up", lambda names: {one: ["198.51.100.1"] for one in names})
+    monkeypatch.setattr(walls, "resolvers", lambda: ["192.0.2.53"])
+    env = {"AGENTFARM_URL": "http://127.0.0.1:8003"}
+    asked = {"unit": "af-a", "argv": ["/bin/true"], "env": env, "workspace": "a", "uid": 200_001, "egress": listed}
+    words = dict(one.removeprefix("--property=").split("=") for one in systemdunits.addresses(checks.start(asked)))
+    if denied is None:
+        assert words == {}
+        return
+    assert denied in words["IPAddressDeny"].split() and {"localhost", "192.0.2.53"} <= {
+        *words["IPAddressAllow"].split()
+    }
+    assert (
+        ("198.51.100.1" in words["IPAddressAllow"]) == ("10.1.0.0/16" in words["IPAddressAllow"]) == (denied == "any")
+    )
