@@ -43,8 +43,9 @@ def measure(microservers: int = 1000, tasks: int = 10_000, times: int = 3) -> li
     """Return a row for each rank: the best of some times, in seconds of this process's CPU."""
     dice, rows = random.Random(SEED), []
     farm, demands = farm_of(microservers, dice), demands_of(tasks, dice)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if allowed is not None:
+        os.sched_setaffinity(0, [min(allowed)])
     for rank in RANKS:
         taken = []
         for _ in range(times):
@@ -61,4 +62,6 @@ def measure(microservers: int = 1000, tasks: int = 10_000, times: int = 3) -> li
                 "seconds": round(min(taken), 3),
             }
         )
+    if allowed is not None:
+        os.sched_setaffinity(0, allowed)
     return rows

@@ -1,24 +1,29 @@
 """One OpenSSH connection to a microserver: a ControlMaster that outlives the daemon, and is taken over again by `-O check`.
 
 Requests are a command each over it, with JSON on stdin; unix sockets there become loopback ports here, and a few loopback ports there lead back.
+The program `ssh` is started for the master alone: requests go over its control socket (mux.py), without a process each.
 Nothing but the farm's own files says whom to trust: no configuration of a user, no agent, no question to anybody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..errors import AgentFarmError, FleetError, Invalid, StartError
+from . import mux
 
+T = TypeVar("T")
 log = logging.getLogger("agentfarm.fleet")
 SESSIONS = 8  # at a time: sshd takes 10 a connection
 CONNECT_SECONDS = 10
@@ -166,13 +171,17 @@ class Connection:
         """Say whether a master runs. It may have been started by a daemon that is dead."""
         if not self.control.exists():
             return False
-        code, _, _ = await self._ssh("-O", "check", self.to.bare, seconds=MUX_SECONDS)
-        return code == 0
+        try:
+            await self._asked(mux.ask(self.control, mux.ALIVE_CHECK), MUX_SECONDS)
+        except (OSError, mux.Refused):
+            return False
+        return True
 
     async def close(self) -> None:
         """End the master and with it all forwards. Again is harmless."""
         if self.control.exists():
-            await self._ssh("-O", "exit", self.to.bare, seconds=MUX_SECONDS)
+            with contextlib.suppress(OSError, mux.Refused):  # it ended by itself
+                await self._asked(mux.ask(self.control, mux.TERMINATE), MUX_SECONDS)
         self.up = self.open = False
 
     async def _open(self) -> None:
@@ -218,61 +227,52 @@ class Connection:
             "-o", "ExitOnForwardFailure=yes", "-o", "ForwardAgent=no", "-o", "ForwardX11=no", "-o", f"ControlPath={self.control}",
         ]  # fmt: skip
 
-    async def _ssh(self, *words: str, stdin: bytes = b"", seconds: float) -> tuple[int, bytes, str]:
-        """Ask the master, and never make a connection beside it. Returns (exit code, stdout, stderr). Raises FleetError."""
-        process = await asyncio.create_subprocess_exec(
-            "ssh", *self._options(), "-o", "ControlMaster=no", "-o", "ProxyCommand=false", *words,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+    async def _asked(self, answer: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Wait for what the master answers. Raises FleetError: it does not; OSError: no master is there; mux.Refused."""
         try:
-            out, err = await asyncio.wait_for(process.communicate(stdin), seconds)
+            return await asyncio.wait_for(answer, seconds)
         except asyncio.TimeoutError:
             raise FleetError(
                 f"{self.name} does not answer", hint="see its load, its power and its network", retry_after=2
             ) from None
-        finally:
-            if process.returncode is None:  # also where this task is cancelled
-                process.kill()
-                await process.wait()
-        return process.returncode or 0, out, err.decode("utf-8", "replace")
+
+    def _away(self, why: str) -> FleetError:
+        return FleetError(f"{self.name} cannot be asked: {why}", hint="see its power and network", retry_after=2)
 
     # -- what goes over it ---------------------------------------------------------------------------------------
 
     async def execute(self, command: str, stdin: bytes, seconds: float) -> bytes:
         """Run a command there and return what it wrote. A key with a forced command runs that. Raises FleetError."""
         if not self.open:
-            raise FleetError(
-                f"{self.name} cannot be asked: {self.reason}", hint="see its power and network", retry_after=2
-            )
+            raise self._away(self.reason)
         async with self._sessions:
-            code, out, err = await self._ssh(self.to.bare, command, stdin=stdin, seconds=seconds)
-        if code == 255 and not out:
-            raise FleetError(
-                f"{self.name} cannot be asked: {meaning(err)}", hint="see its power and network", retry_after=2
-            )
+            try:
+                code, out, err = await self._asked(mux.run(self.control, command, stdin), seconds)
+            except OSError:
+                raise self._away("the connection broke off") from None
+            except mux.Refused as refused:
+                raise self._away(str(refused)) from None
         if code != 0 and not out:
-            raise FleetError(
-                f"the helper on {self.name} failed: {meaning(err)}", hint="agentfarm doctor repeats the checks"
-            )
+            why = meaning(err.decode("utf-8", "replace"))
+            raise FleetError(f"the helper on {self.name} failed: {why}", hint="agentfarm doctor repeats the checks")
         return out
 
     async def forward(self, port: int, socket: str) -> bool:
         """Let a loopback port here lead to a unix socket there; again is harmless. False: the port is taken."""
-        return await self._forwarding("forward", "-L", f"127.0.0.1:{port}:{socket}")
+        return await self._forwarding(mux.OPEN_FORWARD, mux.LOCAL, port, socket, mux.UNIX)
 
     async def cancel(self, port: int, socket: str) -> None:
-        await self._forwarding("cancel", "-L", f"127.0.0.1:{port}:{socket}")
+        await self._forwarding(mux.CLOSE_FORWARD, mux.LOCAL, port, socket, mux.UNIX)
 
     async def lead_back(self, port: int, host: str, to: int) -> bool:
         """Let a loopback port there lead to an address here. False: the port is taken there."""
-        return await self._forwarding("forward", "-R", f"127.0.0.1:{port}:{host}:{to}")
+        return await self._forwarding(mux.OPEN_FORWARD, mux.REMOTE, port, host, to)
 
-    async def _forwarding(self, verb: str, *words: str) -> bool:
-        code, _, err = await self._ssh("-O", verb, *words, self.to.bare, seconds=MUX_SECONDS)
-        if code != 0 and "ontrol socket" in err:
-            raise FleetError(
-                f"{self.name} cannot be asked: {self.reason or 'the connection broke off'}",
-                hint="see its power and network",
-                retry_after=2,
-            )
-        return code == 0
+    async def _forwarding(self, kind: int, way: int, listen: int, host: str, port: int) -> bool:
+        try:
+            await self._asked(mux.forward(self.control, kind, way, listen, host, port), MUX_SECONDS)
+        except OSError:
+            raise self._away(self.reason or "the connection broke off") from None
+        except mux.Refused:
+            return False
+        return True

@@ -40,6 +40,7 @@ LADDERS: dict[str, list[str]] = {
         "fleet.remotes fleet.placing fleet.walling",
         "fleet.microserver",
         "fleet.connection fleet.zipped fleet.findings fleet",
+        "fleet.mux",
         "fleet.helper",
         *LEAVES,
     ],
