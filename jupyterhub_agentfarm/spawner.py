@@ -7,21 +7,27 @@ away would forget its servers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from jupyterhub.spawner import Spawner, SpawnException
 from traitlets import Bool, Dict, Unicode, default
 
-from .errors import AgentFarmError, FleetError, NotFound
+from .errors import AgentFarmError, FleetError, NotFound, StartError
 from .fleet.client import FleetClient
 from .hubconfig import forget_tokens
 from .records import unit_name
 
 AGENT = "agent-"
 AWAY_SECONDS = 2.0  # between two looks whether a microserver has returned
+LOOK_SECONDS = (0.1, 1.0)  # between two looks whether a server answers: a twentieth of its time so far, within these
+ASK_SECONDS = 5.0  # between two questions whether it has ended
+WHOLE_START = 180  # seconds: many that start together on old machines take turns
 
 
 class AgentFarmSpawner(Spawner):  # type: ignore[misc]
@@ -40,7 +46,7 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
 
     show_microserver = Bool(
         True,
-        help="Whether the Hub's admin page names a server's microserver, in its column Profile (user option `profile`). "
+        help="Whether the Hub's admin page names a server's microserver, and why it is there, in its column Profile (user option `profile`). "
         "False where that option is yours.",
     ).tag(config=True)
 
@@ -51,6 +57,10 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
     @default("fleet_socket")
     def _fleet_socket(self) -> str:
         return os.path.join(os.environ.get("AGENTFARM_STATE", ".farm"), "fleet.sock")
+
+    @default("start_timeout")
+    def _start_timeout(self) -> int:
+        return WHOLE_START
 
     @default("ip")
     def _ip(self) -> str:
@@ -112,7 +122,8 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
     # -- the life of a server ------------------------------------------------------------------------------------
 
     async def start(self) -> tuple[str, int]:
-        """Place, then start. Raises SpawnException with the reasons."""
+        """Place, start, wait until it answers. Raises SpawnException with the reasons."""
+        began = time.monotonic()
         try:
             placed = await self.fleet.place(self.unit, dict(self.demand), self.user.name)
             if placed["state"] == "running":  # a Hub that died left it, with tokens that are not those of this start
@@ -136,10 +147,56 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
                 limits=self.limits(),
             )
             self._asked = True
+            await self._come_up(started["ip"], started["port"], began + self.start_timeout / 2)
         except AgentFarmError as error:
             raise SpawnException(f"{error.detail}. {error.hint}", reason=error.type) from error
         self.log.info("%s runs on %s, port %d", self.unit, self.microserver, started["port"])
         return started["ip"], started["port"]
+
+    async def _come_up(self, ip: str, port: int, until: float) -> None:
+        """Wait until the server answers: the Hub, which looks ever more seldom, then finds it up at once, and has twice the time.
+
+        Raises StartError: it has ended. At `until` (monotonic) the Hub is left to wait by itself.
+        """
+        if self.server is None or self.internal_ssl:
+            return
+        # What the Hub keeps when a start is over: one that dies in between takes the server over.
+        self.server.ip, self.server.port = ip, port
+        self.orm_spawner.state = self.get_state()
+        self.db.commit()
+        try:
+            await asyncio.wait_for(
+                self._answers(f"http://{ip}:{port}{self.server.base_url}api"), until - time.monotonic()
+            )
+        except asyncio.TimeoutError:
+            self.log.info("%s does not answer yet", self.unit)
+
+    async def _answers(self, url: str) -> None:
+        """Return when the server answers. Raises StartError: it has ended."""
+        began = asked = time.monotonic()
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_SECONDS)) as http:
+            while True:
+                with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):  # not yet
+                    async with http.get(url, allow_redirects=False) as answer:
+                        if answer.status < 500:
+                            return
+                if (now := time.monotonic()) - asked > ASK_SECONDS:
+                    await self._lives()
+                    asked = time.monotonic()
+                await asyncio.sleep(min(max((now - began) / 20, LOOK_SECONDS[0]), LOOK_SECONDS[1]))
+
+    async def _lives(self) -> None:
+        """Raises StartError, with the server's last words, where it has ended; where nobody can say it may live."""
+        try:
+            shown = await self.fleet.show(self.unit)
+            if shown["state"] != "exited":
+                return
+            said = await self.fleet.logs(self.unit)
+        except AgentFarmError:
+            return
+        why = shown.get("reason") or f"with exit code {shown.get('exit_code')}"
+        last = next((line.strip()[:300] for line in reversed(said) if line.strip()), "nothing")
+        raise StartError(f"the server ended while it started: {why}", hint=f"its last words: {last}")
 
     def _show_place(self) -> None:
         """Have the Hub's own list of servers name the microserver: its admin page prints the option `profile`."""
@@ -148,7 +205,7 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
         given: dict[str, Any] = dict(self.user_options)  # type: ignore[has-type]
         options = {name: value for name, value in given.items() if name != "profile"}
         if self.microserver:
-            options["profile"] = self.microserver
+            options["profile"] = f"{self.microserver}: {self.why}" if self.why else self.microserver
         if options != given:
             self.user_options = options
             if self.orm_spawner is not None:  # so that a Hub that is started anew knows it too

@@ -46,12 +46,12 @@ c.ConfigurableHTTPProxy.should_start = True
 c.Spawner.cmd = [sys.executable, "SMALL"]
 c.Spawner.poll_interval = 1
 c.Spawner.http_timeout = 5
-c.Spawner.start_timeout = 3
+c.Spawner.start_timeout = 8
 c.Spawner.environment = {"WAIT_FOR": "STATE/gate"}
 """
 
 
-def until(look: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+def until(look: Callable[[], Any], what: str, seconds: float = 150.0) -> Any:
     deadline, last = time.monotonic() + seconds, None
     while time.monotonic() < deadline:
         if last := look():
@@ -207,7 +207,7 @@ def test_a_hub_that_is_killed_finds_its_servers_again_at_the_same_address_and_wi
     place.kill(place.hub)
     place.start_hub()
     until(lambda: place.server("ann").get("ready"), "the Hub has found the server again")
-    assert place.server("ann")["user_options"] == {"profile": "local"}, "what the Hub's admin page prints"
+    assert place.server("ann")["user_options"]["profile"].startswith("local: it is pinned there"), "on the admin page"
     assert place.address("ann") == address and place.its_token_works("ann") and place.tokens("ann") == 1
     place.ask("DELETE", "/users/ann/server")  # this Hub never saw the token
     place.gone("ann")
