@@ -15,7 +15,8 @@ from .fleet.helper.egress import MOST, parse
 from .records import Demand
 
 MIB = 1 << 20
-DEFAULT_MEMORY = 512 * MIB  # a server takes 130, a kernel 80
+# A server takes 130 MiB, each of its kernels 80 (two at work, one in reserve), pandas 70 and a frame of 200 twice that while it is worked on.
+DEFAULT_MEMORY = 1024 * MIB
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Cores = Annotated[float, msgspec.Meta(ge=0, le=4096)]
 Gpus = Annotated[int, msgspec.Meta(ge=0, le=64)]

@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
 from traitlets import Integer, List, Unicode
 
-from . import activity, hubtoken
+from . import activity, hubtoken, memory
 from .forward import PanelHandler, Service
 from .kernels import kernel_environment
 from .kernelsocket import LONGEST_PATH, KernelSocket, private_folder
@@ -71,6 +72,7 @@ class AgentFarmExtension(ExtensionApp):
             return
         self._hide_token()
         self._kernels_off_the_network()
+        self._kernels_die_first()
         self._without_delay()
         if hub_auth := getattr(serverapp.identity_provider, "hub_auth", None):
             self.open_sockets = OpenSockets(hub_auth, self.log)
@@ -138,6 +140,13 @@ class AgentFarmExtension(ExtensionApp):
 
         WithoutDelay.__name__ = base.__name__  # its configuration is found by name
         settings["kernel_websocket_connection_class"] = WithoutDelay
+
+    def _kernels_die_first(self) -> None:
+        """Where memory is short a kernel is killed, and not the server with all of them. An operator's own class is kept."""
+        assert self.serverapp is not None
+        manager = self.serverapp.kernel_manager
+        if manager.kernel_manager_class == f"{ServerKernelManager.__module__}.{ServerKernelManager.__name__}":
+            manager.kernel_manager_class = f"{memory.__name__}.{memory.DiesFirst.__name__}"
 
     def _kernels_off_the_network(self) -> None:
         """Kernels speak over unix sockets: TCP ports are open to every local user. An operator's own choice is kept."""

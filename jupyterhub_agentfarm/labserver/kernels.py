@@ -20,6 +20,8 @@ from typing import Any
 
 from tornado.web import HTTPError
 
+from . import memory
+
 EXTENSION = "agentfarm_sdk.worker"
 WARM_SECONDS = 60.0  # within which a started kernel answers
 SHOW_SECONDS = 0.25  # after which a run is shown to who looks at the list of kernels
@@ -72,6 +74,7 @@ class WorkerKernels:
         self._kernel_name = kernel_name
         self._running: dict[str, _Running] = {}
         self._watching: set[asyncio.Task[None]] = set()
+        self._kills = memory.Kills()
 
     async def start(self, name: str) -> None:
         """Start a kernel and return when it answers. One that cannot start is `gone`, with the reason."""
@@ -180,7 +183,8 @@ class WorkerKernels:
         self._running.pop(name, None)
         code = running.process.returncode
         self._log.info("worker kernel %s (pid %d) exited with %s", name, running.process.pid, code)
-        self._gone(name, f"kernel exited with {code}")
+        starved = self._kills.fresh() and code == -signal.SIGKILL
+        self._gone(name, f"kernel exited with {code}" + (f": {memory.SAID}" if starved else ""))
         running.listening.cancel()
         running.writer.close()
         running.child_end.close()

@@ -158,7 +158,8 @@ async def test_a_task_s_requirements_narrow_a_pool_to_members_that_have_what_it_
         "ann", "POST", "/tasks", {"target": "analyst", "input": "x", "requirements": {"memory": 4 * GIB}}
     )
     assert (
-        refused.status_code == 422 and "its server is promised 512 MiB, the task needs 4096" in refused.json()["detail"]
+        refused.status_code == 422
+        and "its server is promised 1024 MiB, the task needs 4096" in refused.json()["detail"]
     )
     assert (
         await farm.ask("ann", "POST", "/tasks", {"target": "analyst", "input": "x", "requirements": {"colour": 1}})
@@ -183,7 +184,7 @@ async def test_a_task_s_requirements_narrow_a_pool_to_members_that_have_what_it_
         and "analyst: its server is promised 0 GPUs, the task needs 8" in failed["error"]["message"]
     )
     explained = await farm.ok("ann", "GET", f"/placements/explain?task={wanted['task_id']}")
-    assert explained["members"]["analyst"].startswith("its server is promised 512 MiB")
+    assert explained["members"]["analyst"].startswith("its server is promised 1024 MiB")
     assert any("its owner's next at pool:all" in sentence for sentence in explained["queue"])
     claim = await farm.claim("other", wait=15)
     assert claim is not None

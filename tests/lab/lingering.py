@@ -1,4 +1,4 @@
-"""A tool for an agent of the lab: it takes for ever once, so that something can happen meanwhile, and is quick the second time."""
+"""Tools for an agent of the lab: one takes for ever once, so that something can happen meanwhile, and is quick the second time; one takes all memory."""
 
 import time
 from pathlib import Path
@@ -15,3 +15,11 @@ def linger(ctx, mark: str) -> str:
     there.touch()
     time.sleep(600)
     return "the first time"
+
+
+@tool(effect="read", timeout=120)
+def gorge(ctx) -> str:
+    """Take memory until there is no more."""
+    held = []
+    while True:
+        held.append(b"\1" * (16 << 20))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -54,9 +55,11 @@ class Fleet:
         added = asyncio.run(self.client.register(f"micro{host}", registration))
         assert not added["silent"], added
 
+    def unit(self, agent: str) -> dict[str, Any]:
+        return next((one for one in asyncio.run(self.client.units()) if one.get("agent") == agent), {})
+
     def where(self, agent: str) -> str:
-        units = [one for one in asyncio.run(self.client.units()) if one.get("agent") == agent]
-        return str(units[0]["microserver"]) if units else ""
+        return str(self.unit(agent).get("microserver", ""))
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +88,8 @@ def fleet(booted: Lab, model: str) -> Iterator[Fleet]:
 def alice(fleet: Fleet) -> Person:
     """A person with an agent that calculates and lingers."""
     person = fleet.farm.person("alice")
-    spec, code = pinned(lingering.linger)
-    tools = [{"name": "calculator"}, msgspec.to_builtins(spec)]
+    (spec, code), (gorge, _) = pinned(lingering.linger), pinned(lingering.gorge)
+    tools = [{"name": "calculator"}, msgspec.to_builtins(spec), msgspec.to_builtins(gorge)]
     draft = {"prompt": "Do what you are told.", "model": {"name": "scripted"}, "tools": tools}
     with person.api() as api:
         made = api.post("/agents", json={"name": "far", "draft": draft, "files": {"lingering.py": code.decode()}})
@@ -128,6 +131,16 @@ def test_a_daemon_that_is_killed_cuts_no_websocket_of_a_kernel(fleet: Fleet, ali
     assert asyncio.run(kill_meanwhile()) == "to the end\n"
     done = alice.settled(alice.submit("far", SUM)["task_id"])
     assert done["status"] == "succeeded", done
+
+
+def test_a_kernel_that_takes_all_memory_is_killed_and_said_so_and_its_server_lives(fleet: Fleet, alice: Person) -> None:
+    before = fleet.unit("far")
+    failed = alice.settled(alice.submit("far", json.dumps({"tool": "gorge", "arguments": {}}))["task_id"], 120)
+    assert failed["status"] == "failed" and "killed for want of memory" in failed["error"]["message"], failed
+    done = alice.settled(alice.submit("far", SUM)["task_id"])
+    assert done["status"] == "succeeded", done
+    after = fleet.unit("far")
+    assert (after["pid"], after["state"]) == (before["pid"], "running") and after["oom_kills"] >= 3
 
 
 def test_a_power_cut_ends_no_task(fleet: Fleet, alice: Person, lab: Lab) -> None:
