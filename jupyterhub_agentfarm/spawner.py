@@ -186,17 +186,17 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
                 await asyncio.sleep(min(max((now - began) / 20, LOOK_SECONDS[0]), LOOK_SECONDS[1]))
 
     async def _lives(self) -> None:
-        """Raises StartError, with the server's last words, where it has ended; where nobody can say it may live."""
+        """Raises StartError where the server has ended; where nobody can say it may live. Its log is for who may open it."""
         try:
             shown = await self.fleet.show(self.unit)
             if shown["state"] != "exited":
                 return
-            said = await self.fleet.logs(self.unit)
         except AgentFarmError:
             return
         why = shown.get("reason") or f"with exit code {shown.get('exit_code')}"
-        last = next((line.strip()[:300] for line in reversed(said) if line.strip()), "nothing")
-        raise StartError(f"the server ended while it started: {why}", hint=f"its last words: {last}")
+        raise StartError(
+            f"the server ended while it started: {why}", hint="agentfarm agent logs AGENT says what it wrote"
+        )
 
     def _show_place(self) -> None:
         """Have the Hub's own list of servers name the microserver: its admin page prints the option `profile`."""
