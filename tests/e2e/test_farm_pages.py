@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from browserkit import Desk
-from farmkit import Farm, Person
+from farmkit import PATIENCE, Farm, Person, until
 
 from jupyterhub_agentfarm.errors import NotFound
 from jupyterhub_agentfarm.fleet.client import FleetClient
@@ -87,6 +87,8 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
     page.get_by_text("tainted disk-full").wait_for(state="detached")
     with farm.person("admin").api() as api:
         api.put("/placements/settings", json={"health": {"calm_seconds": None}}).raise_for_status()
+        noted = {"microserver.tainted", "microserver.untainted"}
+        until(lambda: noted <= chained(api), 60 * PATIENCE, "the taint in the farm's chain")
     machine.locator("[data-state=ready]").wait_for()  # by the stream: nobody pressed anything here
     page = admin.at("agents/analyst?tab=server")  # its server has run since the farm began
     page.get_by_role("button", name="Log of the server").click()
@@ -113,6 +115,12 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
     admin.shot("pools-dark")
     found += admin.axe()
     assert found == []
+
+
+def chained(api: Any) -> set[str]:
+    """Return what the service recorded in the farm's own chain."""
+    events = api.get("/runs/farm/events?limit=1000").json()["items"]
+    return {one["kind"] for one in events if one["by"] == "service"}
 
 
 def fleet(farm: Farm, verb: str, *words: Any) -> None:
