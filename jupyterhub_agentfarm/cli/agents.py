@@ -54,6 +54,7 @@ def add(nouns: Any) -> None:
 
     start = verb("start", start_agent, "start the agent's server (a task does so by itself)")
     start.add_argument("name")
+    verb("restart", restart_agent, "start the agent's server anew, once no run is on it").add_argument("name")
     verb("stop", stop_agent, "stop the agent's server").add_argument("name")
     logs.add(verb)
     placements.add_resources(verb)
@@ -139,6 +140,11 @@ def start_agent(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     answer = farm.request("POST", f"/agents/{quote(asked.name, safe='')}/start") or {}
     word = "is up" if answer.get("ready") else "is starting"
     out.line(f"the server of {asked.name} {word}  {answer.get('url') or ''}".rstrip(), answer)
+
+
+def restart_agent(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
+    answer = farm.request("POST", f"/agents/{quote(asked.name, safe='')}/restart")
+    out.line(f"the server of {asked.name} is started anew", answer)
 
 
 def stop_agent(farm: Farm, asked: argparse.Namespace, out: Out) -> None:

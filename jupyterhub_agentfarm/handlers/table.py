@@ -27,6 +27,7 @@ from . import (
     placements,
     pools,
     preview,
+    restarting,
     runs,
     steps,
     tasks,
@@ -40,7 +41,7 @@ from .base import url_specs
 from .routes import Parts, Route
 
 ROUTES: list[Route] = [
-    *agents.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *toolfiles.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *steps.ROUTES, *cases.ROUTES, *preview.ROUTES, *worker.ROUTES, *model.ROUTES,
+    *agents.ROUTES, *restarting.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *toolfiles.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *steps.ROUTES, *cases.ROUTES, *preview.ROUTES, *worker.ROUTES, *model.ROUTES,
     *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *joining.ROUTES, *placements.ROUTES, *logs.ROUTES, *pools.ROUTES, *templates.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"

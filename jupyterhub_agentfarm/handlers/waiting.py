@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from agentfarm_sdk.protocol import ENDED, Claim, ClaimRequest
 
 from .. import runtokens
-from ..errors import Transient
+from ..errors import Conflict, Transient
 from ..records import Committed, Run
 from ..store import definitions, leases
 from ..store.db import Database, Tx
@@ -90,6 +90,7 @@ class Claims:
         self._waiting: dict[str, set[_Listener]] = {}
         self._connected: dict[str, int] = {}
         self._last: dict[str, float] = {}
+        self._resting: set[str] = set()  # agents whose servers are about to be started anew
         db.on_commit(self._heard)
 
     def _heard(self, committed: list[Committed]) -> None:
@@ -101,6 +102,18 @@ class Claims:
         """Have the agent's supervisors look again."""
         for listener in self._waiting.get(agent, ()):
             listener.look()
+
+    @contextmanager
+    def resting(self, agent: str) -> Iterator[None]:
+        """Let the agent take no new run while the block lasts. Raises Conflict: somebody does that already."""
+        if agent in self._resting:
+            raise Conflict(f"the server of {agent} is being started anew", hint="wait a moment")
+        self._resting.add(agent)
+        try:
+            yield
+        finally:
+            self._resting.discard(agent)
+            self.wake(agent)
 
     def expect(self, agents: Iterable[str]) -> None:
         """Have their supervisors look right behind the write that the caller is about to ask for: in its transaction."""
@@ -150,5 +163,7 @@ class Claims:
         )  # fmt: skip
 
     def _claim(self, tx: Tx, agent: str, request: ClaimRequest) -> Taken | None:
-        run = leases.claim(tx, agent, request.worker, request.claim_id, self.lease, new=not self.full())
+        run = leases.claim(
+            tx, agent, request.worker, request.claim_id, self.lease, new=not (self.full() or agent in self._resting)
+        )
         return (run, definitions.get(tx.connection, run.definition_hash).fresh_kernel) if run else None

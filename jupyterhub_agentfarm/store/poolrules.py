@@ -63,6 +63,12 @@ def at_work(connection: Connection) -> set[str]:
     return set(connection.execute(sa.union(held, waiting)).scalars())
 
 
+def held(connection: Connection, agent: str) -> int:
+    """Return how many runs of the agent workers hold."""
+    found = connection.execute(sa.select(sa.func.count()).where(runs.c.agent == agent, runs.c.lease_until.is_not(None)))
+    return int(found.scalar_one())
+
+
 def started(rules: Mapping[str, Rules], pool: str) -> int | None:
     """Return how many servers the pool may have; None: any number."""
     return rules[pool].max_servers if pool in rules else None

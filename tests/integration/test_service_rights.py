@@ -27,6 +27,7 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "PATCH /agents/{name}": MANAGES,
     "DELETE /agents/{name}": MANAGES,
     "POST /agents/{name}/start": (IN, IN, NO, HIDE, IN, NO, NO, WHO),
+    "POST /agents/{name}/restart": MANAGES,
     "POST /agents/{name}/stop": MANAGES,
     "POST /agents/{name}/connect": MANAGES,
     "GET /agents/{name}/connections": MANAGES,
