@@ -180,7 +180,11 @@ class Fold:
 
     def _parked(self, event: Event, body: dict[str, Any]) -> None:
         self.held = False
-        self._status("waiting", str(body.get("reason", "approval")))
+        reason = str(body.get("reason", "approval"))
+        if reason == "paused" != self.waiting and self.cancel is None:  # it was resumed before it rested
+            self._status("queued")
+        else:
+            self._status("waiting", reason)
 
     def _restored(self, event: Event, body: dict[str, Any]) -> None:
         self.held = False

@@ -351,7 +351,9 @@ class Loop:
             await self._news_within(REPLY_SECONDS / 2)
 
     async def _park(self, reason: str = "approval") -> Outcome:
-        if self.fold.status != "waiting":
+        if self.fold.waiting == "paused" and self._parks:  # so that its lease ends now
+            await self._ledger.append([new_event("run.parked", {"reason": "paused"})])
+        elif self.fold.status != "waiting":
             await self._ledger.append([new_event("run.parked", {"reason": self.fold.open_for or reason})])
         await self._ledger.drain()
         return "parked"

@@ -53,6 +53,7 @@ from .hub import Hub
 from .monitoring.anchoring import Anchoring
 from .monitoring.metrics import Fleet, Vitals, scrape
 from .records import EMBEDDED_CONTEXT, EMBEDDED_MODEL, hub_user, unit_name
+from .scheduling.draining import Draining
 from .scheduling.fleetwatch import FleetWatch
 from .scheduling.idling import IDLE_SECONDS, Idling
 from .scheduling.judging import Judging
@@ -185,6 +186,7 @@ class AgentFarm(Application):
                 idling.run(),
                 watch.run(),
                 parts.judging.run(),
+                parts.draining.run(),
             )
             if self.stands_by:
                 step_down(directory)
@@ -250,10 +252,11 @@ class AgentFarm(Application):
             vitals = Vitals(db.commits, db.writes, reaper.reaped, feed.readers, db.generation)
             return await scrape(db, lambda: vitals, Fleet(seen.microservers, list(seen.units.values())))
 
-        models = Models(live, upstreams)
+        models, surroundings = Models(live, upstreams), Surroundings(hub, fleet, feed)
+        draining = Draining(db, hub, fleet, claims, resources, surroundings.stale)
         parts = Parts(
             db=db, live=live, models=models, judging=Judging(db, live, models, lambda: feed.wake(CASES)), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
-            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=surroundings, resources=resources,
+            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=surroundings, resources=resources, draining=draining,
             lease=self.lease_seconds, prefix=self.env.get("JUPYTERHUB_SERVICE_PREFIX", "/services/agentfarm/"),
             public_hub=self.env.get("JUPYTERHUB_PUBLIC_HUB_URL", "/hub/"), public_page=self.env.get("JUPYTERHUB_PUBLIC_URL", ""),
         )  # fmt: skip

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from agentfarm_sdk.errors import Invalid
 from agentfarm_sdk.farm import Farm
 
-from . import joining
+from . import draining, joining
 from .show import Out, noun
 from .sizes import changes, shown_size, size
 
@@ -60,6 +60,7 @@ def add(nouns: Any) -> None:
         turn = verb(name, turn_microserver, what)
         turn.add_argument("name")
         turn.add_argument("--reason", default="", help="on record with your name")
+    draining.add(verb)
 
 
 def list_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> None:

@@ -134,6 +134,40 @@ class FleetClient:
             "POST", f"/microservers/{quote(name)}/uncordon", {"reason": reason, "by": by, "rev": rev}
         )
 
+    async def drain(
+        self, name: str, until: str = "finish-step", deadline: float | None = None, reason: str = "", by: str = "", rev: int | None = None,
+        preview: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Begin a drain, or with `preview` only tell what would go where. Raises NotFound, Conflict."""
+        body = {"until": until, "deadline": deadline, "reason": reason, "by": by, "rev": rev, "preview": preview}
+        return await self._call("POST", f"/microservers/{quote(name)}/drain", body)
+
+    async def drains(self) -> dict[str, Any]:
+        """Return {drains: [{microserver, until, deadline, of, left, moved, workspaces}], moves: [{user, from, to, phase, up, why}]}."""
+        return await self._call("GET", "/drains")
+
+    async def snapshot(self, name: str) -> list[dict[str, Any]]:
+        """Keep the workspaces of a microserver on this machine; takes as long as reading them."""
+        patient = FleetClient(self.socket_path, timeout=24 * 3600)
+        return list((await patient._call("POST", f"/microservers/{quote(name)}/snapshot"))["items"])
+
+    async def lost(self, name: str, restore: str, users: list[str], by: str) -> list[dict[str, Any]]:
+        """Let what lives on a silent microserver go on elsewhere, with a snapshot or (restore "") without files. Raises Conflict."""
+        body = {"restore": restore, "users": users, "by": by}
+        return list((await self._call("POST", f"/microservers/{quote(name)}/lost", body))["items"])
+
+    async def drained(self, name: str) -> None:
+        """Say that nothing is left there: it stays cordoned."""
+        await self._call("POST", f"/microservers/{quote(name)}/drained")
+
+    async def move(self, user: str, up: bool = False, stop: str = "", away: str = "") -> dict[str, Any]:
+        """Move a user's workspace away from where it is (`away`: only from there), once its servers have ended (`stop`, `kill`: end them)."""
+        return await self._call("PUT", f"/moves/{quote(user, safe='')}", {"up": up, "stop": stop, "away": away})
+
+    async def end_move(self, user: str) -> None:
+        """Forget a move; again is harmless."""
+        await self._call("DELETE", f"/moves/{quote(user, safe='')}")
+
     async def mark(self, name: str, change: dict[str, Any], by: str = "", rev: int | None = None) -> dict[str, Any]:
         """Change labels and taints (null takes one away) and what is kept for the system. Raises NotFound, Conflict."""
         return await self._call("PATCH", f"/microservers/{quote(name)}", {**change, "by": by, "rev": rev})

@@ -15,7 +15,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,6 +115,18 @@ class Files:
         if len(str(path).encode()) > CONTROL_BYTES:
             raise StartError(f"{path} is too long for ssh's control socket", hint="choose a shorter state directory")
         return path
+
+
+@asynccontextmanager
+async def piped(*words: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a program while the block lasts, its standard streams in our hands; what still runs behind it is killed."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 20)
+    try:
+        yield process
+    finally:
+        process._transport.close()  # type: ignore[attr-defined]  # kills; `wait` would wait for the end of pipes that nobody reads any more
+        await process.wait()
 
 
 class Connection:
@@ -256,6 +269,18 @@ class Connection:
             why = meaning(err.decode("utf-8", "replace"))
             raise FleetError(f"the helper on {self.name} failed: {why}", hint="agentfarm doctor repeats the checks")
         return out
+
+    @asynccontextmanager
+    async def running(self, command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run a command there while the block lasts, whose input and output are streams. Raises FleetError."""
+        if not self.open:
+            raise FleetError(
+                f"{self.name} cannot be asked: {self.reason}", hint="see its power and network", retry_after=2
+            )
+        async with self._sessions:
+            words = ["ssh", *self._options(), "-o", "ControlMaster=no", "-o", "ProxyCommand=false"]
+            async with piped(*words, self.to.bare, command) as process:
+                yield process
 
     async def forward(self, port: int, socket: str) -> bool:
         """Let a loopback port here lead to a unix socket there; again is harmless. False: the port is taken."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import logging
 import os
 import signal
@@ -25,10 +24,13 @@ import tornado.web
 
 from ..errors import AgentFarmError, FleetError, Invalid, NotFound, StartError
 from ..records import Demand
+from .doors import Drain, Move
+from .doors import Handler as _Handler
 from .findings import ahead
 from .hubusers import HubUsers
 from .kept import PATIENCE
 from .microserver import AnyMicroserver, LocalMicroserver, SshMicroserver
+from .moving import Moving
 from .placing import Placing
 from .reconciler import LOOK_SECONDS, Reconciler
 from .remotes import Remotes
@@ -56,6 +58,7 @@ class Fleet:
         self.remotes = Remotes(directory, self.state, self.microservers)
         self.placing = Placing(self.state, self.microservers, usual_of(os.environ.get("AGENTFARM_EGRESS", "")))
         self.walling = Walling(self.microservers)
+        self.moving = Moving(self.state, self.microservers, self.placing, self)
         self._locks: dict[str, asyncio.Lock] = {}
         self._placed: dict[str, dict[str, Any]] = {}  # units that were placed and are not started yet
         self._stopped: dict[str, dict[str, Any]] = {}  # units that this daemon stopped, and how they ended
@@ -113,6 +116,7 @@ class Fleet:
             user, argv, env = str(asked.get("user", "")), asked.get("args"), asked.get("env", {})
             if not user or not isinstance(argv, list) or not argv or not isinstance(env, dict):
                 raise Invalid("a server needs a user, args: [text, …] and env: {name: text}")
+            self.moving.check(user)
             demand = self.placing.demand(unit, asked.get("demand"), user)
             placed = self._placed.pop(unit, None) or await self.place(unit, demand)
             self._placed.pop(unit, None)
@@ -143,6 +147,9 @@ class Fleet:
         known = self.state.units.get(unit)
         if known is None:
             raise NotFound(f"there is no unit {unit}")
+        if "given_up" in known:  # proves nothing: the Hub lets go of it, so that it can start elsewhere
+            why = f"its microserver was given up as lost by {known['given_up']}"
+            return {**known, "exit_code": -9, "state": "exited", "unit": unit, "reason": why}
         asked = time.time()
         try:
             state = await self.microserver(known["microserver"]).ask("show", unit=unit)
@@ -210,13 +217,18 @@ class Fleet:
             for unit, known in sorted(self.state.units.items())
         ]
 
+    async def states(self, name: str) -> dict[str, str]:
+        """Return the states of one microserver's units; what is not named has ended."""
+        return {one["unit"]: one["state"] for one in await self._list_of(self.microserver(name), 0.0, None)}
+
     async def _list_of(self, micro: AnyMicroserver, fresh: float, patience: float | None) -> list[dict[str, Any]]:
         """Return the units of one microserver; those that are known there are `unknown` where it cannot be asked."""
         try:
             return await micro.units(fresh, patience)
         except FleetError as error:
-            there = [unit for unit, known in self.state.units.items() if known["microserver"] == micro.name]
-            return [{"unit": unit, "state": "unknown", "reason": error.detail} for unit in there]
+            there = {unit: known for unit, known in self.state.units.items() if known["microserver"] == micro.name}
+            states = {unit: "exited" if "given_up" in known else "unknown" for unit, known in there.items()}
+            return [{"unit": unit, "state": state, "reason": error.detail} for unit, state in states.items()]
 
     async def listed_microservers(self) -> list[dict[str, Any]]:
         """Return each microserver: state and why, facts, and how many servers run there."""
@@ -235,6 +247,7 @@ class Fleet:
         """Return a microserver with its last facts. `silent`: why it cannot be asked now, "" where it can."""
         known = {**micro.last_facts(), **micro.disks, **self.placing.shown(micro.name, facts, servers)}
         known.pop("cpu_flags", None)  # many words that nobody reads
+        known["drain"] = self.moving.progress(micro.name)
         known["isolation"] = "; ".join(filter(None, (known.get("isolation"), micro.unwalled)))
         known["seen_at"] = micro.told_at
         kept = self.state.microservers.get(micro.name, {})
@@ -287,6 +300,8 @@ class Fleet:
         """Change what operators said of a microserver. Raises NotFound, Conflict."""
         micro = self.microserver(name)
         marked = self.placing.mark(name, asked.get("rev"), str(asked.get("by", "")), change)
+        if "state" in change:  # a drain is ended by either verb
+            self.moving.undrain(name, False)
         micro.state = marked.get("state", micro.state)
         return {"name": name, **marked}
 
@@ -323,37 +338,6 @@ def _seconds(name: str, default: float) -> float:
 # -- HTTP on the socket ------------------------------------------------------------------------------------------
 
 
-class _Handler(tornado.web.RequestHandler):
-    def initialize(self, fleet: Fleet, users: HubUsers) -> None:
-        self.fleet, self.users = fleet, users
-
-    def body(self) -> dict[str, Any]:
-        try:
-            value = json.loads(self.request.body or b"{}")
-        except ValueError:
-            raise Invalid("the body is not JSON") from None
-        if not isinstance(value, dict):
-            raise Invalid("the body must be a JSON object")
-        return value
-
-    def answer(self, value: Any) -> None:
-        self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps(value))
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
-        if not isinstance(error, AgentFarmError):
-            error = AgentFarmError(self._reason)
-            error.status = status_code
-        self.set_status(error.status)
-        self.set_header("Content-Type", "application/problem+json")
-        self.finish(json.dumps(error.problem()))
-
-    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if not isinstance(value, AgentFarmError | tornado.web.HTTPError):
-            super().log_exception(typ, value, tb)
-
-
 class _Servers(_Handler):
     async def get(self) -> None:
         self.answer({"items": await self.fleet.listed(UNITS_SECONDS, PATIENCE)})
@@ -374,6 +358,7 @@ class _Place(_Handler):
     async def put(self, unit: str) -> None:
         asked = self.body()
         demand = self.fleet.placing.demand(unit, asked.get("demand") or {}, str(asked.get("user", "")))
+        self.fleet.moving.check(str(asked.get("user", "")))
         self.answer(await self.fleet.place(unit, demand))
 
 
@@ -494,6 +479,9 @@ def application(fleet: Fleet, users: HubUsers) -> tornado.web.Application:
             (r"/ssh/key", _Key, parts),
             (r"/connections", _Connections, parts),
             (r"/microservers/([^/]+)/(cordon|uncordon)", _Cordon, parts),
+            (r"/microservers/([^/]+)/(drain|drained|snapshot|lost)", Drain, parts),
+            (r"/drains", Drain, parts),
+            (r"/moves/([^/]+)", Move, parts),
             (r"/placements/explain", _Explain, parts),
             (r"/placements/plan", _Plan, parts),
             (r"/placements/(settings|rebalance)", _Placing, parts),
@@ -544,12 +532,14 @@ async def run(directory: Path, api_url: str, token_file: Path) -> None:
     watching = asyncio.create_task(fleet.remotes.watch())
     judging = asyncio.create_task(fleet.watch(_seconds("AGENTFARM_HEALTH_SECONDS", HEALTH_SECONDS)))
     walling = asyncio.create_task(fleet.walling.run())
-    await asyncio.wait([looking, watching, judging, walling, waiting], return_when=asyncio.FIRST_COMPLETED)
-    for task in (looking, watching, judging, walling):
+    moving = asyncio.create_task(fleet.moving.run())
+    await asyncio.wait([looking, watching, judging, walling, moving, waiting], return_when=asyncio.FIRST_COMPLETED)
+    for task in (looking, watching, judging, walling, moving):
         task.cancel()
+    await fleet.moving.stop()
     await fleet.remotes.let_go()
     await users.close()
-    for task in (looking, watching, judging, walling):
+    for task in (looking, watching, judging, walling, moving):
         if task.done() and not task.cancelled():
             task.result()  # a dead loop ends the daemon, loudly
     os.close(lock)

@@ -11,12 +11,13 @@ import json
 import logging
 import sys
 import time
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 from ..errors import FleetError, Invalid, StartError
 from . import helper
-from .connection import Connection
+from .connection import Connection, piped
 from .health import offset_of
 from .helper.checks import VERSION
 from .kept import Kept
@@ -30,12 +31,15 @@ SECONDS = {
     "facts": 10.0,
     "logs": 20.0,
     "disks": 40.0,
+    "measure": 120.0,
+    "discard": 120.0,
 }  # how long an answer may take; others: HELPER_SECONDS
 HELPER_SECONDS = 45.0
 FIGURES = ("memory", "memory_free", "cpus", "load", "disk", "disk_free", "uptime")  # that every microserver has
 CHANGING = ("start", "stop", "forget")  # what it has units of
 HELPER_AT = "/opt/agentfarm/helper.pyz"
 VENV_AT = "/opt/agentfarm/venv"
+COMMAND = f"/usr/bin/python3 -I {HELPER_AT}"
 
 
 class AnyMicroserver(abc.ABC):
@@ -57,6 +61,10 @@ class AnyMicroserver(abc.ABC):
         """Hand the helper a request, return what it wrote. Raises FleetError."""
 
     @abc.abstractmethod
+    def running(self) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+        """Run a helper whose input and output are streams, while the block lasts. Raises FleetError."""
+
+    @abc.abstractmethod
     def program(self, name: str) -> str:
         """Return where the microserver has a program of the farm, e.g. jupyterhub-singleuser."""
 
@@ -76,13 +84,18 @@ class AnyMicroserver(abc.ABC):
         Raises:
             FleetError: it cannot be reached, started, or does not answer.  Invalid: it refuses what is asked.  StartError.
         """
-        whose = {"farm": self.farm} if self.farm else {}
-        request = json.dumps({"v": VERSION, **whose, "op": op, **fields}).encode()
         try:
-            out = await self._exchange(request, SECONDS.get(op, HELPER_SECONDS))
+            return self.answer(await self._exchange(self.request(op, **fields), SECONDS.get(op, HELPER_SECONDS)))
         finally:
             if op in CHANGING:
                 self._kept_units.stale()
+
+    def request(self, op: str, **fields: Any) -> bytes:
+        """Return a request as the helper reads it: one line, in the farm's name."""
+        return json.dumps({"v": VERSION, **({"farm": self.farm} if self.farm else {}), "op": op, **fields}).encode()
+
+    def answer(self, out: bytes) -> dict[str, Any]:
+        """Return what a helper's answer says. Raises as `ask`."""
         try:
             answer = json.loads(out)
         except ValueError:
@@ -175,10 +188,9 @@ class LocalMicroserver(AnyMicroserver):
         return str(beside) if beside.exists() else name
 
     async def _exchange(self, request: bytes, seconds: float) -> bytes:
-        folder = str(Path(helper.__file__).parent)
         async with self._asking:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", folder, "--process", str(self.state_directory),
+                *self._words,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
             try:
@@ -190,6 +202,14 @@ class LocalMicroserver(AnyMicroserver):
                     f"the helper on {self.name} does not answer", hint="see the load of that machine"
                 ) from None
         return out or err
+
+    @property
+    def _words(self) -> list[str]:
+        folder = str(Path(helper.__file__).parent)
+        return [sys.executable, "-I", folder, "--process", str(self.state_directory)]
+
+    def running(self) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+        return piped(*self._words)
 
     async def _ask_facts(self) -> dict[str, Any]:
         known = self.last_facts().get("own_users")
@@ -226,4 +246,7 @@ class SshMicroserver(AnyMicroserver):
         return f"{VENV_AT}/bin/{name}"
 
     async def _exchange(self, request: bytes, seconds: float) -> bytes:
-        return await self.connection.execute(f"/usr/bin/python3 -I {HELPER_AT}", request, seconds)
+        return await self.connection.execute(COMMAND, request, seconds)
+
+    def running(self) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+        return self.connection.running(COMMAND)

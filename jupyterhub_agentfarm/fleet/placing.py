@@ -90,7 +90,7 @@ class Placing:
         known, own = self.state.units.get(unit, {}), self.state.demands.get(unit, {})
         user = user or self._user(unit)
         whole = merged(self._layers(unit, asked, user))
-        return demand_of(unit, whole, own.get("group", ""), str(known.get("home") or self._home(user)))
+        return demand_of(unit, whole, own.get("group", ""), str(known.get("home") or self.home(user)))
 
     def _layers(self, unit: str, asked: Mapping[str, Any] | None, user: str) -> list[dict[str, Any]]:
         known, own, settings = self.state.units.get(unit, {}), self.state.demands.get(unit, {}), self.settings
@@ -103,7 +103,7 @@ class Placing:
         layers = self._layers(unit, asked, user)
         return merged(layers).egress or [] if user.startswith(AGENT) else merged(layers[1:]).egress
 
-    def _home(self, user: str) -> str:
+    def home(self, user: str) -> str:
         """Return where the user's workspace is: all servers of a user share it."""
         mine = (known for known in self.state.units.values() if user and known.get("user") == user)
         return next((str(known["home"]) for known in mine if known.get("home")), "")
@@ -139,6 +139,9 @@ class Placing:
         for unit, known in self.state.units.items():
             if unit != but and known.get("promise"):
                 promises.setdefault(known["microserver"], []).append(known["promise"])
+        for move in self.state.moves.values():  # what is on its way needs room when it arrives
+            if move.get("promise") and move["to"]:
+                promises.setdefault(move["to"], []).append(move["promise"])
         return [self._snapshot(name, told, promises.get(name, [])) for name, told in facts.items()]
 
     def _snapshot(
@@ -205,7 +208,8 @@ class Placing:
         """Choose the unit's microserver and promise it there, before anybody else is asked. Raises NoMicroserverFits."""
         placed = choose_microserver(demand, self.farm(facts, demand.server), self.settings.rank)
         known = self.state.units.setdefault(demand.server, {})
-        known |= {"microserver": placed.microserver, "promise": _promise(demand, placed.gpus), "why": placed.why}
+        known |= {"microserver": placed.microserver, "promise": promise_of(demand, placed.gpus), "why": placed.why}
+        known.pop("given_up", None)
         return placed
 
     def started(self, unit: str) -> None:
@@ -242,7 +246,7 @@ class Placing:
                 self.ended(unit, asked.get(known.get("microserver", ""), 0.0))
             elif state == "running" and not known.get("promise"):  # fleet.json was lost, or is older than promises
                 demand = self.demand(unit)
-                known["promise"] = {**_promise(demand, ()), "at": 0.0}
+                known["promise"] = {**promise_of(demand, ()), "at": 0.0}
                 self.started(unit)
                 self.state.save()
 
@@ -254,7 +258,8 @@ class Placing:
     async def explain(self, unit: str) -> dict[str, Any]:
         """Return why a unit is where it is, or what each microserver says to it, and what would have to change."""
         known = self.state.units.get(unit, {})
-        farm = self.farm(await self.facts(), unit)
+        facts = await self.facts()
+        farm = self.farm(facts, unit)
         demand = self.demand(unit)
         against = refusals(demand, farm)
         stands = known.get("promise") is not None
@@ -262,6 +267,7 @@ class Placing:
             "unit": unit, "microserver": known.get("microserver"), "stands": stands, "why": known.get("why", "") if stands else "",
             "reasons": {name: None if one is None else str(one) for name, one in against.items()},
             "feasible": feasible(against), "change": why_not(against), "rank": demand.rank or self.settings.rank,
+            "away": demand.home if isinstance(facts.get(demand.home), FleetError) else "",
             "demand": as_demand(demand), "gpus": (known.get("promise") or {}).get("gpus", []),
         }  # fmt: skip
 
@@ -315,7 +321,8 @@ class Placing:
         return changed
 
 
-def _promise(demand: Demand, gpus: Sequence[int]) -> dict[str, Any]:
+def promise_of(demand: Demand, gpus: Sequence[int]) -> dict[str, Any]:
+    """Return what a server is promised, as it is kept."""
     return {
         "memory": demand.memory, "cpu": demand.cpu, "tasks": demand.tasks, "gpus": list(gpus), "group": demand.group, "at": time.time(),
     }  # fmt: skip

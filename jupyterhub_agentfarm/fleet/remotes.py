@@ -264,6 +264,7 @@ class Remotes:
             if elsewhere:
                 await micro.ask("forget", unit=unit)
             elif home is not None and home.pop("unwanted", None):
+                home.pop("given_up", None)
                 self.state.save()
         return rightful
 

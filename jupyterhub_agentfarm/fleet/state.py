@@ -34,7 +34,8 @@ class FleetState:
     farm: the farm's own id, by which microservers know its units; made once, kept in `farm.id` beside, so that it outlives `fleet.json`.
     units: {microserver, ip, port, user, server, agent, home, promise, unwanted: it could not be told to stop}; microservers: {state, reason,
     ssh: user@host:port (none: this machine), login: how operators sign in there, measured: {what: figure}, labels, taints, health, silent (health.py),
-    boot_id, helper_version, back: {address here: the port there that leads to it}}.
+    boot_id, helper_version, back: {address here: the port there that leads to it}, drain}.
+    moves: user → how the move of a workspace stands; leftovers: microserver → users whose workspace there is an old copy (moving.py).
     """
 
     def __init__(self, path: Path, forwards: range = FORWARDS) -> None:
@@ -44,6 +45,8 @@ class FleetState:
         self.microservers: dict[str, dict[str, Any]] = {}
         self.placement: dict[str, Any] = {}  # the farm's settings (demands.Settings)
         self.demands: dict[str, dict[str, Any]] = {}  # unit -> what its owner set: user, resources, group
+        self.moves: dict[str, dict[str, Any]] = {}
+        self.leftovers: dict[str, list[str]] = {}
         self.last_forward = 0
         self.notices: list[dict[str, Any]] = []  # what the service is to record in the farm's chain: {id, kind, at, …}
         known: dict[str, Any] = {}
@@ -52,6 +55,7 @@ class FleetState:
                 known = json.loads(path.read_text())
                 self.units, self.uids, self.microservers = known["units"], known["uids"], known["microservers"]
                 self.placement, self.demands = known.get("placement", {}), known.get("demands", {})
+                self.moves, self.leftovers = known.get("moves", {}), known.get("leftovers", {})
                 self.last_forward, self.notices = known.get("last_forward", 0), known.get("notices", [])
             except (ValueError, KeyError) as error:
                 raise StartError(
@@ -63,7 +67,18 @@ class FleetState:
     def save(self) -> None:
         temporary = self.path.with_suffix(".new")
         with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as sink:
-            names = ("farm", "units", "uids", "microservers", "placement", "demands", "last_forward", "notices")
+            names = (
+                "farm",
+                "units",
+                "uids",
+                "microservers",
+                "placement",
+                "demands",
+                "moves",
+                "leftovers",
+                "last_forward",
+                "notices",
+            )
             json.dump({name: getattr(self, name) for name in names}, sink, indent=1)
             sink.flush()
             os.fsync(sink.fileno())

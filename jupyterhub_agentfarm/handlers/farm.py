@@ -19,10 +19,23 @@ KINDS = {
     "cordon": "microserver.cordoned",
     "uncordon": "microserver.uncordoned",
     "change": "microserver.changed",
+    "drain": "microserver.draining",
+    "give up": "microserver.given_up",
 }  # joining.py has those of coming and going
-CANNOT = {
-    "drain": "this farm cannot move servers yet: cordon the microserver, then stop its agents' servers one by one"
-}
+
+
+class DrainView(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a drain is: of so many workspaces `left` are there still, `moving` of them on their way. deadline: null: none."""
+
+    until: str
+    deadline: Any = None
+    reason: str = ""
+    by: str = ""
+    began: Any = None
+    of: int = 0
+    left: int = 0
+    moving: int = 0
+    moved: int = 0
 
 
 class HealthTaint(msgspec.Struct, frozen=True):
@@ -39,7 +52,8 @@ class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
     there, `reserve_…`: kept for the system. `health`: the taints that its own figures gave it, by name. `seen_at`: when it told its figures.
     `pressure`: which part of a minute some, or all, work waited for memory, io, cpu. `clock_offset`: seconds ahead of the farm, give or take
     `clock_unsure`. `cpu_ratio`: of its CPUs, busy. `gpus`: bytes, percent, °C; `disks`: by SMART; `ecc`: errors of its memory. `ssh`: how the farm reaches it, `login`: how operators do;
-    `current`: whether its helper is this release's; `measured`: when it was added: disk_write (bytes/s), fsync, cpu (seconds). `verbs`: what an operator can do with it now; `cannot`: what this farm cannot do, and what to do instead.
+    `current`: whether its helper is this release's; `measured`: when it was added: disk_write (bytes/s), fsync, cpu (seconds). `drain`: how far it is emptied, null where it is not.
+    `verbs`: what an operator can do with it now.
     """
 
     name: str
@@ -64,8 +78,8 @@ class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
     cpu_flags: list[str] = []
     servers: int = 0
     agents: list[str] = []
+    drain: DrainView | None = None
     verbs: list[str] = []
-    cannot: dict[str, str] = {}
     cpus: int = 0
     load: float = 0.0
     cpu_ratio: float | None = None
@@ -92,6 +106,9 @@ class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
     login: str = ""
     current: bool | None = None
     measured: dict[str, float] = {}
+
+
+VERBS = {"cordoned": ["uncordon", "drain"], "draining": ["uncordon", "drain"]}  # in other states: cordon, drain
 
 
 class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,14 +156,21 @@ def _names(connection: Any, call: Call) -> list[str] | None:
 
 
 def _view(call: Call, row: dict[str, Any], there: list[str]) -> MicroserverView:
-    verbs = (
-        ["uncordon" if row.get("turned", row.get("state")) == "cordoned" else "cordon"] if call.asker.operator else []
-    )
+    verbs = VERBS.get(str(row.get("turned", row.get("state"))), ["cordon", "drain"]) if call.asker.operator else []
     timed = {name: when(row.get(name)) for name in ("at", "since", "seen_at")}
     health = {taint: {**one, "since": when(one["since"])} for taint, one in row.get("health", {}).items()}
     return msgspec.convert(
-        {**row, **timed, "health": health, "agents": there, "verbs": verbs, "cannot": CANNOT}, MicroserverView
+        {**row, **timed, "health": health, "agents": there, "verbs": verbs, "drain": drain_view(row)}, MicroserverView
     )
+
+
+def drain_view(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a drain with its times as people read them."""
+    drain = row.get("drain")
+    if not drain:
+        return None
+    times = {name: None if drain.get(name) is None else when(drain[name]) for name in ("deadline", "began")}
+    return {**drain, **times}
 
 
 async def show(call: Call) -> MicroserverView:
@@ -158,26 +182,26 @@ async def show(call: Call) -> MicroserverView:
 
 
 async def cordon(call: Call) -> MicroserverView:
-    name, rev = await _changing(call, "cordon", {"reason": call.body.reason})
+    name, rev = await changing(call, "cordon", {"reason": call.body.reason})
     await call.parts.fleet.cordon(name, call.body.reason, call.asker.name, rev)
-    return await _changed(call)
+    return await changed(call)
 
 
 async def uncordon(call: Call) -> MicroserverView:
-    name, rev = await _changing(call, "uncordon", {"reason": call.body.reason})
+    name, rev = await changing(call, "uncordon", {"reason": call.body.reason})
     await call.parts.fleet.uncordon(name, call.body.reason, call.asker.name, rev)
-    return await _changed(call)
+    return await changed(call)
 
 
 async def mark(call: Call) -> MicroserverView:
     change = {field: value for field, value in msgspec.to_builtins(call.body).items() if value != {}}
-    name, rev = await _changing(call, "change", change)
+    name, rev = await changing(call, "change", change)
     taints = {taint: None if why is None else {"reason": why} for taint, why in change.get("taints", {}).items()}
     await call.parts.fleet.mark(name, {**change, **({"taints": taints} if taints else {})}, call.asker.name, rev)
-    return await _changed(call)
+    return await changed(call)
 
 
-async def _changing(call: Call, verb: str, body: dict[str, Any]) -> tuple[str, int | None]:
+async def changing(call: Call, verb: str, body: dict[str, Any]) -> tuple[str, int | None]:
     """Record in the farm's chain what an operator is about to do; return the microserver and the revision that they saw.
 
     Raises Forbidden, NotFound, Conflict: it has been changed since.
@@ -201,7 +225,7 @@ async def _changing(call: Call, verb: str, body: dict[str, Any]) -> tuple[str, i
     return known.name, rev
 
 
-async def _changed(call: Call) -> MicroserverView:
+async def changed(call: Call) -> MicroserverView:
     call.parts.surroundings.stale()
     call.parts.wake()  # what waited for a place may have one
     return await show(call)

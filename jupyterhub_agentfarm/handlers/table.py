@@ -13,6 +13,7 @@ from . import (
     cases,
     changes,
     connect,
+    drains,
     erasure,
     farm,
     forks,
@@ -42,7 +43,7 @@ from .routes import Parts, Route
 
 ROUTES: list[Route] = [
     *agents.ROUTES, *restarting.ROUTES, *connect.ROUTES, *versions.ROUTES, *tools.ROUTES, *toolfiles.ROUTES, *tasks.ROUTES, *lists.ROUTES, *batches.ROUTES, *attachments.ROUTES, *runs.ROUTES, *forks.ROUTES, *steps.ROUTES, *cases.ROUTES, *preview.ROUTES, *worker.ROUTES, *model.ROUTES,
-    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *joining.ROUTES, *placements.ROUTES, *logs.ROUTES, *pools.ROUTES, *templates.ROUTES, *operations.ROUTES,
+    *inbox.ROUTES, *memory.ROUTES, *budgets.ROUTES, *audit.ROUTES, *erasure.ROUTES, *changes.ROUTES, *farm.ROUTES, *drains.ROUTES, *joining.ROUTES, *placements.ROUTES, *logs.ROUTES, *pools.ROUTES, *templates.ROUTES, *operations.ROUTES,
 ]  # fmt: skip
 OWN_LISTENER = "/api/v1"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from agentfarm_sdk.protocol import ENDED, Claim, ClaimRequest
@@ -91,6 +91,7 @@ class Claims:
         self._connected: dict[str, int] = {}
         self._last: dict[str, float] = {}
         self._resting: set[str] = set()  # agents whose servers are about to be started anew
+        self.held: dict[str, str] = {}  # agents that take no run for now, and why
         db.on_commit(self._heard)
 
     def _heard(self, committed: list[Committed]) -> None:
@@ -113,6 +114,12 @@ class Claims:
             yield
         finally:
             self._resting.discard(agent)
+            self.wake(agent)
+
+    def hold(self, agents: Mapping[str, str]) -> None:
+        """Let these agents, and no others, take no new run for now; for each the reason."""
+        freed, self.held = self.held.keys() - agents.keys(), dict(agents)
+        for agent in freed:
             self.wake(agent)
 
     def expect(self, agents: Iterable[str]) -> None:
@@ -163,7 +170,6 @@ class Claims:
         )  # fmt: skip
 
     def _claim(self, tx: Tx, agent: str, request: ClaimRequest) -> Taken | None:
-        run = leases.claim(
-            tx, agent, request.worker, request.claim_id, self.lease, new=not (self.full() or agent in self._resting)
-        )
+        new = not (self.full() or agent in self.held or agent in self._resting)
+        run = leases.claim(tx, agent, request.worker, request.claim_id, self.lease, new=new)
         return (run, definitions.get(tx.connection, run.definition_hash).fresh_kernel) if run else None

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 class Listening(Protocol):
     """Which agents' supervisors listen for runs."""
 
+    @property
+    def held(self) -> Mapping[str, str]: ...  # agents that take no run for now
+
     def seen(self, agent: str) -> bool: ...
 
 
@@ -71,7 +74,7 @@ class Pools:
                 log.warning("%s waits: %s", task.task_id, error.detail)
                 stuck.append(Stuck(task, (), False, len(line.tasks)))
                 continue
-            listening = {name for name in members if self.supervisors.seen(name)}
+            listening = {name for name in members if self.supervisors.seen(name) and name not in self.supervisors.held}
             chosen = choose_member(sorted(listening), load)
             if chosen is None and members:
                 stopped = tuple(name for name in members if name not in listening)

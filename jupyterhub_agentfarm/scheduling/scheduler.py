@@ -71,7 +71,7 @@ class Scheduler:
     def why(self, agent: str) -> str:
         """Return what the latest try to start the agent's server was answered, "" where there is nothing to tell."""
         known = self.attempts.get(agent)
-        return known.why if known else ""
+        return self.supervisors.held.get(agent) or (known.why if known else "")
 
     async def run(self) -> None:
         """Look for ever; end what was begun when cancelled."""
@@ -133,6 +133,9 @@ class Scheduler:
     def _move(self, agent: str) -> Move:
         if agent in self._starting:
             return "none"
+        if agent in self.supervisors.held:  # it is told when its time begins anew
+            self.attempts.pop(agent, None)
+            return "none"
         return next_move(self.supervisors.seen(agent), self.attempts.get(agent), time.monotonic(), self.deadline)
 
     def _begin(self, agent: str) -> None:
@@ -148,7 +151,7 @@ class Scheduler:
         if move == "start":
             await self.db.write(lambda tx: leases.assign(tx, waiting.run_id))
             self._begin(waiting.agent)
-        elif move == "fail":
+        elif move == "fail" and not await self._waits_for_files(waiting.agent):
             await self._unplaceable(waiting)
 
     async def _helped(self, stuck: Stuck) -> set[str]:
@@ -190,6 +193,20 @@ class Scheduler:
             return f"{reasons}; {error.detail}"
         against = "; ".join(f"{name}: {why}" for name, why in (placed.get("reasons") or {}).items() if why)
         return f"{reasons}; of the microservers, {against}" if against else reasons
+
+    async def _waits_for_files(self, agent: str) -> bool:
+        """Say whether its workspace is where nobody can ask now: it waits for that microserver, or for an operator's word."""
+        try:
+            away = (await self.explain(hub_user(agent))).get("away")
+        except AgentFarmError:
+            return False
+        if away:
+            why = f"its workspace is on {away}, which cannot be reached: it waits for it, or for agentfarm microserver lost {away}"
+            now = time.monotonic()
+            self.attempts[agent] = Attempts(
+                first=now, last=now, tries=self.attempts[agent].tries, why=why, refused=True
+            )
+        return bool(away)
 
     async def _unplaceable(self, waiting: queue.Waiting) -> None:
         reasons = await self._reasons(waiting.agent)

@@ -337,7 +337,9 @@ def moves(run: Run, events: Iterable[Event], now: float) -> dict[str, Any]:
         elif kind == "run.resumed":  # its worker may not even have parked yet
             status, waiting = "running" if held else "queued", None
         elif kind == "run.parked":
-            status, waiting, held, freed = "waiting", str(event.data().get("reason", "approval")), False, True
+            reason, held, freed = str(event.data().get("reason", "approval")), False, True
+            late = reason == "paused" != waiting and cancel is None  # it was resumed before it rested
+            status, waiting = ("queued", None) if late else ("waiting", reason)
         elif kind == "run.restored":
             status, waiting, held, freed = "waiting", "restored", False, True
         elif kind == "run.paused":

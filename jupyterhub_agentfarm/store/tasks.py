@@ -17,7 +17,7 @@ from agentfarm_sdk.protocol import ENDED, Definition, NewEvent, Simulate, conten
 
 from ..errors import Conflict, Invalid, NotFound
 from ..records import Run, Task, new_id
-from . import blobs, definitions, forks, leases, ledger, links, threads, turns
+from . import blobs, definitions, draining, forks, leases, ledger, links, threads, turns
 from .db import Tx
 from .tables import task_links, tasks
 
@@ -224,7 +224,7 @@ def pause(tx: Tx, task_id: str, by: str, reason: str) -> Task:
     run = _run_of(tx, task_id)
     if run.cancel:
         raise Conflict(f"task {task_id} is being cancelled", hint="there is nothing left to pause")
-    if run.waiting != "paused":
+    if run.waiting != "paused" or draining.drain_of(tx.connection, run):  # a drain would let it go on by itself
         ledger.record(tx, run.run_id, by, [new_event("run.paused", {"reason": reason})])
     return show(tx.connection, task_id)
 

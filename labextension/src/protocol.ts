@@ -301,6 +301,34 @@ export interface DraftChange {
   files?: { [name: string]: string };
 }
 
+/** until: what a server may finish before it is stopped: the step in hand, whole runs; `move`: nothing, `kill`: without grace. */
+export interface Drain {
+  reason?: string;
+  until?: 'finish-run' | 'finish-step' | 'kill' | 'move';
+  deadline?: number | string | null;
+  dry_run?: boolean;
+}
+
+/** How far a drain is: of so many workspaces `left` are there still, `moving` of them on their way. deadline: null: none. */
+export interface DrainView {
+  until: string;
+  deadline?: unknown;
+  reason?: string;
+  by?: string;
+  began?: unknown;
+  of?: number;
+  left?: number;
+  moving?: number;
+  moved?: number;
+}
+
+/** `drain`: null where nothing was begun. `items`: what is still there. */
+export interface Draining {
+  microserver: string;
+  drain: DrainView | null;
+  items: Resident[];
+}
+
 /** In what the asker can open an agent's server; `url` of vscode is what to type into "Remote to JupyterHub". */
 export interface EditorView {
   name: 'code-server' | 'lab' | 'vscode';
@@ -527,6 +555,15 @@ export interface Joining {
   microservers: { [name: string]: Known };
 }
 
+/** A workspace: the snapshot that was taken, or is restored (null: none), and why. changed: files written meanwhile. */
+export interface Kept {
+  user: string;
+  snapshot: string | null;
+  bytes?: number;
+  changed?: number;
+  why?: string;
+}
+
 /** A machine that has joined. `ssh`: how the farm reaches it, `login`: how operators sign in there. */
 export interface Known {
   ssh: string;
@@ -572,6 +609,14 @@ export interface Look {
   limit?: number;
 }
 
+/** restore: a snapshot by its name, or `latest`; without_workspace: they begin without files. agents: only these. */
+export interface Lost {
+  reason?: string;
+  restore?: string;
+  without_workspace?: boolean;
+  agents?: string[];
+}
+
 /** Labels and taints one by one: null takes one away, what is left out stays. A taint's value is its reason. */
 export interface Marks {
   labels?: { [name: string]: string | null };
@@ -611,8 +656,8 @@ export interface MicroserverView {
   cpu_flags?: string[];
   servers?: number;
   agents?: string[];
+  drain?: DrainView | null;
   verbs?: string[];
-  cannot?: { [name: string]: string };
   cpus?: number;
   load?: number;
   cpu_ratio?: number | null;
@@ -943,6 +988,20 @@ export interface Requirements {
   without?: { [name: string]: string };
   flags?: string[];
   ticks?: string;
+}
+
+/** A workspace on a microserver that is drained. `server`: of its server, running, exited or unknown; `runs`: that are under way. */
+export interface Resident {
+  user: string;
+  agent: string;
+  server: string;
+  to: string | null;
+  why?: string;
+  bytes?: number | null;
+  runs?: number;
+  moving?: boolean;
+  part?: number;
+  waits?: string;
 }
 
 /** What a server asks of its microserver and is promised there. */

@@ -21,6 +21,7 @@ from tornado.web import create_signed_value
 
 from jupyterhub_agentfarm.app import AgentFarm, derived, service_key
 from jupyterhub_agentfarm.errors import FleetError, NotFound
+from jupyterhub_agentfarm.fleet.moving import Moving
 from jupyterhub_agentfarm.fleet.placing import Placing
 from jupyterhub_agentfarm.fleet.state import FleetState
 from jupyterhub_agentfarm.gateway.asking import Ask, AskedCall, OnToken, Reply
@@ -150,6 +151,7 @@ class FakeMachine:
 
     def __init__(self, **facts: Any) -> None:
         self.state = "ready"
+        self.silent = ""
         self.told = {"memory": 8 * GIB, "memory_free": 4 * GIB, "cpus": 2, "load": 0.5, **facts}
 
     silent_since: float | None = None
@@ -159,6 +161,9 @@ class FakeMachine:
         if self.silent:
             raise FleetError(self.silent)
         return self.told
+
+    async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        return {"there": True, "bytes": 7, "entries": 1} if op == "measure" else {}
 
 
 class FakeFleet:
@@ -170,6 +175,7 @@ class FakeFleet:
         self.logs: dict[str, list[str]] = {}  # by unit
         self.read_behind: list[str] = []  # cursors
         self.placing, self.runs = Placing(FleetState(state), self.machines), runs  # runs: hub users whose servers run
+        self.moving = Moving(self.placing.state, self.machines, self.placing, self)  # type: ignore[arg-type]
 
     async def put_user(self, name: str) -> None:
         self.users.add(name)
@@ -179,7 +185,7 @@ class FakeFleet:
 
     async def microservers(self) -> list[dict[str, Any]]:
         facts = await self.placing.facts()
-        return [self.placing.shown(name, facts, 0) for name in self.machines]
+        return [{**self.placing.shown(name, facts, 0), "drain": self.moving.progress(name)} for name in self.machines]
 
     async def units(self) -> list[dict[str, Any]]:
         return [
@@ -217,14 +223,47 @@ class FakeFleet:
 
     async def cordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> None:
         self.placing.mark(name, rev, by, {"state": "cordoned", "reason": reason})
+        self.moving.undrain(name, False)
         self.machines[name].state = "cordoned"
 
     async def uncordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> None:
         self.placing.mark(name, rev, by, {"state": "ready", "reason": reason})
+        self.moving.undrain(name, False)
         self.machines[name].state = "ready"
 
     async def mark(self, name: str, change: dict[str, Any], by: str = "", rev: int | None = None) -> None:
         self.placing.mark(name, rev, by, change)
+
+    async def show(self, unit: str) -> dict[str, Any]:
+        return {"state": "running" if unit in {unit_name(user) for user in self.runs()} else "exited"}
+
+    async def states(self, name: str) -> dict[str, str]:
+        return {unit_name(user): "running" for user in self.runs()}
+
+    async def drains(self) -> dict[str, Any]:
+        return await self.moving.drains()
+
+    async def drain(self, name: str, until: str = "finish-step", *rest: Any, preview: bool = False) -> dict[str, Any]:
+        asked = dict(zip(("deadline", "reason", "by", "rev"), rest, strict=False))
+        return await self.moving.drain_or_tell(name, {"until": until, "preview": preview, **asked})
+
+    async def snapshot(self, name: str) -> list[dict[str, Any]]:
+        return []
+
+    async def lost(self, name: str, restore: str, users: list[str], by: str) -> list[dict[str, Any]]:
+        return self.moving.give_up_lost(name, {"restore": restore, "users": users, "by": by})
+
+    async def drained(self, name: str) -> None:
+        self.moving.undrain(name, True)
+
+    async def move(self, user: str, up: bool = False, stop: str = "", away: str = "") -> dict[str, Any]:
+        return self.moving.begin(user, up, stop, away)
+
+    async def end_move(self, user: str) -> None:
+        self.moving.end(user)
+
+    async def stop(self, unit: str, now: bool = False) -> dict[str, Any]:
+        return {}
 
     async def put_demand(self, unit: str, user: str, resources: dict[str, Any], group: str | None) -> None:
         self.placing.set_demand(unit, {"user": user, "resources": resources, "group": group})
@@ -354,7 +393,7 @@ async def service(tmp_path: Path, url: str, monkeypatch: Any, lease: float = 30.
     upstreams = Upstreams([Route(model, ("scripted",))])
     client = Hub(hub.url, "of-the-service")
     parts, scheduler, reaper = farm.build(db, key, upstreams, client, tmp_path)
-    parts.fleet = parts.surroundings.fleet = parts.resources.fleet = fleet
+    parts.fleet = parts.surroundings.fleet = parts.resources.fleet = parts.draining.fleet = fleet
     scheduler.explain = fleet.explain
     secret = derived(key, b"cookies")
     server = HTTPServer(application(parts, secret), max_body_size=2**40)
@@ -362,14 +401,15 @@ async def service(tmp_path: Path, url: str, monkeypatch: Any, lease: float = 30.
     server.add_sockets(sockets)
     looping = asyncio.create_task(scheduler.run())
     judging = asyncio.create_task(parts.judging.run())
+    draining = asyncio.create_task(parts.draining.run())
     port = sockets[0].getsockname()[1]
     try:
         yield Service(f"http://127.0.0.1:{port}", parts, hub, fleet, model, scheduler, reaper, db, secret)
-        assert not looping.done() and not judging.done(), (looping, judging)
+        assert not any(one.done() for one in (looping, judging, draining)), (looping, judging, draining)
     finally:
-        for one in (looping, judging):
+        for one in (looping, judging, draining):
             one.cancel()
-        await asyncio.gather(looping, judging, return_exceptions=True)
+        await asyncio.gather(looping, judging, draining, return_exceptions=True)
         server.stop()
         parts.workers.close()
         await server.close_all_connections()

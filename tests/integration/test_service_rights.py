@@ -107,6 +107,10 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "GET /joining": (NO, NO, NO, NO, IN, NO, NO, WHO),
     "PUT /microservers/{name}": (NO, NO, NO, NO, IN, NO, NO, WHO),
     "DELETE /microservers/{name}": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "POST /microservers/{name}/drain": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "POST /microservers/{name}/snapshot": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "POST /microservers/{name}/lost": (NO, NO, NO, NO, IN, NO, NO, WHO),
+    "GET /microservers/{name}/drain": (NO, NO, NO, NO, HIDE, NO, NO, WHO),  # nothing is drained
     "GET /people": PEOPLE,
     "GET /templates": USERS,
     "GET /tasks/counts": USERS,

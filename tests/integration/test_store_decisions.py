@@ -11,7 +11,7 @@ from test_store import REPLIED, VALUE, append, claimed, kinds, running, started,
 from agentfarm_sdk.protocol import Definition, NewEvent, new_event
 from jupyterhub_agentfarm.errors import Conflict, Fenced, Invalid
 from jupyterhub_agentfarm.records import Run
-from jupyterhub_agentfarm.store import inbox, latest, leases, ledger, tasks, threads
+from jupyterhub_agentfarm.store import draining, inbox, latest, leases, ledger, tasks, threads
 from jupyterhub_agentfarm.store.db import Database
 from jupyterhub_agentfarm.store.lists import Wanted, tasks_where
 
@@ -261,3 +261,65 @@ async def test_a_decision_about_a_long_run_reads_its_latest_step_and_back_to_whe
     assert await looked() == (3, "interrupted by task-next")
     await db.write(lambda tx: ledger.record(tx, run.run_id, "gateway", steps[:31]))
     assert await looked() == (32, "interrupted by task-next"), "it is still known when another step was made"
+
+
+async def test_a_run_that_a_drain_put_aside_is_queued_again_as_soon_as_its_worker_lets_go(db: Database) -> None:
+    run = await running(db)
+    assert [(one.run_id, one.aside) for one in await db.read(lambda c: draining.held(c, ["analyst"]))] == [
+        (run.run_id, False)
+    ]
+    for _ in range(2):  # again is harmless
+        await db.write(lambda tx: draining.put_aside(tx, run.run_id, "micro1", "micro1 is drained"))
+    assert [one.aside for one in await db.read(lambda c: draining.held(c, ["analyst"]))] == [True]
+    await append(db, run, 1, VALUE)  # the step goes on to its end
+    await append(db, run, 2, new_event("run.parked", {"reason": "paused"}))
+    rested = await row(db, run)
+    assert (rested.status, rested.waiting, rested.lease_until) == ("waiting", "paused", None)
+    [(found, drain)] = await db.read(draining.resting)
+    assert (found.run_id, drain) == (run.run_id, "micro1")
+    for _ in range(2):
+        await db.write(lambda tx: draining.take_up(tx, run.run_id))
+    assert (await row(db, run)).status == "queued"
+    assert (
+        await db.write(lambda tx: leases.claim(tx, "analyst", "w", "held", 30.0, new=False)) is None
+    )  # its agent is held
+    again = await claimed(db, "c2")
+    assert again.run_id == run.run_id and again.fence == run.fence + 1
+    assert (await kinds(db, run.run_id)).count("run.paused") == 1
+
+
+async def test_what_a_person_paused_before_or_during_a_drain_stays_paused(db: Database) -> None:
+    before = await running(db)
+    await db.write(lambda tx: tasks.pause(tx, before.task_id or "", "user:alice", "lunch"))
+    await db.write(lambda tx: draining.put_aside(tx, before.run_id, "micro1", "micro1 is drained"))
+    await append(db, before, 1, new_event("run.parked", {"reason": "paused"}))
+    during = await running(db)
+    await db.write(lambda tx: draining.put_aside(tx, during.run_id, "micro1", "micro1 is drained"))
+    await db.write(lambda tx: tasks.pause(tx, during.task_id or "", "user:alice", "lunch"))
+    await append(db, during, 1, new_event("run.parked", {"reason": "paused"}))
+    assert await db.read(draining.resting) == []
+    for run in (before, during):
+        await db.write(partial(lambda tx, run_id: draining.take_up(tx, run_id), run_id=run.run_id))
+        assert (await row(db, run)).waiting == "paused"
+        assert (
+            await db.write(
+                partial(lambda tx, task_id: tasks.resume(tx, task_id, "user:alice"), task_id=run.task_id or "")
+            )
+        ).status == "queued"
+
+
+async def test_a_drain_finds_its_run_also_where_the_worker_died_instead_of_resting(db: Database) -> None:
+    run = await running(db)
+    await db.write(lambda tx: draining.put_aside(tx, run.run_id, "micro1", "micro1 is drained"))
+    await db.write(lambda tx: leases.requeue(tx, run.run_id, run.fence, "the kernel died", DIED))
+    assert [drain for _, drain in await db.read(draining.resting)] == ["micro1"]
+    await db.write(lambda tx: draining.take_up(tx, run.run_id))
+    assert (await row(db, run)).status == "queued"
+
+
+async def test_a_run_that_was_resumed_before_it_rested_is_queued_and_not_paused_again(db: Database) -> None:
+    run = await running(db)
+    await db.write(lambda tx: tasks.pause(tx, run.task_id or "", "user:alice", "wait"))
+    await db.write(lambda tx: tasks.resume(tx, run.task_id or "", "user:alice"))
+    await append(db, run, 1, new_event("run.parked", {"reason": "paused"}))  # its worker had not heard of it
+    assert (await row(db, run)).status == "queued" and (await claimed(db, "c2")).run_id == run.run_id

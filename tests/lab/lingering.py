@@ -1,5 +1,6 @@
 """Tools for an agent of the lab: one takes for ever once, so that something can happen meanwhile, and is quick the second time; one takes all memory."""
 
+import platform
 import time
 from pathlib import Path
 
@@ -23,3 +24,15 @@ def gorge(ctx) -> str:
     held = []
     while True:
         held.append(b"\1" * (16 << 20))
+
+
+@tool(effect="once", timeout=600)
+def hold(ctx, mark: str) -> str:
+    """Count the call, and stay until somebody lets go; say on which machine it was."""
+    home = Path.home()
+    with open(home / f"{mark}-calls", "a") as sink:
+        sink.write("x")
+    (home / mark).touch()
+    while not (home / f"{mark}-go").exists():
+        time.sleep(0.05)
+    return platform.node()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,12 @@ import msgspec
 import psutil
 import pytest
 from labkit import Lab, skip_without_lab
+from test_lab_moves import sums
 
 from agentfarm_sdk.errors import AgentFarmError
+from agentfarm_sdk.protocol import ENDED
 from agentfarm_sdk.tools.registry import pinned
+from jupyterhub_agentfarm.cli.main import main as command
 from jupyterhub_agentfarm.fleet.client import FleetClient
 
 sys.path.append(str(Path(__file__).parents[1] / "e2e"))
@@ -61,6 +65,9 @@ class Fleet:
     def where(self, agent: str) -> str:
         return str(self.unit(agent).get("microserver", ""))
 
+    def state(self, name: str) -> str:
+        return next(str(one["state"]) for one in asyncio.run(self.client.microservers()) if one["name"] == name)
+
 
 @pytest.fixture(scope="module")
 def fleet(booted: Lab, model: str) -> Iterator[Fleet]:
@@ -90,6 +97,7 @@ def alice(fleet: Fleet) -> Person:
     person = fleet.farm.person("alice")
     (spec, code), (gorge, _) = pinned(lingering.linger), pinned(lingering.gorge)
     tools = [{"name": "calculator"}, msgspec.to_builtins(spec), msgspec.to_builtins(gorge)]
+    tools.append(msgspec.to_builtins(pinned(lingering.hold)[0]))
     draft = {"prompt": "Do what you are told.", "model": {"name": "scripted"}, "tools": tools}
     with person.api() as api:
         made = api.post("/agents", json={"name": "far", "draft": draft, "files": {"lingering.py": code.decode()}})
@@ -152,3 +160,35 @@ def test_a_power_cut_ends_no_task(fleet: Fleet, alice: Person, lab: Lab) -> None
     assert done["status"] == "succeeded" and "the second time" in done["result"], done
     kinds = [event["kind"] for event in alice.events(done["run_id"])]
     assert kinds.count("run.leased") == 2 and "tool.doubted" not in kinds
+
+
+def test_a_drain_moves_an_agent_with_its_files_and_its_run_goes_on_there_and_ends_once(
+    fleet: Fleet, alice: Person, lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, there = (lab.inside(host, "/var/lib/agentfarm/workspaces/far") for host in (1, 2))
+    steps = [[{"tool": "hold", "arguments": {"mark": "drained"}}], [json.loads(SUM)]]
+    task = str(alice.submit("far", json.dumps({"steps": steps}))["task_id"])
+    until((home / "drained").exists, 60, "the tool is under way")
+    fleet.add(lab, 2)
+    (home / "data").mkdir()
+    (home / "data" / "noise").write_bytes(os.urandom(5 << 20))
+    (home / "data" / "link").symlink_to("noise")
+    for path in (home / "data", *(home / "data").iterdir()):
+        os.chown(path, home.stat().st_uid, home.stat().st_uid, follow_symlinks=False)
+    before = sums(home / "data")
+    drain = ["microserver", "drain", "micro1", "--reason", "a new disk", "--state", str(fleet.farm.state)]
+    assert command([*drain, "--dry-run"]) == 0
+    assert "micro2" in capsys.readouterr().out
+    assert command([*drain, "--yes"]) == 0
+    until(lambda: alice.task(task)["waiting"] == "paused", 30, "its run is put aside")
+    (home / "drained-go").touch()
+    until(lambda: alice.task(task)["status"] in ENDED, 120, "its run has ended")
+    done = alice.task(task)
+    assert done["status"] == "succeeded" and "391" in done["result"], done
+    kinds = [event["kind"] for event in alice.events(done["run_id"])]
+    counts = {kind: kinds.count(kind) for kind in ("run.leased", "tool.started", "tool.succeeded", "run.succeeded")}
+    assert counts == {"run.leased": 2, "tool.started": 2, "tool.succeeded": 2, "run.succeeded": 1}
+    assert (there / "drained-calls").read_text() == "x"
+    assert sums(there / "data") == before and fleet.where("far") == "micro2"
+    until(lambda: not home.exists(), 30, "the old copy is removed")
+    until(lambda: fleet.state("micro1") == "cordoned", 30, "nothing is left there")

@@ -37,7 +37,9 @@ LADDERS: dict[str, list[str]] = {
     "hub": ["spawner", "hubconfig", "fleet.client", *LEAVES],
     "fleet": [
         "fleet.daemon",
-        "fleet.remotes fleet.placing fleet.walling",
+        "fleet.moving",
+        "fleet.snapshots",
+        "fleet.remotes fleet.placing fleet.copying fleet.walling",
         "fleet.microserver",
         "fleet.connection fleet.zipped fleet.findings fleet",
         "fleet.mux",

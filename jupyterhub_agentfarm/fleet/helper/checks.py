@@ -31,6 +31,10 @@ FIELDS = {
     "release": {"ports"},
     "walls": set(),
     "examine": set(),
+    "measure": {"workspace"},
+    "snapshot": {"workspace"},
+    "restore": {"workspace", "uid", "bytes", "entries"},
+    "discard": {"workspace"},
 }
 
 
@@ -127,23 +131,41 @@ def unit(asked: dict[str, Any]) -> str:
     return name
 
 
+def workspace(asked: dict[str, Any]) -> str:
+    name = asked.get("workspace")
+    if not isinstance(name, str) or not WORKSPACE.fullmatch(name):
+        raise invalid("workspace must be an agent's name, or ~ and a person's")
+    return name
+
+
+def uid(asked: dict[str, Any]) -> int | None:
+    number = asked.get("uid")
+    if number is not None and (type(number) is not int or not 10_000 <= number < 2**31):
+        raise invalid("uid must be a number from 10000 on")
+    return number
+
+
+def announced(asked: dict[str, Any]) -> dict[str, int]:
+    """How much a stream will bring: bytes of files, and entries."""
+    found = {name: asked.get(name) for name in ("bytes", "entries")}
+    if not all(type(value) is int and 0 <= value < 1 << 60 for value in found.values()):
+        raise invalid("bytes and entries must be numbers from 0 on")
+    return {name: int(value or 0) for name, value in found.items()}
+
+
 def start(asked: dict[str, Any]) -> Start:
-    argv, env, workspace, uid = (asked.get(name) for name in ("argv", "env", "workspace", "uid"))
+    argv, env = asked.get("argv"), asked.get("env")
     name = unit(asked)
     if not isinstance(argv, list) or not 1 <= len(argv) <= 500 or not all(_text(part) for part in argv):
         raise invalid("argv must be a list of texts")
     if not os.path.isabs(argv[0]) or ".." in argv[0].split("/"):
         raise invalid("the program must be an absolute path without ..")
-    if not isinstance(workspace, str) or not WORKSPACE.fullmatch(workspace):
-        raise invalid("workspace must be an agent's name, or ~ and a person's")
-    if uid is not None and (type(uid) is not int or not 10_000 <= uid < 2**31):
-        raise invalid("uid must be a number from 10000 on")
     limits, about, egress = (
         _limits(asked.get("limits", {})),
         _about(asked.get("about", {})),
         _egress(asked.get("egress")),
     )
-    return Start(name, argv, _env(env), workspace, uid, limits, about, egress)
+    return Start(name, argv, _env(env), workspace(asked), uid(asked), limits, about, egress)
 
 
 def _egress(listed: Any) -> list[str] | None:

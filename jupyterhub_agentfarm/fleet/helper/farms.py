@@ -64,6 +64,12 @@ def refuse_what_is_others(spec: Start, others: dict[str, dict[str, Any]]) -> Non
                 raise Refused("start", f"another farm has the {name} on this microserver", hint)
 
 
+def refuse_workspace_of_others(name: str, others: dict[str, dict[str, Any]]) -> None:
+    """Raises Refused where the workspace of that name is another farm's."""
+    if any(kept.get("workspace") == name for kept in others.values()):
+        raise Refused("start", f"another farm has the workspace {name} on this microserver", "it is not yours to move")
+
+
 def room_of_others(others: dict[str, dict[str, Any]], runs: Callable[[str], bool]) -> dict[str, Any]:
     """Return {units: names, memory: bytes, cpu: cores}: what other farms have here, and what those that run may take."""
     running = [kept for unit, kept in others.items() if runs(unit)]

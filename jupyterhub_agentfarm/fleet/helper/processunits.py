@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import checks, disks, facts, logfiles, walls
+from . import checks, disks, facts, logfiles, walls, workspaces
 from .checks import UNIT, Refused
 from .keeper import STOP_GRACE, detach, keep
 from .processes import (
@@ -229,4 +229,5 @@ def operations(state: Path) -> dict[str, Callable[[dict[str, Any]], dict[str, An
         "disks": about_disks,
         "walls": keep_walls,
     }
-    return {name: partial(op, state) for name, op in known.items()}
+    ops = {name: partial(op, state) for name, op in known.items()}
+    return {**ops, **workspaces.operations(state / "workspaces", lambda _asked: None)}  # one farm's alone

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checks, processunits, systemdunits
+from . import checks, processunits, systemdunits, workspaces
 
 Op = Callable[[Any], Any]  # the checked request → the answer
 
@@ -41,6 +41,13 @@ def answer_to(text: bytes, words: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     os.umask(0o077)
-    answer = answer_to(sys.stdin.buffer.read(checks.MAX_REQUEST + 1), sys.argv[1:])
-    sys.stdout.write(json.dumps(answer))
-    sys.stdout.flush()
+    text = sys.stdin.buffer.readline(checks.MAX_REQUEST + 1)
+    if not workspaces.takes_stream(text):
+        text += sys.stdin.buffer.read(checks.MAX_REQUEST + 1 - len(text))
+    answer = answer_to(text, sys.argv[1:])
+    if not workspaces.sent:
+        sys.stdout.write(json.dumps(answer))
+        sys.stdout.flush()
+    elif "error" in answer:  # behind half a stream: whoever reads it finds no end
+        sys.stderr.write(json.dumps(answer))
+        sys.exit(1)

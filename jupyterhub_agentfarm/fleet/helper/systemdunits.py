@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checks, disks, egress, facts, farms, journal, probe, sshd, walls
+from . import checks, disks, egress, facts, farms, journal, probe, sshd, walls, workspaces
 from .cgroups import cpu_seconds, end_all, is_empty, oom_kills
 from .checks import UNIT, Refused, Start
 from .processes import boot_id, make_workspace, read_json, write_json
@@ -414,6 +414,11 @@ def keep_walls(_asked: dict[str, Any]) -> dict[str, Any]:
     return {"unknown": {}} if walls.missing() else walls.sync(LIB / "units", TABLE)
 
 
+def admit(asked: dict[str, Any]) -> None:
+    """Raises Refused: the workspace that is asked about is another farm's."""
+    farms.refuse_workspace_of_others(checks.workspace(asked), farms.of_others(farms.of(asked), LIB, runs))
+
+
 def operations() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
     """Return what may be asked here. Raises Refused where systemd does not run, or this is not root."""
     if not os.path.isdir("/run/systemd/system"):
@@ -425,4 +430,5 @@ def operations() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
     return {
         "start": start, "stop": stop, "show": show, "list": listed, "logs": logs, "forget": forget, "facts": about_here,
         "disks": about_disks, "release": sshd.release, "walls": keep_walls, "examine": lambda _asked: probe.examine(),
+        **workspaces.operations(LIB / "workspaces", admit),
     }  # fmt: skip

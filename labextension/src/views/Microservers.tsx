@@ -8,6 +8,7 @@ import { microserverIcon } from '../icons';
 import { movesAgents } from '../model';
 import type { AgentView, Listed, MicroserverView } from '../protocol';
 import { AGENTS } from './Agents';
+import { DrainDialog, DrainState } from './Drain';
 import { Notes, Row, Silence, Strain, Taints } from './machine';
 import { Marks } from './Marks';
 import { Reasons } from './Placement';
@@ -48,6 +49,7 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
       {one.state !== 'ready' && one.reason && one.reason !== one.silent && <Text>{one.reason}</Text>}
       <Silence one={one} />
       <Taints one={one} />
+      {one.drain && <DrainState name={one.name} drain={one.drain} details={(one.verbs ?? []).length > 0} />}
       {!!one.cpus && <dl className="af-meters">
         <Use name={t('Load')} used={one.load ?? 0} whole={one.cpus ?? 0} words={t('%1 of %2 CPUs', (one.load ?? 0).toFixed(1), one.cpus ?? 0) + busy(one, t)} />
         <Use name={t('Memory')} {...room(one.memory, one.memory_free, t)} />
@@ -65,15 +67,13 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
       {labels.length > 0 && <p className="af-quiet">{t('Labels: %1', labels.map(([key, said]) => `${key}=${said}`).join(' · '))}</p>}
       {(one.verbs ?? []).length > 0 && (
         <div className="af-line">
-          {one.verbs!.map(can => <Button key={can} onClick={() => ask(can)}>{can === 'cordon' ? t('Cordon') : can === 'uncordon' ? t('Uncordon') : can}</Button>)}
+          {one.verbs!.map(can => <Button key={can} onClick={() => ask(can)}>{can === 'cordon' ? t('Cordon') : can === 'uncordon' ? t('Uncordon') : can === 'drain' ? t('Drain') : can}</Button>)}
           <Button onClick={() => ask('mark')}>{t('Labels and taints')}</Button>
         </div>
       )}
-      {(one.verbs ?? []).length > 0 && Object.entries(one.cannot ?? {}).map(([cannot, why]) => (
-        <p key={cannot} className="af-quiet">{t('No %1 here: %2', cannot, why)}</p>
-      ))}
       {verb === 'mark' && <Marks one={one} onClose={() => ask('')} />}
-      {verb && verb !== 'mark' && <Turn name={one.name} verb={verb} onClose={() => ask('')} />}
+      {verb === 'drain' && <DrainDialog one={one} onClose={() => ask('')} />}
+      {verb && verb !== 'mark' && verb !== 'drain' && <Turn name={one.name} verb={verb} onClose={() => ask('')} />}
     </Card>
   );
 }
