@@ -1,6 +1,6 @@
 """The rows of benchmarks/fleet.py that need microservers: a whole farm whose agents' servers run on the lab's (tests/lab), as root.
 
-by hand: `ssh` to the microserver with a port forwarded, and there the same program in the same environment, as the same user.
+by hand: `ssh` to the microserver with a port forwarded, and there the same program in the same environment, as root.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Hand:
 
     def __init__(self, running: Running, agent: str) -> None:
         self.lab, unit = running.lab, running.unit(agent)
-        self.user, self.folder = f"agentfarm-{unit['uid']}", f"/run/byhand-{unit['uid']}"
+        self.folder = f"/run/byhand-{unit['uid']}"
         process = Path("/proc") / self._outside(unit["unit"])
         self.argv = process.joinpath("cmdline").read_bytes().decode().split("\0")[:-1]
         environ = process.joinpath("environ").read_bytes().decode().split("\0")[:-1]
@@ -125,6 +125,11 @@ class Hand:
         self.argv = [word.replace(there, self.folder) for word in self.argv]
         self.env = {name: value.replace(there, self.folder) for name, value in self.env.items()}
         self.path = self.env["JUPYTERHUB_SERVICE_PREFIX"]
+        self.env |= {
+            "HOME": self.folder,
+            "USER": "root",
+            "LOGNAME": "root",
+        }  # an agent's user is walled in without its unit
 
     def _outside(self, unit: str) -> str:
         """Return the process's number here: the lab's hosts are this machine's processes."""
@@ -152,10 +157,7 @@ class Hand:
         """Return the seconds until it answers; it is ended then."""
         port = free_port()
         words = " ".join(shell(f"{name}={value}") for name, value in self.env.items())
-        script = (
-            f"rm -rf {self.folder}; install -d -m 700 -o {self.user} -g {self.user} {self.folder}; cd {shell(self.env['HOME'])}; "
-            f"exec runuser -u {self.user} -- env -i {words} {' '.join(map(shell, self.argv))}"
-        )
+        script = f"rm -rf {self.folder}; install -d -m 700 {self.folder}; cd {self.folder}; exec env -i {words} {' '.join(map(shell, self.argv))}"
         begin = time.monotonic()
         with tempfile.TemporaryFile("w+") as said:
             forward = f"127.0.0.1:{port}:{self.folder}/server.sock"
@@ -168,7 +170,7 @@ class Hand:
                 until(lambda: answers(port, self.path), 60, "the server started by hand answers", LOOK)
                 return time.monotonic() - begin
             finally:
-                self.lab("exec", 1, "sh", "-c", f"pkill -KILL -u {self.user}; true")
+                self.lab("exec", 1, "sh", "-c", f"pkill -KILL -f sock=[/]{self.folder[1:]}/; true")
                 process.wait(20)
 
 

@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import uuid
 from pathlib import Path
@@ -34,7 +35,7 @@ def said(op: str, name: str) -> dict[str, Any]:
     if op == "facts":
         boot = str(uuid.UUID(hashlib.md5(name.encode()).hexdigest()))
         own = {"backend": "systemd", "own_users": True, "isolation": "", "systemd": "249", "cgroup": 2}
-        return {**facts.machine(Path("/"), Path("/")), **own, "hostname": name, "boot_id": boot}
+        return {**facts.machine(Path(tempfile.gettempdir()), Path("/")), **own, "hostname": name, "boot_id": boot}
     return {"items": [], "ended": [], "busy": []}
 
 
