@@ -198,17 +198,14 @@ class Moving:
         there = self.residents(microserver)  # behind the questions: who has moved meanwhile is not told
         units = {user: mine[0] for user, mine in there.items()}
         demands = [replace(self.placing.demand(unit), home="") for unit in units.values()]
-        farm = [
-            replace(one, state="draining") if one.name == microserver and one.state == "ready" else one
-            for one in self.placing.farm(facts)
-        ]
+        farm = [one for one in self.placing.farm(facts) if one.name != microserver]
         plan = place_all(demands, farm, self.placing.settings.rank)
         shown = [_worst(states.get(unit, "exited") for unit in mine) for mine in there.values()]
         sizes = await asyncio.gather(*(self._size(user) for user in there)) if size else [None] * len(there)
         return [
             {
                 "user": user, "agent": user.removeprefix("agent-") if AGENT_USER.fullmatch(user) else "", "units": there[user], "state": state,
-                "to": plan.where[unit], "why": plan.why(unit), "bytes": bytes_, "move": self.told(user) or None,
+                "to": plan.where[unit], "why": plan.why(unit) if farm else "there is no other microserver", "bytes": bytes_, "move": self.told(user) or None,
             }
             for (user, unit), state, bytes_ in zip(units.items(), shown, sizes, strict=True)
         ]  # fmt: skip
