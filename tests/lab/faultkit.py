@@ -106,8 +106,9 @@ class Rig:
             with (
                 self.operator.api() as api
             ):  # all hosts have one load, as it was when they were asked last: that spreads nothing
-                pin = {"pin": f"micro{self.hosts[number % len(self.hosts)]}"}
-                api.put(f"/agents/{agent}/resources", json=pin).raise_for_status()
+                world = self.world_url.removeprefix("http://")  # the walls let an agent go where its list says alone
+                own = {"pin": f"micro{self.hosts[number % len(self.hosts)]}", "egress": [world]}
+                api.put(f"/agents/{agent}/resources", json=own).raise_for_status()
 
     def register(self, host: int) -> None:
         """Take a microserver in as `microserver add` does, or give the farm its new key."""
@@ -336,6 +337,7 @@ class Walk:
     def begin(self) -> None:
         """Let each agent do a first task, so that its server is there; listen to a kernel on each microserver."""
         self.until(lambda: len(self.work.ended) == len(self.rig.agents), 180, "each agent has done a task")
+        self.until(self.rig.requests, 60, "a call has reached the world: else nothing that is judged could be broken")
         self.work.homes = self.rig.homes()
         assert set(self.work.homes.values()) == {f"micro{host}" for host in self.rig.hosts}, self.work.homes
 
