@@ -98,7 +98,7 @@ async def test_a_silent_microserver_is_lost_only_when_no_run_there_renews_its_le
     assert code == 0 and "silent" in said and shown["since"][:16] in said
     assert 'agentfarm_microserver_up{microserver="local"} 0.0' in (await farm.ask("", "GET", "/metrics")).text
     local.state = "cordoned"
-    assert (await farm.ok("operator", "GET", "/microservers/local"))["verbs"] == ["uncordon"], "as it was turned"
+    assert (await farm.ok("operator", "GET", "/microservers/local"))["verbs"] == ["uncordon", "drain"], "as turned"
     farm.fleet.placing.state.microservers["local"]["silent"]["since"] -= 3 * farm.parts.lease
     await watch(farm).look()
     assert (await farm.ok("ann", "GET", "/microservers/local"))["state"] == "silent", "a run there has just its lease"
