@@ -224,7 +224,7 @@ async def _microserver(client: FleetClient, one: Mapping[str, Any]) -> list[Find
     try:
         answer = await client.examine(name)
     except Invalid:
-        return [Finding(name, "warn", "its helper is of another release", f"agentfarm microserver add {name}")]
+        return [Finding(name, "warn", "its helper is of another release", f"agentfarm microserver upgrade {name}")]
     except FleetError as error:
         return [Finding(name, "fail", error.detail, error.hint)]
     findings = judge(answer["seen"], answer["offset"], joined=True)
@@ -232,5 +232,5 @@ async def _microserver(client: FleetClient, one: Mapping[str, Any]) -> list[Find
         Finding(f"{name} {each.name}", each.state, each.found, each.hint) for each in findings if each.state != "ok"
     ]
     if not one.get("current", True):
-        wrong.append(Finding(name, "warn", "its helper is of another release", f"agentfarm microserver add {name}"))
+        wrong.append(Finding(name, "warn", "its helper is of another release", f"agentfarm microserver upgrade {name}"))
     return wrong or [Finding(name, "ok", f"{len(findings)} checks passed")]

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from agentfarm_sdk.errors import Invalid
 from agentfarm_sdk.farm import Farm
 
-from . import draining, joining
+from . import draining, joining, upgrading
 from .show import Out, noun
 from .sizes import changes, shown_size, size
 
@@ -42,6 +42,7 @@ def add(nouns: Any) -> None:
         "show", show_microserver, "one of them: what it has, what is promised there, who said what of it"
     ).add_argument("name")
     joining.add(verb)
+    upgrading.add(verb)
     label = verb("label", label_microserver, "what servers can ask for: NAME=VALUE sets a label, NAME- takes it away")
     taint = verb(
         "taint", taint_microserver, "keep servers away that do not tolerate it: NAME=REASON, NAME- takes it away"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -66,6 +67,7 @@ class Operator:
     lab: Lab
     daemon: Daemon
     env: dict[str, str]
+    release: str | None = None  # where the command line's code is
 
     def _words(self, verb: str, *words: str) -> list[str]:
         key = str(self.lab.folder / "key")
@@ -74,7 +76,7 @@ class Operator:
     async def begin(self, verb: str, *words: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             *self._words(verb, *words), env=self.env, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, start_new_session=True,
+            stderr=asyncio.subprocess.PIPE, start_new_session=True, cwd=self.release,
         )  # fmt: skip
 
     async def run(self, verb: str, *words: str, typed: str = "") -> tuple[int, str, str]:
@@ -218,3 +220,63 @@ async def test_a_machine_that_is_removed_keeps_nothing_of_the_farm(operator: Ope
     assert code == 0 and "workspaces" not in out and not inside(lab, "ls -d /var/lib/agentfarm 2>/dev/null; true"), (
         out + told
     )
+
+
+def release(place: Path, name: str, *changes: tuple[str, str]) -> str:
+    """Make another release of this checkout: a line behind files of it. Returns where it is."""
+    root = Path(__file__).parents[2]
+    for folder in ("agentfarm_sdk", "jupyterhub_agentfarm"):
+        shutil.copytree(
+            root / folder, place / name / folder, ignore=shutil.ignore_patterns("__pycache__", "build", "labextension")
+        )
+    for folder in ("requirements", "scripts"):
+        shutil.copytree(root / folder, place / name / folder, ignore=shutil.ignore_patterns("code-server"))
+    for file, line in changes:
+        with open(place / name / file, "a") as sink:
+            sink.write(f"\n{line}\n")
+    return str(place / name)
+
+
+async def test_a_new_release_goes_beside_the_old_one_under_servers_that_run_and_one_that_is_broken_is_undone(
+    operator: Operator, tmp_path: Path
+) -> None:
+    lab, daemon = operator.lab, operator.daemon
+    code, _, told = await operator.run("add", "--ssh", operator.ssh, "--host-key", operator.seen)
+    assert code == 0, told
+    await daemon.client.cordon("local", "the test is about another one")
+    await daemon.client.start("af-a", user="agent-a", server="", args=[python_of(lab), "-c", SERVER], env={})
+
+    async def prefix(unit: str) -> str:
+        async def is_up() -> Any:
+            lines = await daemon.client.logs(unit)
+            return next((line for line in lines if line.startswith("up ")), None)
+
+        return str(await until(is_up, 90, "the server's imports")).split()[1]
+
+    async def farm_of(where: str) -> None:
+        daemon.environ["PYTHONPATH"] = operator.env["PYTHONPATH"] = where
+        daemon.environ["PYTHONSAFEPATH"] = "1"  # not what the tests stand in
+        operator.release = where
+        daemon.kill()
+        await daemon.start()
+        await daemon.reachable("micro2")
+
+    old = await prefix("af-a")
+    helper = "jupyterhub_agentfarm/fleet/helper/serve.py"
+    await farm_of(release(tmp_path, "next", (helper, "# the next release")))
+    assert (await daemon.micro("micro2"))["current"] is False
+    code, out, told = await operator.run("upgrade")
+    assert code == 0 and "micro2 is upgraded" in out, told
+    one = await daemon.micro("micro2")
+    assert (one["current"], one["silent"]) == (True, "")
+    assert (await daemon.client.show("af-a"))["state"] == "running"  # by what it was started with
+    await daemon.client.start("af-b", user="agent-b", server="", args=[python_of(lab), "-c", SERVER], env={})
+    new = await prefix("af-b")
+    assert new != old and {Path(old).name, Path(new).name} <= set(inside(lab, "ls /opt/agentfarm/venvs").split())
+    # one whose helper does not even start
+    await farm_of(release(tmp_path, "broken", (helper, 'raise SystemExit("broken")')))
+    code, _, told = await operator.run("upgrade", "micro2")
+    assert code == 1 and "it is as it was" in told, told
+    assert inside(lab, "readlink -f /opt/agentfarm/venv").strip() == new
+    await daemon.reachable("micro2")
+    assert [(await daemon.client.show(unit))["state"] for unit in ("af-a", "af-b")] == ["running"] * 2
