@@ -273,8 +273,9 @@ async def test_a_new_release_goes_beside_the_old_one_under_servers_that_run_and_
     await daemon.client.start("af-b", user="agent-b", server="", args=[python_of(lab), "-c", SERVER], env={})
     new = await prefix("af-b")
     assert new != old and {Path(old).name, Path(new).name} <= set(inside(lab, "ls /opt/agentfarm/venvs").split())
-    # one whose helper does not even start
-    await farm_of(release(tmp_path, "broken", (helper, 'raise SystemExit("broken")')))
+    # one whose helper ends there without an answer
+    systemd = "jupyterhub_agentfarm/fleet/helper/systemdunits.py"
+    await farm_of(release(tmp_path, "broken", (systemd, 'def operations(): raise SystemExit("broken")')))
     code, _, told = await operator.run("upgrade", "micro2")
     assert code == 1 and "it is as it was" in told, told
     assert inside(lab, "readlink -f /opt/agentfarm/venv").strip() == new
