@@ -1,7 +1,7 @@
 """`agentfarm microserver upgrade`: this release on every microserver, one after the other, without a run lost.
 
 A new environment is put beside the old one, and servers that run keep theirs. What fails on one is undone there, and the others are left
-as they are.
+as they are. Broken off, the same command goes on: it starts anew what still runs from another release.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..errors import StartError
 from ..fleet.bootstrap import machine, steps
 from ..fleet.bootstrap.environment import kind_of, prepared
 from ..fleet.bootstrap.login import Machine
+from ..records import hub_user, unit_name
 from . import joining
 from .joining import say
 from .show import Adder, Out
@@ -60,7 +61,7 @@ def upgrade_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> int
         out.value(done)
         return 0
     for one in done:
-        restarted = f"; {len(one['restarted'])} servers were restarted" if one["restarted"] else ""
+        restarted = f"; servers started anew: {', '.join(one['restarted'])}" if one["restarted"] else ""
         out.line(f"{one['name']} {'is upgraded' if one['changed'] else 'had this release already'}{restarted}")
     return 0
 
@@ -78,19 +79,26 @@ def _upgrade(
         steps.stop_at(findings)
         packed = prepared(kind_of(seen["python"], seen["arch"], seen["libc"]), say)
         steps.deliver(there, packed, say)
-        before = steps.switch(there, packed.id, public_key, say)
-        now = _told(farm, name, entry)
-        if now["silent"] or not now["current"]:
-            there.call(machine, "back", environment=before["environment"])
+        try:
+            before = steps.switch(there, packed.id, public_key, say)
+            now = _told(farm, name, entry)
+            if now["silent"] or not now["current"]:
+                raise StartError(
+                    f"the farm does not reach its new helper: {now['silent'] or 'it answers as the old one'}",
+                    hint="agentfarm doctor",
+                )
+        except AgentFarmError as error:
+            there.call(machine, "back")
             _told(farm, name, entry)
-            raise StartError(
-                f"the farm does not reach its new helper: {now['silent'] or 'it answers as the old one'}; it is as it was",
-                hint="agentfarm doctor",
-            )
-        changed = steps.Joined(before, packed.id, {}).changed
-        restarted = [] if asked.no_restart or before["environment"] == packed.id else _restart(farm, now["agents"])
+            error.detail += "; it is as it was"
+            raise
+        outdated = there.call(machine, "settle")["outdated"]
+        agents = [one for one in now["agents"] if f"agentfarm-{unit_name(hub_user(one))}.service" in outdated]
+        if not asked.no_restart:
+            _restart(farm, agents)
         there.call(machine, "prune")
-    return {"name": name, "changed": changed, "environment": packed.id, "restarted": restarted}
+    changed = steps.Joined(before, packed.id, {}).changed
+    return {"name": name, "changed": changed, "environment": packed.id, "restarted": [] if asked.no_restart else agents}
 
 
 def _told(farm: Farm, name: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +107,7 @@ def _told(farm: Farm, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     return now
 
 
-def _restart(farm: Farm, agents: list[str]) -> list[str]:
+def _restart(farm: Farm, agents: list[str]) -> None:
     """Restart agents' servers, each once no run is on it; its agent takes none meanwhile."""
     waiting, told = list(agents), ""
     while waiting:
@@ -112,7 +120,8 @@ def _restart(farm: Farm, agents: list[str]) -> list[str]:
                 say(f"{agent} was retired meanwhile")
             waiting.remove(agent)
         if waiting and told != (told := ", ".join(waiting)):
-            say(f"waiting for runs of: {told} (Ctrl-C leaves them on the old release until their servers start next)")
+            say(
+                f"waiting for runs of: {told} (Ctrl-C leaves their servers on the old release; the same command goes on)"
+            )
         if waiting:
             time.sleep(PAUSE_SECONDS)
-    return agents

@@ -46,7 +46,7 @@ class Lab:
         packages = sysconfig.get_paths()["purelib"]
         self.environ = {
             **os.environ, "AFLAB_NAME": f"a{number:x}", "AFLAB_NET": f"10.{100 + number % 100}.{number // 100}", "AFLAB_DIR": str(self.folder),
-            **({"AFLAB_DISK": "1G"} if os.environ.get("AGENTFARM_FAULTS") else {}),  # one can be full
+            **({"AFLAB_DISK": "1G"} if os.environ.get("AGENTFARM_FAULTS", "release") != "release" else {}),  # one can be full
             "AFLAB_TREES": cache, "AFLAB_HOOK": str(HERE / "hook"),
             "AFLAB_BIND": f"{packages}:/opt/agentfarm/lab/packages {ROOT}:/opt/agentfarm/lab/checkout",
         }  # fmt: skip

@@ -1,4 +1,5 @@
-"""A bare machine becomes a microserver by one command, and is let go by one: over ssh as an operator signs in, without a network there.
+"""A bare machine becomes a microserver by one command, gets new releases by one, and is let go by one: over ssh as an operator signs in,
+without a network there. (AGENTFARM_FAULTS=release: also releases that differ in more than their helper.)
 
 The real command line, service, daemon and machine; the machine is host 2 of the lab, as bare as it can be, made anew behind the tests.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -20,9 +22,11 @@ import pytest
 from labkit import Daemon, Lab, until
 
 from jupyterhub_agentfarm.fleet.bootstrap.login import fingerprint
+from jupyterhub_agentfarm.fleet.zipped import helper_version
+from jupyterhub_agentfarm.records import unit_name
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from servicekit import service
+from servicekit import Service, service
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(900)]
 HOST = 2
@@ -66,6 +70,7 @@ class Operator:
 
     lab: Lab
     daemon: Daemon
+    farm: Service
     env: dict[str, str]
     release: str | None = None  # where the command line's code is
 
@@ -101,10 +106,11 @@ async def operator(
 ) -> AsyncIterator[Operator]:
     # each test's farm finds the machine without another's
     inside(bare, "rm -rf /var/lib/agentfarm; sed -i /helper.pyz/d /root/.ssh/authorized_keys")
-    async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch) as running:
+    async with service(tmp_path, f"sqlite:///{tmp_path}/farm.sqlite", monkeypatch, lease=600) as running:
+        await running.agent()  # while no real daemon is asked, which would tell a Hub of it
         running.parts.fleet = running.parts.surroundings.fleet = daemon.client  # type: ignore[assignment]
         env = {**os.environ, "AGENTFARM_URL": running.url, "AGENTFARM_TOKEN": "operator", "TMPDIR": str(daemon.state)}
-        yield Operator(bare, daemon, env)
+        yield Operator(bare, daemon, running, env)
 
 
 def inside(lab: Lab, words: str) -> str:
@@ -114,6 +120,15 @@ def inside(lab: Lab, words: str) -> str:
 def python_of(lab: Lab) -> str:
     """Return the Python that new servers are started by: at its real path, so that they keep their release."""
     return inside(lab, "head -1 /opt/agentfarm/venv/bin/jupyterhub-singleuser").strip().removeprefix("#!")
+
+
+async def told_of(process: asyncio.subprocess.Process, text: str) -> None:
+    """Wait until a command line tells of something on its way."""
+    assert process.stderr
+    before = b""
+    while text.encode() not in (line := await asyncio.wait_for(process.stderr.readline(), 400)):
+        assert line, f"it ended before that: {before.decode()}"
+        before += line
 
 
 async def test_one_command_makes_a_bare_machine_ready_broken_off_or_twice(operator: Operator) -> None:
@@ -126,9 +141,7 @@ async def test_one_command_makes_a_bare_machine_ready_broken_off_or_twice(operat
     assert "agentfarm" not in inside(lab, "cat /root/.ssh/authorized_keys; ls /opt/agentfarm").replace("agentfarm-", "")
     # killed while the programs are under way
     first = await operator.begin("add", "--ssh", operator.ssh, "--host-key", operator.seen)
-    assert first.stderr
-    while b"sending the servers' programs" not in (line := await asyncio.wait_for(first.stderr.readline(), 400)):
-        assert line, "it ended before it sent anything"
+    await told_of(first, "sending the servers' programs")
     os.killpg(first.pid, signal.SIGKILL)
     await first.wait()
     assert [one["name"] for one in await daemon.client.microservers()] == ["local"]
@@ -174,6 +187,78 @@ async def doctor_passes(operator: Operator) -> None:
     out, _ = await asyncio.wait_for(process.communicate(), 120)
     found = [one for one in json.loads(out) if one["check"].startswith("micro2")]
     assert found and not [one for one in found if one["state"] == "fail"], found
+
+
+# Where a Python reads it as it starts, it cannot run one helper: that of this release.
+REFUSING = (
+    'import hashlib, os, sys; sys.orig_argv[-1].endswith("helper.pyz")'
+    ' and hashlib.sha256(open(sys.orig_argv[-1], "rb").read()).hexdigest() == "{}" and os._exit(1)'
+)
+FORMER = "a" * 12
+
+
+def with_a_former_release(lab: Lab) -> None:
+    """Let a machine be one of another release: the same programs under another id, another helper."""
+    made = Path(inside(lab, "readlink -f /opt/agentfarm/venv").strip()).name
+    inside(
+        lab,
+        f"cd /opt/agentfarm; cp -al venvs/{made} venvs/{FORMER}; grep -lI {made} venvs/{FORMER}/bin/* | xargs sed -i s/{made}/{FORMER}/;"
+        f" ln -sfn venvs/{FORMER} venv; echo >> helper.pyz",
+    )
+
+
+async def test_an_upgrade_is_undone_where_it_fails_goes_on_where_it_was_broken_off_and_waits_for_runs(
+    operator: Operator,
+) -> None:
+    lab, daemon, farm = operator.lab, operator.daemon, operator.farm
+    code, _, told = await operator.run("add", "--ssh", operator.ssh, "--host-key", operator.seen)
+    assert code == 0, told
+    current = inside(lab, "readlink -f /opt/agentfarm/venv; cat /opt/agentfarm/helper.pyz | sha256sum")
+    with_a_former_release(lab)
+    former = inside(lab, "readlink -f /opt/agentfarm/venv; cat /opt/agentfarm/helper.pyz | sha256sum")
+    await daemon.client.cordon("local", "the test is about another one")
+    unit, server = unit_name("agent-analyst"), "users/agent-analyst/server"
+    await daemon.client.start(unit, user="agent-analyst", server="", args=[python_of(lab), "-c", SERVER], env={})
+    farm.hub.running.add("agent-analyst")
+    await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "a"})
+    claim = await farm.claim()
+    assert claim
+
+    def restarts() -> list[str]:
+        """Return what the Hub was asked for from the first stop on; before that it was asked for the server that the task needs."""
+        asked = [method for method, path, _ in farm.hub.asked if path == server]
+        return asked[asked.index("DELETE") :] if "DELETE" in asked else []
+
+    # its new helper does not run there: all is as it was
+    line = "/usr/lib/python3/dist-packages/refusing.pth"
+    inside(lab, f"mkdir -p {Path(line).parent}; echo {shlex.quote(REFUSING.format(helper_version()))} > {line}")
+    code, _, told = await operator.run("upgrade")
+    assert code == 1 and "does not reach its new helper" in told and "it is as it was" in told, told
+    assert inside(lab, "readlink -f /opt/agentfarm/venv; cat /opt/agentfarm/helper.pyz | sha256sum") == former
+    await daemon.reachable("micro2")
+    # it does: broken off while it waits for the run on a server; the helper is the new one, that server is left alone
+    inside(lab, f"rm {line}")
+    first = await operator.begin("upgrade")
+    await told_of(first, "waiting for runs of: analyst")
+    os.killpg(first.pid, signal.SIGKILL)
+    await first.wait()
+    assert inside(lab, "readlink -f /opt/agentfarm/venv; cat /opt/agentfarm/helper.pyz | sha256sum") == current
+    assert (await daemon.reachable("micro2"))["current"] and (await daemon.client.show(unit))["state"] == "running"
+    # the same command goes on, and starts the server anew when the run has ended
+    again = await operator.begin("upgrade")
+    await told_of(again, "waiting for runs of: analyst")
+    assert restarts() == []
+    end = {"fence": claim["fence"], "n": 1, "events": [{"kind": "run.succeeded", "body": {"result": 1}}]}
+    await farm.ok(claim["token"], "POST", f"/runs/{claim['run']}/events", end)
+    out, _ = await asyncio.wait_for(again.communicate(), 120)
+    assert again.returncode == 0 and "servers started anew: analyst" in out.decode()
+    assert restarts() == ["DELETE", "POST"]
+    # an environment goes once nothing runs from it
+    assert FORMER in inside(lab, "ls /opt/agentfarm/venvs")
+    await daemon.client.stop(unit)
+    code, out_again, told = await operator.run("upgrade")
+    assert code == 0 and "had this release already" in out_again and restarts() == ["DELETE", "POST"], told
+    assert FORMER not in inside(lab, "ls /opt/agentfarm/venvs")
 
 
 async def test_a_machine_with_another_host_key_is_refused_until_the_operator_confirms_it_and_sudo_will_do(
@@ -237,6 +322,10 @@ def release(place: Path, name: str, *changes: tuple[str, str]) -> str:
     return str(place / name)
 
 
+@pytest.mark.skipif(
+    os.environ.get("AGENTFARM_FAULTS") != "release",
+    reason="some minutes: two more releases are packed (AGENTFARM_FAULTS=release)",
+)
 async def test_a_new_release_goes_beside_the_old_one_under_servers_that_run_and_one_that_is_broken_is_undone(
     operator: Operator, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@
     /opt/agentfarm/venvs/<id>/    a release's programs; `complete` when all of it is there
     /opt/agentfarm/venv           -> venvs/<id>: what new servers start from; those that run keep theirs
     /opt/agentfarm/config         -> venv/agentfarm-config
+    /opt/agentfarm/*.former*      helper and link as they were, from an `install` until it is settled or undone
     ~root/.ssh/authorized_keys    one line, for the farm's key
 
 Every step may be done twice, or broken off. It stands alone: standard library, Python 3.9. A function's arguments and its answer cross as JSON.
@@ -30,6 +31,7 @@ from typing import Any
 DATA: Any = None  # what comes behind the arguments: a stream of bytes (login.py sets it)
 OPT, LIB, RUN = Path("/opt/agentfarm"), Path("/var/lib/agentfarm"), (Path("/run/agentfarm"), Path("/run/agentfarm-env"))
 HELPER, VENV, VENVS, CONFIG = OPT / "helper.pyz", OPT / "venv", OPT / "venvs", OPT / "config"
+FORMER_HELPER, FORMER_VENV = OPT / "helper.former.pyz", OPT / "venv.former"
 COMMAND = f"/usr/bin/python3 -I {HELPER}"
 ID = re.compile(r"[0-9a-f]{12}")
 USER = re.compile(r"agentfarm-\d+")
@@ -243,8 +245,9 @@ def install(environment: str, key: str, size: int) -> dict[str, Any]:
         raise Failed("the helper did not arrive whole", "the same command again")
     before = state()
     with alone():
-        if HELPER.exists() and before["helper"] != hashlib.sha256(helper).hexdigest():
-            write(HELPER.with_name("helper.former.pyz"), HELPER.read_bytes(), 0o644)
+        if HELPER.exists() and VENV.is_symlink() and not FORMER_VENV.is_symlink():  # else one was broken off: keep that
+            write(FORMER_HELPER, HELPER.read_bytes(), 0o644)
+            link(FORMER_VENV, os.readlink(VENV))
         write(HELPER, helper, 0o644)
         link(VENV, f"venvs/{environment}")
         link(CONFIG, "venv/agentfarm-config")
@@ -252,30 +255,50 @@ def install(environment: str, key: str, size: int) -> dict[str, Any]:
     return before
 
 
-def back(environment: str) -> dict[str, Any]:
-    """Undo an `install`: the former helper, and the environment that was in use before."""
-    former = HELPER.with_name("helper.former.pyz")
+def back() -> dict[str, Any]:
+    """Undo what was installed since the last `settle`: the former helper, and the environment that was in use before."""
     with alone():
-        if former.exists():
-            os.replace(former, HELPER)
-        if environment and (VENVS / checked(environment) / "complete").exists():
-            link(VENV, f"venvs/{environment}")
+        if FORMER_VENV.is_symlink():
+            if FORMER_HELPER.exists():
+                os.replace(FORMER_HELPER, HELPER)
+            link(VENV, os.readlink(FORMER_VENV))
+            FORMER_VENV.unlink()
     return state()
+
+
+def settle() -> dict[str, Any]:
+    """Let what was installed stand. Returns {outdated: [units that run from another environment]}."""
+    with alone():
+        drop(FORMER_VENV, FORMER_HELPER)
+    using, now = environments_used(), environment_in_use()
+    return {"outdated": sorted({unit for made, found in using.items() if made != now for unit in found})}
+
+
+def drop(*paths: Path) -> None:
+    for one in paths:
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            one.unlink()
+
+
+def environments_used() -> dict[str, set[str]]:
+    """Return what runs from which environment: {its id: {units}}; what is in no unit of the farm counts, but is not named."""
+    using: dict[str, set[str]] = {}
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if entry.isdigit():
+                words = Path(f"/proc/{entry}/cmdline").read_text(errors="replace")
+                found = re.findall(
+                    r"/(agentfarm-[^/]+\.service)", Path(f"/proc/{entry}/cgroup").read_text(errors="replace")
+                )
+                for made in re.findall(r"/opt/agentfarm/venvs/([0-9a-f]{12})/", words):
+                    using.setdefault(made, set()).update(found)
+    return using
 
 
 def prune() -> dict[str, Any]:
     """Remove environments that neither new servers start from nor running ones use. Returns {removed: [ids]}."""
     with alone():
-        used = {environment_in_use()}
-        for entry in os.listdir("/proc"):
-            with contextlib.suppress(OSError):
-                if entry.isdigit():
-                    used |= set(
-                        re.findall(
-                            r"/opt/agentfarm/venvs/([0-9a-f]{12})/",
-                            Path(f"/proc/{entry}/cmdline").read_text(errors="replace"),
-                        )
-                    )
+        used = {environment_in_use(), *environments_used()}
         removed = [path for path in VENVS.iterdir() if path.name not in used] if VENVS.is_dir() else []
         for path in removed:
             shutil.rmtree(path, ignore_errors=True)
@@ -366,8 +389,6 @@ def clear(workspaces: bool) -> list[str]:
     found = sorted(one.name for one in (LIB / "workspaces").iterdir()) if (LIB / "workspaces").is_dir() else []
     for folder in (*RUN, LIB / "units", *([LIB / "workspaces"] if workspaces or not found else [])):
         shutil.rmtree(folder, ignore_errors=True)
-    for one in (HELPER, VENV, CONFIG, HELPER.with_name("helper.former.pyz"), OPT / ".lock"):
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            one.unlink()
+    drop(HELPER, VENV, CONFIG, FORMER_HELPER, FORMER_VENV, OPT / ".lock")
     shutil.rmtree(VENVS, ignore_errors=True)
     return [f"{LIB / 'workspaces'}: {', '.join(found)}"] if found and not workspaces else []

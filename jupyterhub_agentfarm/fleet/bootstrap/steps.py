@@ -48,6 +48,7 @@ def join(there: Machine, seen: dict[str, Any], public_key: str, say: Say) -> Joi
     packed = prepared(kind_of(seen["python"], seen["arch"], seen["libc"]), say)
     deliver(there, packed, say)
     before = switch(there, packed.id, public_key, say)
+    there.call(machine, "settle")
     say("measuring disk and CPU")
     return Joined(before, packed.id, there.call(machine, "measure"))
 
