@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from jupyterhub_agentfarm.chaos.postgres import Postgres, programs
 pytest_plugins = ["fixtures_model"]
 settings.register_profile("farm", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("farm")
+
+# Labs that run at the same time share this machine's loopback: each process of tests has ports of its own for servers elsewhere.
+_FIRST = 21_000 + 900 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw12").removeprefix("gw")) % 13)
+os.environ.setdefault("AGENTFARM_FORWARD_PORTS", f"{_FIRST}-{_FIRST + 899}")
 
 SKIPPED = "no PostgreSQL server here: install the package postgresql (make test does so as root on Debian and Ubuntu)"
 

@@ -374,7 +374,8 @@ class Kernel:
 def clean_env(**more: str) -> dict[str, str]:
     """Return this process's environment without what would configure a farm, a hub or a model."""
     drop = ("AGENTFARM_", "JUPYTERHUB_", "HF_", "HUGGING_FACE", "DB_CONNECTION", "QUESTDB", "CONFIGPROXY")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
+    ours = "AGENTFARM_FORWARD_PORTS"  # of this process of tests
+    kept = {name: value for name, value in os.environ.items() if name == ours or not name.startswith(drop)}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     kept["AGENTFARM_EGRESS"] = "127.0.0.0/8:*"  # the outside world of the tests is on this machine
     return kept | more

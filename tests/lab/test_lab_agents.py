@@ -130,6 +130,8 @@ def test_a_daemon_that_is_killed_cuts_no_websocket_of_a_kernel(fleet: Fleet, ali
     kernel = fleet.farm.kernels("agent-far", alice.token)
     waits = "import time\nfor n in range(60):\n    time.sleep(0.1)\nprint('to the end')"
 
+    until(kernel.leads, 60, "the proxy leads to the server")
+
     async def kill_meanwhile() -> str:
         running = asyncio.create_task(kernel._run(waits))
         await asyncio.sleep(1)

@@ -68,8 +68,13 @@ def missing() -> str:
         return "only root sets rules of nft"
     if shutil.which(PROGRAM, path=PATH) is None:
         return "nft is not installed"
-    done = nft("list", "tables")
-    return "" if done.returncode == 0 else f"nft is refused here ({done.stderr.strip()[-100:]})"
+    for pause in (0.1, 0.3, None):  # a listing may be broken off where another program changes rules meanwhile
+        done = nft("list", "tables")
+        if done.returncode == 0:
+            return ""
+        if pause is not None:
+            time.sleep(pause)
+    return f"nft is refused here ({done.stderr.strip()[-100:]})"
 
 
 def wall_of(env: Mapping[str, str], listed: Sequence[str] | None) -> dict[str, Any] | None:
