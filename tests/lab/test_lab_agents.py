@@ -144,6 +144,7 @@ def test_a_daemon_that_is_killed_cuts_no_websocket_of_a_kernel(fleet: Fleet, ali
 
 
 def test_a_kernel_that_takes_all_memory_is_killed_and_said_so_and_its_server_lives(fleet: Fleet, alice: Person) -> None:
+    until(lambda: fleet.unit("far").get("pid"), 60, "the daemon knows the server: it may just have begun")
     before = fleet.unit("far")
     failed = alice.settled(alice.submit("far", json.dumps({"tool": "gorge", "arguments": {}}))["task_id"], 120)
     assert failed["status"] == "failed" and "killed for want of memory" in failed["error"]["message"], failed
