@@ -241,9 +241,24 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
                 away = True
             await asyncio.sleep(AWAY_SECONDS)
         if shown["state"] != "exited" or self._starting:
+            await self._follow(shown)
             return None
         code = shown.get("exit_code")
         return code if isinstance(code, int) else 0
+
+    async def _follow(self, shown: dict[str, Any]) -> None:
+        """Lead the Hub's proxy to where the server is reached by now: a program may have taken its port while nobody held it."""
+        at, server = (shown.get("ip"), shown.get("port")), self.server
+        known = (server.ip, server.port) if server is not None else at
+        if shown["state"] != "running" or not all(at) or self.pending or at == known:
+            return
+        self.log.warning("%s is reached at port %d now, not at %d", self.unit, at[1], server.port)
+        try:
+            server.ip, server.port = at
+            self.db.commit()
+            await self.user.settings["proxy"].add_user(self.user, self.name)
+        except Exception as error:  # the Hub's own look at all routes mends it later
+            self.log.warning("the proxy was not told where %s is: %s", self.unit, error)
 
     @property
     def _starting(self) -> bool:

@@ -16,8 +16,11 @@ settings.register_profile("farm", deadline=None)  # how long an example takes sa
 settings.load_profile("farm")
 
 # Labs that run at the same time share this machine's loopback: each process of tests has ports of its own for servers elsewhere.
-_FIRST = 21_000 + 900 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw12").removeprefix("gw")) % 13)
-os.environ.setdefault("AGENTFARM_FORWARD_PORTS", f"{_FIRST}-{_FIRST + 899}")
+# A worker has inherited those of the process that started it.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+_FIRST = 21_000 + 900 * (int((_WORKER or "gw12").removeprefix("gw")) % 13)
+if _WORKER or "AGENTFARM_FORWARD_PORTS" not in os.environ:
+    os.environ["AGENTFARM_FORWARD_PORTS"] = f"{_FIRST}-{_FIRST + 899}"
 
 SKIPPED = "no PostgreSQL server here: install the package postgresql (make test does so as root on Debian and Ubuntu)"
 

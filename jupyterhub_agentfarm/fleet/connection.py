@@ -130,10 +130,13 @@ async def piped(*words: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 class Connection:
-    """The master of one microserver. `keep` opens it again for as long as it runs; `on_up` is awaited before it counts as up."""
+    """The master of one microserver. `keep` opens it again for as long as it runs; `on_up` is awaited before it counts as up,
+    `on_down` called whenever the master is not there."""
 
-    def __init__(self, name: str, to: Target, files: Files, on_up: Callable[[], Awaitable[None]]) -> None:
-        self.name, self.to, self.files, self.on_up = name, to, files, on_up
+    def __init__(
+        self, name: str, to: Target, files: Files, on_up: Callable[[], Awaitable[None]], on_down: Callable[[], None]
+    ) -> None:
+        self.name, self.to, self.files, self.on_up, self.on_down = name, to, files, on_up, on_down
         self.control = files.control(name)
         self.open = False  # the master is there
         self.up = False  # and what is to be done first is done
@@ -142,7 +145,6 @@ class Connection:
         self.tries = 0  # that failed, in a row
         self.tried = asyncio.Event()  # it was reached, or is known not to be
         self._sessions = asyncio.Semaphore(SESSIONS)
-        self._again = asyncio.Event()  # somebody wants it tried at once
 
     # -- the master ----------------------------------------------------------------------------------------------
 
@@ -151,6 +153,7 @@ class Connection:
         while True:
             try:
                 if not await self.is_there():
+                    self.on_down()
                     await self._open()
                 self.open = True
                 await self.on_up()
@@ -158,6 +161,7 @@ class Connection:
                 self.tried.set()
                 log.info("microserver %s is connected", self.name)
                 await self._gone()
+                self.on_down()
                 self.reason = "the connection broke off"
             except (AgentFarmError, OSError) as error:
                 self.reason = (
@@ -170,15 +174,7 @@ class Connection:
             self.tries += 1
             self.tried.set()
             log.warning("microserver %s: %s; next try in %.1f s", self.name, self.reason, wait)
-            self._again.clear()
-            try:
-                await asyncio.wait_for(self._again.wait(), wait)
-            except asyncio.TimeoutError:
-                continue
-
-    def try_now(self) -> None:
-        """Do not wait for the next try."""
-        self._again.set()
+            await asyncio.sleep(wait)
 
     async def is_there(self) -> bool:
         """Say whether a master runs. It may have been started by a daemon that is dead."""

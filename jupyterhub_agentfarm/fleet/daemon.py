@@ -32,9 +32,10 @@ from .kept import PATIENCE
 from .microserver import AnyMicroserver, LocalMicroserver, SshMicroserver
 from .moving import Moving
 from .placing import Placing
+from .ports import FORWARDS, forwards_of
 from .reconciler import LOOK_SECONDS, Reconciler
 from .remotes import Remotes
-from .state import FORWARDS, FleetState, forwards_of, workspace_of
+from .state import FleetState, workspace_of
 from .walling import Walling, usual_of
 from .zipped import helper_version
 

@@ -70,10 +70,18 @@ class Remotes:
         async def on_up() -> None:
             await self._returned(made)
 
-        made = SshMicroserver(name, Connection(name, target(known["ssh"]), self.files, on_up))
+        made = SshMicroserver(
+            name, Connection(name, target(known["ssh"]), self.files, on_up, lambda: self._hold_ports(name))
+        )
         made.state, made.farm = known["state"], self.state.farm
         self.microservers[name] = self.farm[name] = made
         return made
+
+    def _hold_ports(self, name: str) -> None:
+        """Hold the ports of all servers that may run there."""
+        for known in self.state.units.values():
+            if known["microserver"] == name and known.get("port"):
+                self.state.ports.hold(known["port"])
 
     def connect(self) -> None:
         """Keep a connection to each, from now on."""
@@ -211,7 +219,8 @@ class Remotes:
         del self.microservers[name], self.farm[name]
         gone = self.state.microservers.pop(name)
         self._untrust(target(gone["ssh"]).known_as)
-        self.state.units = {unit: known for unit, known in self.state.units.items() if known["microserver"] != name}
+        for unit in [unit for unit, known in self.state.units.items() if known["microserver"] == name]:
+            self.state.ports.let_go(self.state.units.pop(unit)["port"])
         self.state.save()
 
     def _untrust(self, known_as: str) -> None:
@@ -244,9 +253,10 @@ class Remotes:
             if self.state.units.get(one["unit"], {}).get("microserver") == micro.name:
                 await self.forward(micro, one["unit"], one["socket"])
         still = {one["unit"] for one in (await micro.ask("list"))["items"] if one["state"] == "running"}
-        for one in running:  # none is started before it counts as up, but one may have been stopped meanwhile
-            if one["unit"] not in still and one["unit"] in self.state.units:
-                await self.unforward(micro, one["unit"])
+        # None is started before it counts as up, but one may have been stopped meanwhile, or have ended with its machine.
+        for unit in [name for name, known in self.state.units.items() if known["microserver"] == micro.name]:
+            if unit not in still:
+                await self.unforward(micro, unit)
 
     async def _fenced(self, micro: SshMicroserver) -> list[dict[str, Any]]:
         """End what may not run there any more, forget what is left of it; return what runs there by right. Raises FleetError."""
@@ -272,10 +282,12 @@ class Remotes:
         """Bring the unit's socket to its loopback port here, or to another one where that is taken. Raises FleetError, StartError."""
         entry = self.state.units[unit]
         for _ in range(TRIES):
+            self.state.ports.hold(entry["port"])
             if entry["port"] and await micro.connection.forward(entry["port"], socket):
                 return int(entry["port"])
             if entry["port"]:
                 log.warning("port %d for %s is taken by another program: it gets another one", entry["port"], unit)
+                self.state.ports.let_go(entry["port"])
             entry["port"] = self.state.forward()
             self.state.save()
         raise StartError(
@@ -286,6 +298,7 @@ class Remotes:
         """Take the unit's port back. One that is not there is harmless."""
         if port := self.state.units[unit]["port"]:
             await micro.connection.cancel(port, socket_of(unit))
+            self.state.ports.let_go(port)
 
     # -- servers -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from ..errors import StartError
+from .ports import FORWARDS, Ports, is_free
 
 FARM = re.compile(r"[0-9a-f]{12}")
 NOTICES = 500  # that are kept: the service takes them within seconds
@@ -23,9 +24,6 @@ UIDS, PLACES = (
     1_000,
     300,
 )  # each farm begins at one of so many places: farms that share a microserver do not share users there
-FORWARDS = range(
-    21_000, 25_000
-)  # loopback ports that lead to servers on microservers: below those that the kernel gives out
 
 
 class FleetState:
@@ -39,7 +37,7 @@ class FleetState:
     """
 
     def __init__(self, path: Path, forwards: range = FORWARDS) -> None:
-        self.path, self.forwards = path, forwards
+        self.path, self.forwards, self.ports = path, forwards, Ports()
         self.units: dict[str, dict[str, Any]] = {}
         self.uids: dict[str, int] = {}
         self.microservers: dict[str, dict[str, Any]] = {}
@@ -114,7 +112,7 @@ class FleetState:
                 self.save()
 
     def forward(self) -> int:
-        """Return a loopback port of the reserved range that is free and no unit's; not one that was given lately.
+        """Return a loopback port of the reserved range that is free and no unit's, and hold it; not one that was given lately.
 
         A route of the Hub's proxy that is still there must not lead to another server. Raises StartError.
         """
@@ -122,8 +120,9 @@ class FleetState:
         after = self.last_forward + 1 - self.forwards.start if self.last_forward in self.forwards else 0
         for step in range(len(self.forwards)):
             port = self.forwards[(after + step) % len(self.forwards)]
-            if port not in taken and is_free(port):
+            if port not in taken and is_free(port, reused=False):
                 self.last_forward = port
+                self.ports.hold(port)
                 return port
         raise StartError(
             "no loopback port is left for a server", hint="widen AGENTFARM_FORWARD_PORTS, e.g. 21000-24999"
@@ -157,14 +156,6 @@ def _farm_id(path: Path, known: str) -> str:
     return known
 
 
-def forwards_of(text: str) -> range:
-    """Return the ports that "21000-24999" names. Raises StartError."""
-    first, _, last = text.partition("-")
-    if first.isdigit() and last.isdigit() and 1024 <= int(first) < int(last) < 65536:
-        return range(int(first), int(last) + 1)
-    raise StartError(f"AGENTFARM_FORWARD_PORTS is {text!r}", hint="two ports from 1024 on, e.g. 21000-24999")
-
-
 def workspace_of(user: str) -> str:
     """Return the name of a hub user's workspace: an agent's is its own name, a person's begins with ~."""
     return user.removeprefix("agent-") if AGENT_USER.fullmatch(user) else "~" + quote(user, safe="@+")
@@ -173,13 +164,3 @@ def workspace_of(user: str) -> str:
 def user_of(workspace: str) -> str:
     """Return whose workspace it is, by its name."""
     return unquote(workspace[1:]) if workspace.startswith("~") else f"agent-{workspace}"
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

@@ -320,7 +320,10 @@ class Kernel:
         answers there, a POST by 403 (it takes no token at a path that is not its own) and a GET by sending one elsewhere.
         """
         headers = {"Authorization": f"token {self.token}", "Host": self.host}
-        return httpx.get(f"{self.base}api/kernels", headers=headers, timeout=30 * PATIENCE).status_code == 200
+        try:
+            return httpx.get(f"{self.base}api/kernels", headers=headers, timeout=30 * PATIENCE).status_code == 200
+        except httpx.RemoteProtocolError:
+            return False
 
     def run(self, code: str, seconds: float = 60) -> str:
         """Execute in a new kernel; return what it printed. Raises AssertionError with the traceback."""

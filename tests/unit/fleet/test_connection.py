@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from jupyterhub_agentfarm.errors import Invalid, StartError
 from jupyterhub_agentfarm.fleet.connection import LONGEST_WAIT, Connection, Files, backoff, meaning, target
 from jupyterhub_agentfarm.fleet.microserver import SshMicroserver
+from jupyterhub_agentfarm.fleet.ports import Ports, forwards_of, is_free
 from jupyterhub_agentfarm.fleet.remotes import Remotes
-from jupyterhub_agentfarm.fleet.state import FleetState, forwards_of, user_of, workspace_of
+from jupyterhub_agentfarm.fleet.state import FleetState, user_of, workspace_of
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,25 @@ def test_a_port_that_was_given_lately_is_not_given_to_another_server(tmp_path: P
         state.units[f"af-{number}"] = {"microserver": "m", "port": state.forwards[number]}
     with pytest.raises(StartError, match="no loopback port"):
         state.forward()
+
+
+def test_a_port_of_a_server_that_is_away_is_nobody_else_s_until_it_is_let_go() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    ports = Ports()
+    ports.hold(port)
+    ports.hold(port)
+    assert not is_free(port, reused=False)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)) as ours:  # reuses addresses, as ssh does
+        socket.create_connection(("127.0.0.1", port)).close()
+        ports.let_go(port)
+        ports.hold(port)  # somebody listens
+        assert ours.fileno() > 0
+    ports.let_go(port)
+    ports.let_go(port)
 
 
 @pytest.mark.parametrize("text", ["", "1", "80-90", "30000-20000", "20000-70000", "a-b", "21000-24999-3"])

@@ -47,7 +47,7 @@ def connection(folder: Path) -> Connection:
     async def nothing() -> None:
         return
 
-    made = Connection("micro1", target("root@10.0.0.1"), Files(folder), nothing)
+    made = Connection("micro1", target("root@10.0.0.1"), Files(folder), nothing, lambda: None)
     made.open = True
     return made
 
