@@ -17,18 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import tornado.httpserver
 import tornado.netutil
 import tornado.web
 
 from ..errors import AgentFarmError, FleetError, Invalid, NotFound, StartError
 from ..records import Demand
-from .doors import Drain, Move
-from .doors import Handler as _Handler
+from .doors import application
 from .findings import ahead
 from .hubusers import HubUsers
-from .kept import PATIENCE
+from .kept import PATIENCE, UNITS_SECONDS
 from .microserver import AnyMicroserver, LocalMicroserver, SshMicroserver
 from .moving import Moving
 from .placing import Placing
@@ -41,10 +39,8 @@ from .zipped import helper_version
 
 log = logging.getLogger("agentfarm.fleet")
 LOCAL = "local"
-UNITS_SECONDS = 3.0  # for which a list of units is good that this daemon has not changed meanwhile
 HEALTH_SECONDS = 30.0  # between looks at figures that nobody asks for
 DISKS_SECONDS = 3600.0  # how often disks are asked how they are: they are touched by it
-MARKS = ("labels", "taints", "reserve_memory", "reserve_cpu")  # of a microserver, by operators
 
 
 class Fleet:
@@ -334,165 +330,6 @@ def _seconds(name: str, default: float) -> float:
     if not 0.1 <= value <= 3600:
         raise StartError(f"{name} is {text!r}", hint="a number of seconds from 0.1 to 3600")
     return value
-
-
-# -- HTTP on the socket ------------------------------------------------------------------------------------------
-
-
-class _Servers(_Handler):
-    async def get(self) -> None:
-        self.answer({"items": await self.fleet.listed(UNITS_SECONDS, PATIENCE)})
-
-
-class _Server(_Handler):
-    async def get(self, unit: str) -> None:
-        self.answer(await self.fleet.show(unit))
-
-    async def put(self, unit: str) -> None:
-        self.answer(await self.fleet.start(unit, self.body()))
-
-    async def delete(self, unit: str) -> None:
-        self.answer(await self.fleet.stop(unit, bool(self.get_argument("now", ""))))
-
-
-class _Place(_Handler):
-    async def put(self, unit: str) -> None:
-        asked = self.body()
-        demand = self.fleet.placing.demand(unit, asked.get("demand") or {}, str(asked.get("user", "")))
-        self.fleet.moving.check(str(asked.get("user", "")))
-        self.answer(await self.fleet.place(unit, demand))
-
-
-class _Logs(_Handler):
-    async def get(self, unit: str) -> None:
-        lines, wait = self.get_argument("lines", "50"), self.get_argument("wait", "0")
-        try:
-            asked = int(lines), self.get_argument("after", ""), float(wait)
-        except ValueError:
-            raise Invalid("lines and wait are numbers") from None
-        self.answer(await self.fleet.log(unit, *asked))
-
-
-class _Notices(_Handler):
-    async def get(self) -> None:
-        self.answer(self.fleet.notices(int(self.get_argument("after", "0"))))
-
-
-class _Silence(_Handler):
-    async def put(self, name: str) -> None:
-        asked = self.body()
-        self.fleet.microserver(name)
-        self.fleet.placing.health.lose(name, bool(asked.get("lost")), str(asked.get("why", "")))
-        self.answer({})
-
-
-class _Microservers(_Handler):
-    async def get(self) -> None:
-        self.answer({"items": await self.fleet.listed_microservers()})
-
-
-class _Cordon(_Handler):
-    async def post(self, name: str, verb: str) -> None:
-        asked, state = self.body(), "cordoned" if verb == "cordon" else "ready"
-        self.answer(self.fleet.mark(name, asked, state=state, reason=str(asked.get("reason", ""))))
-
-
-class _Microserver(_Handler):
-    async def put(self, name: str) -> None:
-        self.answer(await self.fleet.register(name, self.body()))
-
-    async def delete(self, name: str) -> None:
-        await self.fleet.remotes.remove(name, bool(self.get_argument("force", "")))
-        self.answer({})
-
-    async def patch(self, name: str) -> None:
-        asked = self.body()
-        change = {field: asked[field] for field in MARKS if field in asked}
-        self.answer(self.fleet.mark(name, asked, **change))
-
-
-class _Key(_Handler):
-    async def get(self) -> None:
-        self.answer(self.fleet.remotes.joining())
-
-
-class _Examination(_Handler):
-    async def get(self, name: str) -> None:
-        self.answer(await self.fleet.examine(name))
-
-
-class _Connections(_Handler):
-    async def delete(self) -> None:
-        await self.fleet.remotes.disconnect()
-        self.answer({})
-
-
-class _Explain(_Handler):
-    async def get(self) -> None:
-        self.answer(await self.fleet.placing.explain(self.get_argument("unit")))
-
-
-class _Placing(_Handler):
-    async def get(self, what: str) -> None:
-        if what == "settings":
-            self.answer(msgspec.to_builtins(self.fleet.placing.settings))
-            return
-        gain = self.get_argument("gain", "")
-        self.answer(await self.fleet.placing.rebalance(float(gain) if gain else None))
-
-    async def put(self, _settings: str) -> None:
-        self.answer(msgspec.to_builtins(self.fleet.placing.set_settings(self.body())))
-
-
-class _Plan(_Handler):
-    async def post(self) -> None:
-        self.answer(await self.fleet.placing.plan([str(unit) for unit in self.body().get("units", [])]))
-
-
-class _Demand(_Handler):
-    async def put(self, unit: str) -> None:
-        self.fleet.placing.set_demand(unit, self.body())
-        self.answer({})
-
-
-class _User(_Handler):
-    async def put(self, name: str) -> None:
-        self.answer(await self.users.put(name))
-
-    async def delete(self, name: str) -> None:
-        await self.users.delete(name)
-        self.answer({})
-
-
-def application(fleet: Fleet, users: HubUsers) -> tornado.web.Application:
-    parts = {"fleet": fleet, "users": users}
-    return tornado.web.Application(
-        [
-            (r"/servers", _Servers, parts),
-            (r"/servers/([^/]+)", _Server, parts),
-            (r"/servers/([^/]+)/place", _Place, parts),
-            (r"/servers/([^/]+)/logs", _Logs, parts),
-            (r"/microservers", _Microservers, parts),
-            (r"/microservers/([^/]+)", _Microserver, parts),
-            (r"/microservers/([^/]+)/examination", _Examination, parts),
-            (r"/microservers/([^/]+)/silence", _Silence, parts),
-            (r"/notices", _Notices, parts),
-            (r"/ssh/key", _Key, parts),
-            (r"/connections", _Connections, parts),
-            (r"/microservers/([^/]+)/(cordon|uncordon)", _Cordon, parts),
-            (r"/microservers/([^/]+)/(drain|drained|snapshot|lost)", Drain, parts),
-            (r"/drains", Drain, parts),
-            (r"/moves/([^/]+)", Move, parts),
-            (r"/placements/explain", _Explain, parts),
-            (r"/placements/plan", _Plan, parts),
-            (r"/placements/(settings|rebalance)", _Placing, parts),
-            (r"/demands/([^/]+)", _Demand, parts),
-            (r"/users/([^/]+)", _User, parts),
-        ],
-        log_function=lambda handler: log.debug(
-            "%s %s %d", handler.request.method, handler.request.path, handler.get_status()
-        ),
-    )
 
 
 def listen(app: tornado.web.Application, path: Path) -> int:

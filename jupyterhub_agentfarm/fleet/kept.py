@@ -12,6 +12,7 @@ from ..errors import FleetError
 
 T = TypeVar("T")
 PATIENCE = 2.0  # seconds, with a microserver that is slow: then what it said last is told
+UNITS_SECONDS = 3.0  # for which a list of units is good that this daemon has not changed meanwhile
 OLDEST_SECONDS = 60.0  # of facts to place servers by, where newer ones do not come
 
 
