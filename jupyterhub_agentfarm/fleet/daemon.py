@@ -33,12 +33,14 @@ from .placing import Placing
 from .ports import FORWARDS, forwards_of
 from .reconciler import LOOK_SECONDS, Reconciler
 from .remotes import Remotes
+from .settings import seconds_of
 from .state import FleetState, workspace_of
 from .walling import Walling, usual_of
 from .zipped import helper_version
 
 log = logging.getLogger("agentfarm.fleet")
 LOCAL = "local"
+NEEDED = ("AGENTFARM_STATE", "JUPYTERHUB_API_URL", "AGENTFARM_FLEET_TOKEN_FILE")
 HEALTH_SECONDS = 30.0  # between looks at figures that nobody asks for
 DISKS_SECONDS = 3600.0  # how often disks are asked how they are: they are touched by it
 
@@ -320,22 +322,10 @@ async def _disks(micro: AnyMicroserver) -> None:
         log.info("microserver %s does not say how its disks are: %s", micro.name, error.detail)
 
 
-def _seconds(name: str, default: float) -> float:
-    """Return a setting of the environment. Raises StartError."""
-    text = os.environ.get(name, str(default))
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.1 <= value <= 3600:
-        raise StartError(f"{name} is {text!r}", hint="a number of seconds from 0.1 to 3600")
-    return value
+def alone(path: Path) -> int:
+    """Be the only daemon of this socket; return the lock's file descriptor, which is held for as long as the process lives.
 
-
-def listen(app: tornado.web.Application, path: Path) -> int:
-    """Listen on the socket, alone; return the lock's file descriptor, which is held for as long as the process lives.
-
-    Raises StartError: another daemon has it, or the path is too long.
+    Raises StartError: there is another one, or the path is too long.
     """
     if len(str(path).encode()) > 107:
         raise StartError(f"{path} is too long for a unix socket (107 bytes)", hint="choose a shorter state directory")
@@ -347,28 +337,34 @@ def listen(app: tornado.web.Application, path: Path) -> int:
         raise StartError(
             f"another fleet daemon uses {path.parent}", hint="one for each state directory: stop the other first"
         ) from None
+    return lock
+
+
+def listen(app: tornado.web.Application, path: Path) -> None:
+    """Listen on the socket; one that a dead daemon left is removed."""
     path.unlink(missing_ok=True)
     server = tornado.httpserver.HTTPServer(app)
     server.add_socket(tornado.netutil.bind_unix_socket(str(path), mode=0o600))
-    return lock
 
 
 async def run(directory: Path, api_url: str, token_file: Path) -> None:
     """Serve until SIGTERM or SIGINT. Raises StartError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    every = seconds_of("AGENTFARM_RECONCILE_SECONDS", LOOK_SECONDS)
+    health = seconds_of("AGENTFARM_HEALTH_SECONDS", HEALTH_SECONDS)
+    lock = alone(directory / "fleet.sock")  # before anything is read: who still has it may write yet
     forwards = forwards_of(os.environ.get("AGENTFARM_FORWARD_PORTS", f"{FORWARDS.start}-{FORWARDS.stop - 1}"))
     fleet, users = Fleet(directory, forwards), HubUsers(api_url, token_file)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await fleet.open_the_way()
-    lock = listen(application(fleet, users), directory / "fleet.sock")
+    listen(application(fleet, users), directory / "fleet.sock")
     log.info("fleet daemon of %s is up", directory)
-    every = float(os.environ.get("AGENTFARM_RECONCILE_SECONDS", LOOK_SECONDS))
     looking = asyncio.create_task(Reconciler(fleet, users, every).run())
     waiting = asyncio.create_task(stopping.wait())
     watching = asyncio.create_task(fleet.remotes.watch())
-    judging = asyncio.create_task(fleet.watch(_seconds("AGENTFARM_HEALTH_SECONDS", HEALTH_SECONDS)))
+    judging = asyncio.create_task(fleet.watch(health))
     walling = asyncio.create_task(fleet.walling.run())
     moving = asyncio.create_task(fleet.moving.run())
     await asyncio.wait([looking, watching, judging, walling, moving, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -387,13 +383,12 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     os.umask(0o077)
     try:
-        state, api_url, token_file = (
-            os.environ[name] for name in ("AGENTFARM_STATE", "JUPYTERHUB_API_URL", "AGENTFARM_FLEET_TOKEN_FILE")
-        )
-        asyncio.run(run(Path(state).resolve(), api_url, Path(token_file)))
+        state, api_url, token_file = (os.environ[name] for name in NEEDED)
     except KeyError as error:
         print(f"{error.args[0]} is not set: start the daemon by agentfarm up", file=sys.stderr)
         return 2
+    try:
+        asyncio.run(run(Path(state).resolve(), api_url, Path(token_file)))
     except AgentFarmError as error:
         print(f"{error.detail}. {error.hint}", file=sys.stderr)
         return 1

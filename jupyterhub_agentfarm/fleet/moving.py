@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
@@ -21,6 +20,7 @@ from ..scheduling.placement import choose_microserver, place_all
 from . import copying
 from .microserver import AnyMicroserver
 from .placing import Placing, promise_of
+from .settings import seconds_of
 from .snapshots import Snapshots
 from .state import AGENT_USER, FleetState, workspace_of
 
@@ -47,7 +47,7 @@ class Moving:
     ) -> None:
         self.state, self.microservers, self.placing, self.units = state, microservers, placing, units
         self.snapshots = Snapshots(state.path.parent / "snapshots")
-        self._patience = float(os.environ.get("AGENTFARM_FORSAKE_SECONDS", FORSAKE_SECONDS))
+        self._patience = seconds_of("AGENTFARM_FORSAKE_SECONDS", FORSAKE_SECONDS)
         self._silent: dict[str, float] = {}  # since when microservers cannot be asked (monotonic seconds)
         self._going: dict[str, asyncio.Task[None]] = {}
         self._so_far: dict[str, tuple[int, int]] = {}  # bytes of a copy under way, and of all files
