@@ -111,11 +111,10 @@ class Fleet:
 
     async def start(self, unit: str, asked: dict[str, Any]) -> dict[str, Any]:
         """Start a unit where it was placed (or place it). Raises NoMicroserverFits, StartError, FleetError, Invalid."""
-        async with self._locks.setdefault(unit, asyncio.Lock()):
-            user, argv, env = str(asked.get("user", "")), asked.get("args"), asked.get("env", {})
-            if not user or not isinstance(argv, list) or not argv or not isinstance(env, dict):
-                raise Invalid("a server needs a user, args: [text, …] and env: {name: text}")
-            self.moving.check(user)
+        user, argv, env = str(asked.get("user", "")), asked.get("args"), asked.get("env", {})
+        if not user or not isinstance(argv, list) or not argv or not isinstance(env, dict):
+            raise Invalid("a server needs a user, args: [text, …] and env: {name: text}")
+        async with self._locks.setdefault(unit, asyncio.Lock()), self.moving.held_back(user):
             demand = self.placing.demand(unit, asked.get("demand"), user)
             placed = self._placed.pop(unit, None) or await self.place(unit, demand)
             self._placed.pop(unit, None)

@@ -7,10 +7,11 @@ the old one is removed. What breaks off begins anew; nobody starts a server of t
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -51,6 +52,7 @@ class Moving:
         self._silent: dict[str, float] = {}  # since when microservers cannot be asked (monotonic seconds)
         self._going: dict[str, asyncio.Task[None]] = {}
         self._so_far: dict[str, tuple[int, int]] = {}  # bytes of a copy under way, and of all files
+        self._starting: collections.Counter[str] = collections.Counter()  # servers that are being started, by user
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._locks: dict[str, asyncio.Lock] = {}  # of a user's workspace
         self._woken = asyncio.Event()
@@ -102,6 +104,18 @@ class Moving:
         if one is not None and one["phase"] != DONE:
             where = f"from {one['from']} to {one['to']}" if one["to"] else f"away from {one['from']}"
             raise FleetError(f"its workspace is being moved {where}", hint="it starts when it is there", retry_after=5)
+
+    @asynccontextmanager
+    async def held_back(self, user: str) -> AsyncIterator[None]:
+        """Let the user's workspace stay while a server of theirs starts: until that is over no look shows it. Raises as `check`."""
+        self.check(user)
+        self._starting[user] += 1
+        try:
+            yield
+        finally:
+            self._starting[user] -= 1
+            if not self._starting[user]:
+                del self._starting[user]
 
     def told(self, user: str) -> dict[str, Any]:
         """Return how a move stands; {} where there is none. `part`: how much of it is copied, 0 to 1."""
@@ -328,14 +342,17 @@ class Moving:
                 async with self._turns, self._locks.setdefault(user, asyncio.Lock()):
                     await self._move(user, one)
                 return
-            except AgentFarmError as error:
-                one["why"] = error.detail
-                log.warning("the workspace of %s has not moved yet: %s", user, error.detail)
+            except (AgentFarmError, OSError) as error:  # OSError: of this machine, e.g. no process can be started
+                one["why"] = error.detail if isinstance(error, AgentFarmError) else str(error)
+                log.warning("the workspace of %s has not moved yet: %s", user, one["why"])
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, 2 * pause)
 
     async def _ended(self, user: str, one: dict[str, Any]) -> None:
         """Return when no server of the user's runs; end what runs where that is asked. Raises FleetError: nobody can say."""
+        while self._starting[user]:  # none begins behind it: `check` refuses
+            one["why"] = "its server is being started"
+            await asyncio.sleep(0.2)
         for unit in [unit for unit, known in self.state.units.items() if known.get("user") == user]:
             while (shown := await self.units.show(unit))["state"] != "exited":
                 if shown["state"] == "unknown":
