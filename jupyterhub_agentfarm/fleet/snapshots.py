@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import FleetError, NotFound
 from . import copying
+from .helper.processes import write_json
 from .helper.workspaces import LAST
 from .microserver import AnyMicroserver
 
@@ -31,11 +32,13 @@ FREE = 1 << 30  # bytes that stay free on this disk
 class Snapshots:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._locks: dict[str, asyncio.Lock] = {}  # of a workspace: one is taken at a time
 
     def listed(self, workspace: str) -> list[dict[str, Any]]:
         """Return what there is of a workspace, the newest first: {name, at, bytes, entries, digest, changed, microserver}."""
         names = sorted((path.stem for path in (self.folder / workspace).glob("*.json")), reverse=True)
-        return [{"name": name, **json.loads(self._path(workspace, name, "json").read_text())} for name in names]
+        there = [name for name in names if self._path(workspace, name, "tar").exists()]
+        return [{"name": name, **json.loads(self._path(workspace, name, "json").read_text())} for name in there]
 
     def find(self, workspace: str, name: str) -> dict[str, Any]:
         """Return one by its name, or the `latest`. Raises NotFound."""
@@ -48,6 +51,16 @@ class Snapshots:
 
     async def save(self, micro: AnyMicroserver, workspace: str) -> dict[str, Any]:
         """Take one; return it. Raises FleetError, Invalid: nothing is kept of it then."""
+        async with self._locks.setdefault(workspace, asyncio.Lock()):
+            try:
+                return await self._save(micro, workspace)
+            except OSError as error:
+                raise FleetError(
+                    f"the snapshot of {workspace} cannot be kept: {error.strerror or error}",
+                    hint="see disk and rights of snapshots/",
+                ) from error
+
+    async def _save(self, micro: AnyMicroserver, workspace: str) -> dict[str, Any]:
         size = await micro.ask("measure", workspace=workspace)
         if not size["there"]:
             raise NotFound(f"{workspace} has no files on {micro.name} yet")
@@ -58,29 +71,42 @@ class Snapshots:
                 hint="make room, or remove old ones in snapshots/",
             )
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        path = self._path(workspace, name, "new")
+        for left in (self.folder / workspace).glob("*.coming"):  # of a daemon that died
+            left.unlink()
+        path = self._path(workspace, name, "coming")
         try:
             with await asyncio.to_thread(open, path, "wb", opener=lambda at, flags: os.open(at, flags, 0o600)) as sink:
                 async with aclosing(copying.read(micro, workspace)) as stream:
                     async for chunk in stream:
-                        sink.write(chunk)
-                sink.flush()
+                        await asyncio.to_thread(sink.write, chunk)  # a slow disk holds up nobody else
+                await asyncio.to_thread(sink.flush)
                 await asyncio.to_thread(os.fsync, sink.fileno())
             told = {"at": time.time(), "microserver": micro.name, **await asyncio.to_thread(said_last, path)}
+            write_json(self._path(workspace, name, "json"), told)  # without its archive it counts for nothing
             os.replace(path, self._path(workspace, name, "tar"))
         finally:
             path.unlink(missing_ok=True)
-        self._path(workspace, name, "json").write_text(json.dumps(told))
-        for old in self.listed(workspace)[KEPT:]:
-            for kind in ("json", "tar"):
-                self._path(workspace, old["name"], kind).unlink(missing_ok=True)
+        self._prune(workspace)
         return {"name": name, **told}
 
+    def _prune(self, workspace: str) -> None:
+        """Keep the newest, and no half of one."""
+        kept = {one["name"] for one in self.listed(workspace)[:KEPT]}
+        for path in (self.folder / workspace).iterdir():
+            if NAME.fullmatch(path.stem) and path.stem not in kept:
+                path.unlink()
+
     async def read(self, workspace: str, name: str) -> AsyncGenerator[bytes, None]:
-        """Return one as a stream."""
-        with await asyncio.to_thread(open, self._path(workspace, name, "tar"), "rb") as source:
-            while chunk := await asyncio.to_thread(source.read, copying.CHUNK):
-                yield chunk
+        """Return one as a stream. Raises FleetError."""
+        try:
+            with await asyncio.to_thread(open, self._path(workspace, name, "tar"), "rb") as source:
+                while chunk := await asyncio.to_thread(source.read, copying.CHUNK):
+                    yield chunk
+        except OSError as error:
+            raise FleetError(
+                f"the snapshot {name} of {workspace} cannot be read: {error.strerror or error}",
+                hint="name another one: agentfarm microserver lost NAME --restore SNAPSHOT",
+            ) from error
 
     def _path(self, workspace: str, name: str, kind: str) -> Path:
         if not NAME.fullmatch(name):
