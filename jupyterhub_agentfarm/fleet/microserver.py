@@ -42,6 +42,13 @@ VENV_AT = "/opt/agentfarm/venv"
 COMMAND = f"/usr/bin/python3 -I {HELPER_AT}"
 
 
+class _Told(dict[str, Any]):
+    """An object of a helper's answer: a machine that says less than it must is one that cannot be asked, and no mistake of the daemon's."""
+
+    def __missing__(self, name: str) -> Any:
+        raise FleetError(f"the helper of a microserver told no {name}", hint="agentfarm doctor names the microserver")
+
+
 class AnyMicroserver(abc.ABC):
     """A machine of the farm."""
 
@@ -97,8 +104,8 @@ class AnyMicroserver(abc.ABC):
     def answer(self, out: bytes) -> dict[str, Any]:
         """Return what a helper's answer says. Raises as `ask`."""
         try:
-            answer = json.loads(out)
-        except ValueError:
+            answer = json.loads(out, object_hook=_Told)
+        except (ValueError, RecursionError):
             last = out.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
             raise FleetError(f"the helper on {self.name} failed: {last[0][:300]}") from None
         if not isinstance(answer, dict) or not isinstance(answer.get("error", {}), dict):
@@ -240,7 +247,8 @@ class SshMicroserver(AnyMicroserver):
         asked_at, began = time.time(), time.monotonic()
         told = await self.ask("facts")
         offset, unsure = offset_of(asked_at, time.monotonic() - began, told)
-        return {**told, "clock_offset": round(offset, 3), "clock_unsure": round(unsure, 3)}
+        told.update(clock_offset=round(offset, 3), clock_unsure=round(unsure, 3))
+        return told
 
     def program(self, name: str) -> str:
         return f"{VENV_AT}/bin/{name}"

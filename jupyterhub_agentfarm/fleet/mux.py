@@ -24,6 +24,7 @@ UNIX = 2**32 - 2  # in place of a port: the host is a socket's path
 NO_ESCAPE = 2**32 - 1
 REQUEST = 1  # one request a connection: all have the same number
 LARGEST = 256 * 1024  # bytes of a packet
+LARGEST_ANSWER = 64 << 20  # bytes that a command may write: another machine must not fill this one's memory
 
 
 class Refused(Exception):
@@ -109,9 +110,15 @@ async def run(control: Path, command: str, stdin: bytes) -> tuple[int, bytes, by
         _close(theirs)  # the master's are the only ones now: a pipe ends where the master closes it
         feed.write(stdin)
         feed.write_eof()
-        code = await _ended(wire)
-        out, err = await asyncio.gather(*reading)
+        ended = asyncio.create_task(_ended(wire))
+        stack.push_async_callback(_over, ended)  # before the socket is closed
+        code, out, err = await asyncio.gather(ended, *reading)
         return code, out, err
+
+
+async def _over(task: asyncio.Task[int]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _close(ends: list[int]) -> None:
@@ -136,10 +143,19 @@ async def _pipe_from(theirs: list[int], stack: contextlib.AsyncExitStack) -> asy
     reader = asyncio.StreamReader()
     file = os.fdopen(ours, "rb", 0)
     read, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), file)
-    task = asyncio.create_task(reader.read())
+    task = asyncio.create_task(_whole(reader))
     stack.callback(read.close)
     stack.callback(task.cancel)
     return task
+
+
+async def _whole(reader: asyncio.StreamReader) -> bytes:
+    found = bytearray()
+    while piece := await reader.read(1 << 16):
+        found += piece
+        if len(found) > LARGEST_ANSWER:
+            raise Refused(f"it answers more than {LARGEST_ANSWER} bytes")
+    return bytes(found)
 
 
 async def _ended(wire: Wire) -> int:

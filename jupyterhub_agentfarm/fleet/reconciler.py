@@ -57,8 +57,9 @@ class Reconciler:
         """Look once. Raises FleetError: somebody cannot be asked."""
         units = await self.units.listed()
         for one in units:
-            if one["state"] == "exited" and one.get("reason") and self.swept.get(one["unit"]) != one.get("started_at"):
-                self.swept[one["unit"]] = one["started_at"]
+            began = one.get("started_at")  # of one that was given up nobody says
+            if one["state"] == "exited" and one.get("reason") and began and self.swept.get(one["unit"]) != began:
+                self.swept[one["unit"]] = began
                 log.warning("unit %s: %s; what it left is ended", one["unit"], one["reason"])
                 await self.units.end(one["unit"], one["pid"])
         running = {

@@ -37,7 +37,7 @@ class Snapshots:
     def listed(self, workspace: str) -> list[dict[str, Any]]:
         """Return what there is of a workspace, the newest first: {name, at, bytes, entries, digest, changed, microserver}."""
         names = sorted((path.stem for path in (self.folder / workspace).glob("*.json")), reverse=True)
-        there = [name for name in names if self._path(workspace, name, "tar").exists()]
+        there = [name for name in names if NAME.fullmatch(name) and self._path(workspace, name, "tar").exists()]
         return [{"name": name, **json.loads(self._path(workspace, name, "json").read_text())} for name in there]
 
     def find(self, workspace: str, name: str) -> dict[str, Any]:

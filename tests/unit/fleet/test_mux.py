@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -113,3 +115,38 @@ async def test_a_master_that_ends_or_says_nothing_is_no_answer(folder: Path) -> 
             await asked.execute("helper", b"{}", 0.2)
     with pytest.raises(FleetError, match="cannot be asked"):
         await connection(folder).forward(21_000, "/run/x/server.sock")
+
+
+def flood(listening: socket.socket, written: list[int]) -> None:
+    """Be a master whose session writes without end."""
+    sock, _ = listening.accept()
+    with sock:
+        sock.sendall(mux.packet(mux.HELLO, mux.VERSION))
+        for _ in range(2):
+            (length,) = struct.unpack("!I", sock.recv(4, socket.MSG_WAITALL))
+            sock.recv(length, socket.MSG_WAITALL)
+        given, out, said = (socket.recv_fds(sock, 1, 1)[1][0] for _ in range(3))
+        os.close(given)
+        os.close(said)
+        try:
+            while True:
+                written.append(os.write(out, b"x" * 65536))
+        except BrokenPipeError:
+            return
+        finally:
+            os.close(out)
+
+
+async def test_a_microserver_that_answers_without_end_does_not_fill_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mux, "LARGEST_ANSWER", 1 << 20)
+    asked, written = connection(folder), list[int]()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(asked.control))
+        listening.listen()
+        flooding = asyncio.create_task(asyncio.to_thread(flood, listening, written))
+        with pytest.raises(FleetError, match="it answers more than 1048576 bytes"):
+            await asked.execute("helper", b"{}", 60)
+        await asyncio.wait_for(flooding, 20)
+    assert sum(written) < 4 << 20

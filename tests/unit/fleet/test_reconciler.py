@@ -65,3 +65,7 @@ async def test_what_a_killed_keeper_left_is_ended_once() -> None:
     for _ in range(3):
         await looking.look()
     assert farm.ended == [("af-a", 7)]
+    # its microserver is silent now, and it was given up
+    farm.units = [{"unit": "af-a", "state": "exited", "reason": "it does not answer"}]
+    await looking.look()
+    assert farm.ended == [("af-a", 7)]
