@@ -17,7 +17,7 @@ from agentfarm_sdk.farm import Farm
 from ..errors import StartError
 from ..fleet.bootstrap import machine, steps
 from ..fleet.bootstrap.login import Machine, confirmed, host_keys
-from ..fleet.connection import Target, target
+from ..fleet.connection import Target, once_only, target
 from ..fleet.findings import Finding
 from ..fleet.zipped import helper_version
 from .show import Adder, Out
@@ -81,6 +81,7 @@ def add_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
     to = login_of(asked, asked.name, known)
     labels = pairs(asked.label, "--label")
     host_key = host_key_of(asked, to, known)
+    once_only(asked.name, to, [host_key], needs["microservers"])
     say(f"signing in as {to}")
     with Machine(to, host_key, asked.key) as there:
         seen, findings = steps.look(there)

@@ -15,13 +15,13 @@ import os
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import AgentFarmError, FleetError, Invalid, StartError
+from ..errors import AgentFarmError, Conflict, FleetError, Invalid, StartError
 from . import mux
 
 T = TypeVar("T")
@@ -80,6 +80,20 @@ def target(text: str) -> Target:
             f"{text!r} is no address of a microserver", hint="user@host or user@host:port, e.g. root@10.0.0.11"
         )
     return Target(found["user"], found["host"], port)
+
+
+def once_only(name: str, to: Target, host_keys: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises Conflict: the machine has joined by another name. By a second one its servers would be strangers there, and be ended.
+
+    known: {name: {ssh, host_keys}} of the farm's microservers.
+    """
+    for other, one in known.items():
+        at_once = target(one["ssh"]).known_as == to.known_as
+        if other != name and (at_once or any(key in one["host_keys"] for key in host_keys)):
+            raise Conflict(
+                f"this machine is the microserver {other} already: it has the same {'address' if at_once else 'host key'}",
+                hint=f"agentfarm microserver remove {other} first; a machine copied from another needs host keys of its own",
+            )
 
 
 def backoff(tries: int, luck: float) -> float:

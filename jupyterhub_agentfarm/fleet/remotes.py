@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import Conflict, FleetError, Invalid, NotFound, StartError
-from .connection import Connection, Files, target
+from .connection import Connection, Files, once_only, target
 from .microserver import VENV_AT, AnyMicroserver, SshMicroserver
 from .state import FleetState
 from .zipped import helper_version
@@ -136,16 +136,18 @@ class Remotes:
     def joining(self) -> dict[str, Any]:
         """Return what a machine needs that joins, and what is known of those that have joined. Raises StartError."""
         key = self.public_key()
-        lines = self.files.known_hosts.read_text().splitlines() if self.files.known_hosts.exists() else []
+        return {"public_key": key, "farm": self.state.farm, "helper": helper_version(), "microservers": self._joined()}
+
+    def _joined(self) -> dict[str, dict[str, Any]]:
         known = {}
         for name, one in self.state.microservers.items():
             if one.get("ssh"):
-                keys = [line.split(" ", 1)[1] for line in lines if line.split(" ", 1)[0] == target(one["ssh"]).known_as]
+                keys = self._keys_of(target(one["ssh"]).known_as)
                 known[name] = {"ssh": one["ssh"], "login": one.get("login", ""), "host_keys": keys}
-        return {"public_key": key, "farm": self.state.farm, "helper": helper_version(), "microservers": known}
+        return known
 
     async def register(self, name: str, asked: Mapping[str, Any]) -> SshMicroserver:
-        """Take a microserver in, or change how one is reached; wait a moment for it to answer. Raises Invalid, StartError.
+        """Take a microserver in, or change how one is reached; wait a moment for it to answer. Raises Invalid, Conflict, StartError.
 
         asked: {ssh: user@host:port, host_keys: ["ssh-ed25519 …"] as the operator has confirmed them, labels, taints: {name: reason},
         login: how operators sign in, measured: {what: figure}}
@@ -154,6 +156,7 @@ class Remotes:
         self.public_key()
         to = target(checked["ssh"])
         self.files.control(name)  # too long a path is said now
+        once_only(name, to, checked["host_keys"], self._joined())
         changed = self._trust(to.known_as, checked.pop("host_keys"))
         known = self.state.microservers.get(name, {"state": "ready", "reason": ""})
         self.state.microservers[name] = {**known, **checked}
@@ -176,16 +179,29 @@ class Remotes:
             log.info("microserver %s has not answered yet", name)
         return made
 
+    def _keys_of(self, known_as: str) -> list[str]:
+        return [line.split(" ", 1)[1] for line in self._hosts() if line.split(" ", 1)[0] == known_as]
+
+    def _hosts(self) -> list[str]:
+        """Return the lines of the farm's known_hosts: host, space, key."""
+        return self.files.known_hosts.read_text().splitlines() if self.files.known_hosts.exists() else []
+
+    def _keep_hosts(self, lines: list[str]) -> None:
+        """Write them at once: with half of them some microservers would be refused."""
+        fresh = self.files.known_hosts.with_suffix(".new")
+        with open(fresh, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as sink:
+            sink.write("".join(f"{line}\n" for line in lines))
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(fresh, self.files.known_hosts)
+
     def _trust(self, known_as: str, host_keys: list[str]) -> bool:
         """Let these be the host's only keys; say whether they are others than before. No keys: those that are known stay."""
         if not host_keys:
             return False
-        old = self.files.known_hosts.read_text().splitlines() if self.files.known_hosts.exists() else []
+        old = self._hosts()
         lines = [line for line in old if line.split(" ", 1)[0] != known_as] + [f"{known_as} {key}" for key in host_keys]
-        fresh = self.files.known_hosts.with_suffix(".new")
-        with open(fresh, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as sink:
-            sink.write("\n".join(lines) + "\n")
-        os.replace(fresh, self.files.known_hosts)
+        self._keep_hosts(lines)
         return sorted(lines) != sorted(old)
 
     async def _disconnect(self, name: str) -> None:
@@ -220,15 +236,12 @@ class Remotes:
         gone = self.state.microservers.pop(name)
         self._untrust(target(gone["ssh"]).known_as)
         for unit in [unit for unit, known in self.state.units.items() if known["microserver"] == name]:
-            self.state.ports.let_go(self.state.units.pop(unit)["port"])
+            self.state.ports.let_go(self.state.units.pop(unit).get("port", 0))
         self.state.save()
 
     def _untrust(self, known_as: str) -> None:
         if all(target(one["ssh"]).known_as != known_as for one in self.state.microservers.values() if one.get("ssh")):
-            lines = self.files.known_hosts.read_text().splitlines() if self.files.known_hosts.exists() else []
-            self.files.known_hosts.write_text(
-                "".join(f"{line}\n" for line in lines if line.split(" ", 1)[0] != known_as)
-            )
+            self._keep_hosts([line for line in self._hosts() if line.split(" ", 1)[0] != known_as])
 
     # -- one that returns ----------------------------------------------------------------------------------------
 

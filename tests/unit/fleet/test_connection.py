@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyterhub_agentfarm.errors import Invalid, StartError
-from jupyterhub_agentfarm.fleet.connection import LONGEST_WAIT, Connection, Files, backoff, meaning, target
+from jupyterhub_agentfarm.errors import Conflict, Invalid, StartError
+from jupyterhub_agentfarm.fleet.connection import LONGEST_WAIT, Connection, Files, backoff, meaning, once_only, target
 from jupyterhub_agentfarm.fleet.microserver import SshMicroserver
 from jupyterhub_agentfarm.fleet.ports import Ports, forwards_of, is_free
 from jupyterhub_agentfarm.fleet.remotes import Remotes
@@ -97,6 +98,19 @@ def test_a_range_of_ports_that_is_none_is_refused(text: str) -> None:
 def test_every_person_has_a_workspace_whose_name_is_safe_and_tells_whose_it_is(user: str) -> None:
     name = workspace_of(user)
     assert name.startswith("~") and "/" not in name and name.isascii() and user_of(name) == user
+
+
+@pytest.mark.parametrize(
+    ("name", "ssh", "keys", "other"),
+    [
+        ("micro2", "root@10.0.0.1", ["ed C"], "address"), ("micro2", "root@10.0.0.2", ["ed A"], "host key"),
+        ("micro2", "root@10.0.0.1:2222", ["ed C"], ""), ("micro1", "root@10.0.0.1", ["ed A"], ""),
+    ],
+)  # fmt: skip
+def test_a_machine_joins_by_one_name_only(name: str, ssh: str, keys: list[str], other: str) -> None:
+    known = {"micro1": {"ssh": "root@10.0.0.1", "host_keys": ["ed A"]}}
+    with pytest.raises(Conflict, match=f"micro1 already: it has the same {other}") if other else nullcontext():
+        once_only(name, target(ssh), keys, known)
 
 
 class _Way:
