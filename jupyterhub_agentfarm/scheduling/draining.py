@@ -206,12 +206,6 @@ class Draining:
     async def _arrived(self, move: Mapping[str, Any]) -> None:
         """Start the server where its workspace is now; then the move is forgotten."""
         agent = agent_of(move["user"])
-        if move["from"] != move["to"]:
-            body = {name: move[name] for name in ("user", "from", "to", "bytes", "digest")}
-            event = new_event("workspace.moved", body)
-            if move.get("snapshot"):
-                event = new_event("workspace.restored", {**body, "snapshot": move["snapshot"]})
-            await self.db.write(lambda tx: ledger.record(tx, FARM_RUN, "service", [event]))
         if move["up"] and agent:
             try:
                 await self.resources.tell(agent)
@@ -220,6 +214,12 @@ class Draining:
                 raise
             except AgentFarmError as error:  # where it has work, the scheduler tries again and says why
                 log.warning("the server of %s does not start at %s: %s", agent, move["to"], error.detail)
+        if move["from"] != move["to"]:  # recorded last: while the Hub is away all this is tried each second
+            body = {name: move[name] for name in ("user", "from", "to", "bytes", "digest")}
+            event = new_event("workspace.moved", body)
+            if move.get("snapshot"):
+                event = new_event("workspace.restored", {**body, "snapshot": move["snapshot"]})
+            await self.db.write(lambda tx: ledger.record(tx, FARM_RUN, "service", [event]))
         await self.fleet.end_move(move["user"])
         self.wake()
         self._changed()

@@ -14,6 +14,7 @@ import pytest
 from servicekit import GIB, FakeMachine, Service, service
 from test_placement_api import command
 
+from jupyterhub_agentfarm.errors import Transient
 from jupyterhub_agentfarm.records import hub_user, unit_name
 from jupyterhub_agentfarm.store.tables import FARM_RUN
 
@@ -117,6 +118,17 @@ async def test_a_run_is_put_aside_at_its_step_its_agent_moves_and_it_goes_on_the
     assert await farm.claim() is None, "it is held while its workspace moves"
     held = await farm.ok("ann", "GET", "/placements/explain?agent=analyst")
     assert "micro1 is drained" in held["why"] or "moves" in held["why"]
+    hub, refused = farm.parts.draining.hub, list[str]()
+    start_server = hub.start_server
+
+    async def away_at_first(name: str) -> None:
+        refused.append(name)
+        if len(refused) < 3:
+            asyncio.get_running_loop().call_later(0.05, farm.parts.draining.wake)
+            raise Transient("the Hub does not answer")
+        await start_server(name)
+
+    hub.start_server = away_at_first  # type: ignore[method-assign]
     arrive(farm, user)
     await until(lambda: user in farm.hub.running)
     await until(lambda: not farm.fleet.moving.state.moves)
