@@ -162,10 +162,6 @@ class AgentFarm(Application):
             closing += [memory, db]
             await memory.remind(upstreams)
             parts, scheduler, reaper = self.build(db, key, upstreams, hub, directory)
-            anchoring = Anchoring(db, derived(key, b"anchors"), directory / "anchors.jsonl")
-            keeping = Retention(db, rules)
-            idling = Idling(db, hub, parts.resources, self.idle_seconds)
-            watch = FleetWatch(db, FleetClient(directory / "fleet.sock"), parts.claims.seen, self.lease_seconds)
             front.application = application(parts, derived(key, b"cookies"))
             server.add_sockets(shared if self.stands_by else sockets)
             log.info(
@@ -175,19 +171,7 @@ class AgentFarm(Application):
             await parts.models.budgets.ready()  # what a former life reserved is settled before anything is asked
             gc.collect()
             gc.freeze()  # what stands for ever is not looked through each time: 50 ms, in which everybody waits
-            await run_until(
-                stopped,
-                db.lead(),
-                scheduler.run(),
-                reaper.run(),
-                parts.models.budgets.run(),
-                anchoring.run(),
-                keeping.run(),
-                idling.run(),
-                watch.run(),
-                parts.judging.run(),
-                parts.draining.run(),
-            )
+            await run_until(stopped, *self.loops(parts, scheduler, reaper, rules, directory))
             if self.stands_by:
                 step_down(directory)
             server.stop()
@@ -202,6 +186,24 @@ class AgentFarm(Application):
             for one in closing:
                 await one.close()
             log.info("stopped")
+
+    def loops(
+        self, parts: Parts, scheduler: Scheduler, reaper: Reaper, rules: Mapping[str, float], directory: Path
+    ) -> list[Awaitable[None]]:
+        """Return what runs for as long as the service leads."""
+        db, fleet = parts.db, FleetClient(directory / "fleet.sock")
+        return [
+            db.lead(),
+            scheduler.run(),
+            reaper.run(),
+            parts.models.budgets.run(),
+            Anchoring(db, derived(parts.key, b"anchors"), directory / "anchors.jsonl").run(),
+            Retention(db, rules).run(),
+            Idling(db, parts.hub, parts.resources, self.idle_seconds).run(),
+            FleetWatch(db, fleet, parts.claims.seen, self.lease_seconds).run(),
+            parts.judging.run(),
+            parts.draining.run(),
+        ]
 
     @property
     def stands_by(self) -> bool:
@@ -242,7 +244,7 @@ class AgentFarm(Application):
         auth = HubOAuth(cache_max_age=HUB_CACHE_SECONDS)
         feed = Feed(db)
 
-        surroundings = Surroundings(hub, fleet, feed)
+        models, surroundings = Models(live, upstreams), Surroundings(hub, fleet, feed)
 
         async def metrics() -> bytes:
             try:
@@ -252,7 +254,6 @@ class AgentFarm(Application):
             vitals = Vitals(db.commits, db.writes, reaper.reaped, feed.readers, db.generation)
             return await scrape(db, lambda: vitals, Fleet(seen.microservers, list(seen.units.values())))
 
-        models, surroundings = Models(live, upstreams), Surroundings(hub, fleet, feed)
         draining = Draining(db, hub, fleet, claims, resources, surroundings.stale)
         parts = Parts(
             db=db, live=live, models=models, judging=Judging(db, live, models, lambda: feed.wake(CASES)), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
