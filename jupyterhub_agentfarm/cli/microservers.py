@@ -32,7 +32,7 @@ COLUMNS = (
 
 ILL = ("microserver", "state", "since", "why")
 SIZES = ("memory", "memory_free", "disk", "disk_free", "promised_memory", "reserve_memory")
-NESTED = ("health", "pressure", "gpus", "disks", "cpu_ratio", "clock_offset", "clock_unsure", "cannot", "verbs")
+NESTED = ("health", "pressure", "gpus", "disks", "cpu_ratio", "clock_offset", "clock_unsure", "verbs")
 
 
 def add(nouns: Any) -> None:

@@ -43,8 +43,7 @@ def _family(
 
 def of_microservers(farm: Sequence[Row]) -> Iterator[Metric]:
     """Return the figures of all microservers; of a silent one those that it told last, with `up` 0."""
-    reached = ((one["name"],) for one in farm if one.get("state") not in ("silent", "lost"))
-    up = {name for (name,) in reached}
+    up = {one["name"] for one in farm if one.get("state") not in ("silent", "lost")}
     for_each = "agentfarm_microserver"
     yield _family(
         GaugeMetricFamily, f"{for_each}_up", "Whether it can be reached", ["microserver"],
