@@ -30,6 +30,13 @@ class Handler(tornado.web.RequestHandler):
             raise Invalid("the body must be a JSON object")
         return value
 
+    def number(self, name: str, default: float) -> float:
+        """Return an argument of the address. Raises Invalid."""
+        try:
+            return float(self.get_argument(name, str(default)))
+        except ValueError:
+            raise Invalid(f"{name} must be a number") from None
+
     def answer(self, value: Any) -> None:
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(value))
@@ -74,17 +81,13 @@ class _Place(Handler):
 
 class _Logs(Handler):
     async def get(self, unit: str) -> None:
-        lines, wait = self.get_argument("lines", "50"), self.get_argument("wait", "0")
-        try:
-            asked = int(lines), self.get_argument("after", ""), float(wait)
-        except ValueError:
-            raise Invalid("lines and wait are numbers") from None
-        self.answer(await self.fleet.log(unit, *asked))
+        lines, wait = int(self.number("lines", 50)), self.number("wait", 0)
+        self.answer(await self.fleet.log(unit, lines, self.get_argument("after", ""), wait))
 
 
 class _Notices(Handler):
     async def get(self) -> None:
-        self.answer(self.fleet.notices(int(self.get_argument("after", "0"))))
+        self.answer(self.fleet.notices(int(self.number("after", 0))))
 
 
 class _Silence(Handler):
@@ -146,8 +149,8 @@ class _Placing(Handler):
         if what == "settings":
             self.answer(msgspec.to_builtins(self.fleet.placing.settings))
             return
-        gain = self.get_argument("gain", "")
-        self.answer(await self.fleet.placing.rebalance(float(gain) if gain else None))
+        gain = self.number("gain", -1)
+        self.answer(await self.fleet.placing.rebalance(gain if gain >= 0 else None))
 
     async def put(self, _settings: str) -> None:
         self.answer(msgspec.to_builtins(self.fleet.placing.set_settings(self.body())))
