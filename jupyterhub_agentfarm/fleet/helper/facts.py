@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import gpus
+from . import gpus, probe
 from .checks import VERSION
 from .processes import boot_id
 
@@ -21,7 +21,7 @@ def machine(folder: Path, workspaces: Path) -> dict[str, Any]:
     `time` is the clock at the beginning, `took` the seconds from then to the end: so that the way can be told from the clock.
     """
     now, began = time.time(), time.monotonic()
-    memory, flags = meminfo(), cpu_flags()
+    memory, flags = meminfo(), probe.flags()
     told = {
         **room(workspaces if workspaces.is_dir() else folder), **gpus.told(folder), "pressure": pressure(), "cpu_time": cpu_time(),
         "boot_id": boot_id(), "cpus": os.cpu_count() or 1, "load": os.getloadavg()[0], "memory": memory["MemTotal"],
@@ -68,11 +68,6 @@ def meminfo() -> dict[str, int]:
         name, _, value = line.partition(":")
         found[name] = int(value.split()[0]) * 1024
     return found
-
-
-def cpu_flags() -> list[str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "").partition(":")[2].split()
 
 
 def system() -> str:

@@ -27,7 +27,7 @@ def examine(client: str = "") -> dict[str, Any]:
     """Return what is there. Bytes; `client`: the address of who signs in, for sshd's rules that depend on it."""
     memory = {line.partition(":")[0]: line.split() for line in Path("/proc/meminfo").read_text().splitlines()}
     return {
-        "arch": platform.machine(), "libc": _libc(), "flags": _flags(), "memory": int(memory["MemTotal"][1]) * 1024,
+        "arch": platform.machine(), "libc": _libc(), "flags": flags(), "memory": int(memory["MemTotal"][1]) * 1024,
         "disks": {folder: _disk(folder) for folder in FOLDERS}, "cpus": os.cpu_count() or 1, "root": os.geteuid() == 0,
         "systemd": _systemd(), "cgroup": 2 if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else 1,
         "missing": [program for program in NEEDED if shutil.which(program, path=PATH) is None],
@@ -48,7 +48,8 @@ def _run(*words: str, seconds: float = 15.0) -> subprocess.CompletedProcess[str]
         return None
 
 
-def _flags() -> list[str]:
+def flags() -> list[str]:
+    """Return what the CPU can do, as the kernel names it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "").partition(":")[2].split()
 

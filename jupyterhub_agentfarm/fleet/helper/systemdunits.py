@@ -27,6 +27,7 @@ from . import checks, disks, egress, facts, farms, journal, probe, sshd, walls, 
 from .cgroups import cpu_seconds, end_all, is_empty, oom_kills
 from .checks import UNIT, Refused, Start
 from .processes import boot_id, make_workspace, read_json, write_json
+from .programs import PATH
 
 LIB, RUN, SECRET = Path("/var/lib/agentfarm"), Path("/run/agentfarm"), Path("/run/agentfarm-env")
 SLICE = "agentfarm.slice"
@@ -86,11 +87,7 @@ def socket_of(unit: str) -> Path:
 
 def command(*words: str, seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
     """Run one of systemd's programs. Raises Refused where it does not answer."""
-    environment = {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "LC_ALL": "C",
-        "SYSTEMD_COLORS": "0",
-    }
+    environment = {"PATH": PATH, "LC_ALL": "C", "SYSTEMD_COLORS": "0"}
     try:
         return subprocess.run(
             words, capture_output=True, text=True, errors="replace", timeout=seconds, check=False, env=environment, stdin=subprocess.DEVNULL

@@ -30,10 +30,10 @@ from urllib.parse import urlsplit
 from . import egress
 from .checks import UNIT, Refused, Start, invalid
 from .processes import read_json, write_json
+from .programs import PATH
 
 PROGRAM = "nft"
 RECORD = "wall.json"  # in a unit's folder: {uid, wall, at}
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SECONDS = 15.0
 LED_BACK = ("JUPYTERHUB_API_URL", "JUPYTERHUB_ACTIVITY_URL", "AGENTFARM_URL")  # what a server asks of the farm
 PORTS = {"http": 80, "https": 443}
