@@ -127,3 +127,17 @@ export function useAction<A extends unknown[]>(
   };
   return { run, busy, problem, clear: () => setProblem(null) };
 }
+
+/** What a dialog's form does: it is sent, and where that went well, `onDone` follows. */
+export function useForm(
+  act: () => Promise<unknown>, onDone: () => void
+): { submit: (event: React.FormEvent) => Promise<void>; busy: boolean; problem: Problem | null } {
+  const { run, busy, problem } = useAction(act);
+  const submit = async (event: React.FormEvent): Promise<void> => {
+    event.preventDefault();
+    if (await run()) {
+      onDone();
+    }
+  };
+  return { submit, busy, problem };
+}

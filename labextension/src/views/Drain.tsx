@@ -2,7 +2,7 @@
 import React from 'react';
 
 import { Badge, Button, Dialog, ErrorBox, Field, Go, Loading, Text } from '../components';
-import { useAction, useFarm, useResource, type Translate } from '../context';
+import { useAction, useFarm, useForm, useResource, type Translate } from '../context';
 import { bytes } from '../figures';
 import type { Drain, Draining, DrainView, MicroserverView, Resident } from '../protocol';
 
@@ -25,25 +25,19 @@ export function DrainDialog({ one, onClose }: { one: MicroserverView; onClose: (
   const [plan, setPlan] = React.useState<Draining | null>(null);
   const look = useAction(async () => setPlan(await api.post<Draining>(path(one.name), { dry_run: true })));
   React.useEffect(() => void look.run(), [one.name]);
-  const drain = useAction(async () => {
+  const drain = useForm(async () => {
     const wish: Drain = { reason, until, ...(hours ? { deadline: Number(hours) * 3600 } : {}) };
     await api.post(path(one.name), wish);
     model.refresh(MICROSERVERS);
     model.refresh('/placements');
-  });
-  const submit = async (event: React.FormEvent): Promise<void> => {
-    event.preventDefault();
-    if (await drain.run()) {
-      onClose();
-    }
-  };
+  }, onClose);
   const id = React.useId();
   return (
     <Dialog
       title={t('Drain %1', one.name)} onClose={onClose}
       acts={<Button type="submit" form={id} look="primary" busy={drain.busy}>{t('Drain')}</Button>}
     >
-      <form id={id} className="af-fields" onSubmit={event => void submit(event)}>
+      <form id={id} className="af-fields" onSubmit={event => void drain.submit(event)}>
         <p>{t('Nothing new goes there. Agents go on elsewhere, each with its files; a run goes on from its last recorded step.')}</p>
         <Field label={t('Reason')} hint={t('It is recorded with your name.')}>
           {ids => <input {...ids} name="reason" value={reason} maxLength={2000} required autoFocus onChange={event => setReason(event.target.value)} />}

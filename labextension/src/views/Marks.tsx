@@ -2,7 +2,7 @@
 import React from 'react';
 
 import { Button, Dialog, ErrorBox, Field } from '../components';
-import { useAction, useFarm } from '../context';
+import { useFarm, useForm } from '../context';
 import type { MicroserverView } from '../protocol';
 
 export type Pairs = { [name: string]: string };
@@ -36,7 +36,7 @@ export function Marks({ one, onClose }: { one: MicroserverView; onClose: () => v
   const [taints, setTaints] = React.useState(written(own));
   const [memory, setMemory] = React.useState(String(Math.round((one.reserve_memory ?? 0) / MIB)));
   const [cpu, setCpu] = React.useState(String(one.reserve_cpu ?? 0));
-  const save = useAction(async () => {
+  const save = useForm(async () => {
     const kept = Number(memory) * MIB;
     await api.patch(`/microservers/${encodeURIComponent(one.name)}`, {
       labels: changed(one.labels ?? {}, read(labels)), taints: changed(own, read(taints)),
@@ -45,20 +45,14 @@ export function Marks({ one, onClose }: { one: MicroserverView; onClose: () => v
     }, one.rev ?? 0);
     model.refresh('/microservers');
     model.refresh('/placements');
-  });
+  }, onClose);
   const id = React.useId();
-  const submit = async (event: React.FormEvent): Promise<void> => {
-    event.preventDefault();
-    if (await save.run()) {
-      onClose();
-    }
-  };
   return (
     <Dialog
       title={t('Labels and taints of %1', one.name)} onClose={onClose}
       acts={<Button type="submit" form={id} look="primary" busy={save.busy}>{t('Save')}</Button>}
     >
-      <form id={id} className="af-fields" onSubmit={event => void submit(event)}>
+      <form id={id} className="af-fields" onSubmit={event => void save.submit(event)}>
         <Field label={t('Labels')} hint={t('One a line, name=value. Agents’ servers can ask for them; ticks=STORE: its streams are kept here.')}>
           {ids => <textarea {...ids} name="labels" rows={3} value={labels} autoFocus onChange={event => setLabels(event.target.value)} />}
         </Field>

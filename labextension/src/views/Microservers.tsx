@@ -2,7 +2,7 @@
 import React from 'react';
 
 import { Badge, Button, Card, Dialog, Empty, ErrorBox, Field, Go, Head, Loading, Text } from '../components';
-import { useAction, useFarm, useResource } from '../context';
+import { useFarm, useForm, useResource } from '../context';
 import { bytes, lasting } from '../figures';
 import { microserverIcon } from '../icons';
 import { movesAgents } from '../model';
@@ -99,24 +99,18 @@ function room(whole = 0, free = 0, t: ReturnType<typeof useFarm>['t']): { used: 
 function Turn({ name, verb, onClose }: { name: string; verb: string; onClose: () => void }): JSX.Element {
   const { t, api, model } = useFarm();
   const [reason, setReason] = React.useState('');
-  const turn = useAction(async () => {
+  const turn = useForm(async () => {
     await api.post(`${MICROSERVERS}/${encodeURIComponent(name)}/${verb}`, { reason });
     model.refresh(MICROSERVERS);
     model.refresh('/placements');
-  });
-  const submit = async (event: React.FormEvent): Promise<void> => {
-    event.preventDefault();
-    if (await turn.run()) {
-      onClose();
-    }
-  };
+  }, onClose);
   const id = React.useId();
   return (
     <Dialog
       title={verb === 'cordon' ? t('Cordon %1', name) : t('Uncordon %1', name)} onClose={onClose}
       acts={<Button type="submit" form={id} look="primary" busy={turn.busy}>{verb === 'cordon' ? t('Cordon') : t('Uncordon')}</Button>}
     >
-      <form id={id} onSubmit={event => void submit(event)}>
+      <form id={id} onSubmit={event => void turn.submit(event)}>
         <p>{verb === 'cordon' ? t('Nothing new is started there; what runs there runs on.') : t('It takes servers again.')}</p>
         <Field label={t('Reason')} hint={t('It is recorded with your name.')}>
           {ids => <input {...ids} name="reason" value={reason} maxLength={2000} autoFocus onChange={event => setReason(event.target.value)} />}

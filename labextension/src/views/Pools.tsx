@@ -2,7 +2,7 @@
 import React from 'react';
 
 import { Badge, Button, Card, Dialog, Empty, ErrorBox, Field, Go, Head, Loading, Text } from '../components';
-import { useAction, useFarm, useResource, type Translate } from '../context';
+import { useFarm, useForm, useResource, type Translate } from '../context';
 import { shortly } from '../figures';
 import { agentIcon } from '../icons';
 import type { Listed, PoolRules, PoolView } from '../protocol';
@@ -71,23 +71,17 @@ function Rules({ one, onClose }: { one: PoolView; onClose: () => void }): JSX.El
   const [least, setLeast] = React.useState(String(one.min_servers ?? 0));
   const [most, setMost] = React.useState(one.max_servers == null ? '' : String(one.max_servers));
   const [idle, setIdle] = React.useState(one.idle_seconds == null ? '' : String(one.idle_seconds / MINUTE));
-  const save = useAction(async () => {
+  const save = useForm(async () => {
     const rules: PoolRules = {
       min_servers: Number(least), max_servers: most === '' ? null : Number(most), idle_seconds: idle === '' ? null : Number(idle) * MINUTE
     };
     await api.put(`${POOLS}/${encodeURIComponent(one.name)}`, rules);
     model.refresh(POOLS);
-  });
-  const submit = async (event: React.FormEvent): Promise<void> => {
-    event.preventDefault();
-    if (await save.run()) {
-      onClose();
-    }
-  };
+  }, onClose);
   const id = React.useId();
   return (
     <Dialog title={t('Rules of pool %1', one.name)} onClose={onClose} acts={<Button type="submit" form={id} look="primary" busy={save.busy}>{t('Save')}</Button>}>
-      <form id={id} className="af-fields" onSubmit={event => void submit(event)}>
+      <form id={id} className="af-fields" onSubmit={event => void save.submit(event)}>
         <Field label={t('Servers that are kept up')}>
           {ids => <input {...ids} name="min_servers" type="number" min={0} max={500} required value={least} autoFocus onChange={event => setLeast(event.target.value)} />}
         </Field>
