@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `agentfarm … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # of this machine: its disk is full, a file may not be read
+        print(f"agentfarm: {error}. See its disk and its rights; then the same command again", file=sys.stderr)
+        return FAILED
 
 
 def connect(asked: argparse.Namespace) -> Farm:
