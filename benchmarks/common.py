@@ -6,11 +6,9 @@ Figures mean something only beside the floor measured in the same run, as a rati
 from __future__ import annotations
 
 import contextlib
-import grp
 import json
 import os
 import platform
-import pwd
 import shutil
 import socket
 import sqlite3
@@ -24,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+
+from jupyterhub_agentfarm.chaos.postgres import Postgres, programs
 
 PAYLOAD = 1280  # bytes of a step's result, as in the peers' figures
 
@@ -132,43 +132,17 @@ def postgres_floor(url: str, times: int = 400) -> list[float]:
 # --- a temporary PostgreSQL ---------------------------------------------------------------------------------------
 
 
-def postgres_programs() -> Path | None:
-    """Return the directory of initdb and pg_ctl: on PATH, or where Debian puts them."""
-    if found := shutil.which("initdb"):
-        return Path(found).resolve().parent
-    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: int(path.parent.name))
-
-
 @contextlib.contextmanager
 def postgres(parent: Path) -> Iterator[str]:
-    """Run a cluster of its own on a unix socket, durable as delivered; yields its URL. It never runs as root."""
-    programs = postgres_programs()
-    if programs is None:
+    """Run a server of its own in a folder of this one, durable as delivered; yields the URL of an empty database."""
+    there = programs()
+    if there is None:
         raise FileNotFoundError("PostgreSQL's initdb is not installed: apt-get install postgresql")
-    base = Path(tempfile.mkdtemp(prefix="pg", dir=parent))
-    account: dict[str, Any] = {}
-    user = pwd.getpwuid(os.getuid()).pw_name
-    if os.getuid() == 0:
-        user = "postgres" if any(one.pw_name == "postgres" for one in pwd.getpwall()) else "nobody"
-        entry = pwd.getpwnam(user)
-        os.chown(base, entry.pw_uid, entry.pw_gid)
-        account = {"user": user, "group": grp.getgrgid(entry.pw_gid).gr_name, "extra_groups": []}
-
-    def program(name: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [programs / name, *arguments], cwd=base, capture_output=True, text=True, timeout=60, check=False, **account
-        )
-        if done.returncode:
-            raise RuntimeError(f"{name}: {done.stdout[-500:]} {done.stderr[-500:]}")
-
-    data = str(base / "data")
-    program("initdb", "-D", data, "-U", user, "-A", "trust", "-E", "UTF8", "--locale=C")
+    server = Postgres(there, parent=parent)
     try:
-        program("pg_ctl", "-D", data, "-w", "-l", str(base / "log"), "-o", f"-k {base} -c listen_addresses=''", "start")
-        yield f"postgresql://{user}@/postgres?host={base}"
+        yield server.create()
     finally:
-        program("pg_ctl", "-D", data, "-m", "fast", "-w", "stop")
-        shutil.rmtree(base)
+        server.remove()
 
 
 # --- counters -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for a trial or a test: in a folder and on a unix socket of its own, run by an unprivileged user."""
+"""A PostgreSQL server for a trial, a test or a benchmark: in a folder and on a unix socket of its own, run by an unprivileged user."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import psutil
 
 from . import room
 
+SHORT = Path("/tmp")  # a socket's path has at most 107 bytes
+
 
 def programs() -> Path | None:
     """Return the folder that holds initdb and pg_ctl, the newest one first; None where there is no PostgreSQL."""
@@ -29,12 +31,12 @@ def programs() -> Path | None:
 class Postgres:
     """A server that trusts whoever reaches its socket.
 
-    megabytes: of a disk of its own, which can be full; `small` says whether it got one.
+    megabytes: of a disk of its own, which can be full; `small` says whether it got one. parent: where its folder is made.
     """
 
-    def __init__(self, programs: Path, megabytes: int = 0) -> None:
+    def __init__(self, programs: Path, megabytes: int = 0, parent: Path = SHORT) -> None:
         self.programs = programs
-        self.folder = Path(tempfile.mkdtemp(prefix="afpg-", dir="/tmp"))  # short: a socket's path has at most 107 bytes
+        self.folder = Path(tempfile.mkdtemp(prefix="afpg-", dir=parent))
         self.data = self.folder / "data"
         self.small = bool(megabytes) and room.mounted(self.folder, megabytes)
         self.user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
