@@ -103,7 +103,7 @@ async def run(control: Path, command: str, stdin: bytes) -> tuple[int, bytes, by
         theirs: list[int] = []
         stack.callback(_close, theirs)
         feed = await _pipe_to(theirs, stack)
-        reading = [await _pipe_from(theirs, stack), await _pipe_from(theirs, stack)]
+        out, err = await _pipe_from(theirs, stack), await _pipe_from(theirs, stack)
         await wire.send(NEW_SESSION, REQUEST, "", 0, 0, 0, 0, NO_ESCAPE, "", command)
         for end in theirs:
             socket.send_fds(wire.sock, [b"\0"], [end])
@@ -112,8 +112,7 @@ async def run(control: Path, command: str, stdin: bytes) -> tuple[int, bytes, by
         feed.write_eof()
         ended = asyncio.create_task(_ended(wire))
         stack.push_async_callback(_over, ended)  # before the socket is closed
-        code, out, err = await asyncio.gather(ended, *reading)
-        return code, out, err
+        return await asyncio.gather(ended, out, err)
 
 
 async def _over(task: asyncio.Task[int]) -> None:
