@@ -20,6 +20,7 @@ from ..store import cases as store_cases
 from ..store.changes import Change
 from .asking import visible
 from .cases import standing
+from .farm import admitted
 from .feed import AGENTS, CASES, FARM, INBOX, Sse, resume_from
 from .operations import health_of
 from .routes import Call, Place, Route
@@ -109,7 +110,7 @@ class _Told:
             await sse.send({"items": changed}, "servers")
         if self.microservers != seen.steady or time.monotonic() - self.loads_at > LOAD_SECONDS:
             self.microservers, self.loads_at = seen.steady, time.monotonic()
-            await sse.send({"items": seen.microservers}, "microservers")
+            await sse.send({"items": [admitted(self.call.asker, one) for one in seen.microservers]}, "microservers")
 
     async def of_inbox(self, sse: Sse) -> None:
         def read(connection: Any) -> dict[str, int]:

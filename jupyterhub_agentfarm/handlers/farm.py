@@ -12,6 +12,7 @@ from ..demands import Bytes, Cores, Name, Value
 from ..errors import Conflict, Forbidden, NotFound
 from ..store import agents, ledger
 from ..store.tables import FARM_RUN
+from .asking import Asker
 from .routes import Call, Page, Route
 from .views import Listed, when
 
@@ -51,7 +52,7 @@ class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
     `by`, `at`: who changed what operators say of it last; `rev` is its ETag. `taints`: name and reason. `promised_…`: to the servers
     there, `reserve_…`: kept for the system. `health`: the taints that its own figures gave it, by name. `seen_at`: when it told its figures.
     `pressure`: which part of a minute some, or all, work waited for memory, io, cpu. `clock_offset`: seconds ahead of the farm, give or take
-    `clock_unsure`. `cpu_ratio`: of its CPUs, busy. `gpus`: bytes, percent, °C; `disks`: by SMART; `ecc`: errors of its memory. `ssh`: how the farm reaches it, `login`: how operators do;
+    `clock_unsure`. `cpu_ratio`: of its CPUs, busy. `gpus`: bytes, percent, °C; `disks`: by SMART; `ecc`: errors of its memory. `ssh`: how the farm reaches it, `login`: how operators do (both for operators);
     `current`: whether its helper is this release's; `measured`: when it was added: disk_write (bytes/s), fsync, cpu (seconds). `drain`: how far it is emptied, null where it is not.
     `verbs`: what an operator can do with it now.
     """
@@ -155,12 +156,25 @@ def _names(connection: Any, call: Call) -> list[str] | None:
     return [call.asker.name] if call.asker.kind == "agent" else list(agents.reachable(connection, call.asker.name))
 
 
+def admitted(asker: Asker, row: dict[str, Any]) -> dict[str, Any]:
+    """Return of a microserver what the asker may know: how one signs in there is for operators."""
+    return row if asker.operator else {name: value for name, value in row.items() if name not in ("ssh", "login")}
+
+
 def _view(call: Call, row: dict[str, Any], there: list[str]) -> MicroserverView:
     verbs = VERBS.get(str(row.get("turned", row.get("state"))), ["cordon", "drain"]) if call.asker.operator else []
     timed = {name: when(row.get(name)) for name in ("at", "since", "seen_at")}
     health = {taint: {**one, "since": when(one["since"])} for taint, one in row.get("health", {}).items()}
     return msgspec.convert(
-        {**row, **timed, "health": health, "agents": there, "verbs": verbs, "drain": drain_view(row)}, MicroserverView
+        {
+            **admitted(call.asker, row),
+            **timed,
+            "health": health,
+            "agents": there,
+            "verbs": verbs,
+            "drain": drain_view(row),
+        },
+        MicroserverView,
     )
 
 

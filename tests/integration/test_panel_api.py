@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servicekit import Service, service
+from servicekit import FakeMachine, Service, service
 
 from jupyterhub_agentfarm.errors import Transient
 from jupyterhub_agentfarm.gateway import proxy
@@ -247,6 +247,17 @@ async def test_a_list_of_agents_says_of_each_how_its_server_is(farm: Service) ->
     (local,) = (await farm.ok("ann", "GET", "/microservers"))["items"]
     assert local["agents"] == ["second"] and local["verbs"] == [] and local["drain"] is None
     assert (await farm.ok("bob", "GET", "/microservers/local"))["agents"] == [], "others' agents are not named"
+
+
+async def test_how_one_signs_in_at_a_microserver_is_told_to_operators_alone(farm: Service) -> None:
+    farm.fleet.machines["micro1"] = FakeMachine(ssh="root@10.0.0.11", login="admin@10.0.0.11")
+    shown = await farm.ok("operator", "GET", "/microservers/micro1")
+    assert (shown["ssh"], shown["login"]) == ("root@10.0.0.11", "admin@10.0.0.11")
+    async with listening(farm, "ann") as ann:
+        told = await ann.of("microservers", row_of("micro1"))
+    told["items"] += (await farm.ok("ann", "GET", "/microservers"))["items"]
+    told["items"].append(await farm.ok("ann", "GET", "/microservers/micro1"))
+    assert "10.0.0.11" not in str(told) and str(told).count("micro1") >= 3
 
 
 async def test_operators_cordon_a_microserver_and_the_farm_s_chain_says_who_and_why(farm: Service) -> None:
