@@ -180,6 +180,7 @@ def test_a_port_that_a_program_took_leads_nobody_to_it_for_long_and_the_proxy_fo
 
 
 def test_a_kernel_that_takes_all_memory_is_killed_and_said_so_and_its_server_lives(fleet: Fleet, alice: Person) -> None:
+    kernels(fleet, alice)  # its server is up, also where this test runs alone
     until(lambda: fleet.unit("far").get("pid"), 60, "the daemon knows the server: it may just have begun")
     before = fleet.unit("far")
     failed = alice.settled(alice.submit("far", json.dumps({"tool": "gorge", "arguments": {}}))["task_id"], 120)
