@@ -30,7 +30,9 @@ RUN_TOKEN_SECONDS = 900.0
 Effect = Literal["read", "idempotent", "once"]
 Mode = Literal["live", "ask", "simulate"]
 Status = Literal["queued", "assigned", "running", "waiting", "cancelling", "succeeded", "failed", "cancelled"]
-Waiting = Literal["approval", "in_doubt", "paused", "budget", "question", "timer", "child", "after", "restored"]
+Waiting = Literal[
+    "approval", "in_doubt", "paused", "budget", "question", "timer", "child", "after", "restored", "place"
+]
 ENDED: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
 # Kinds are an open set: readers keep what they do not know.
@@ -382,6 +384,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     claim_id: str  # the same id gets the same lease again
     wait: float = 0.0  # seconds to wait for a run
     kernels: list[str] = []  # definition hashes of warm kernels
+    scratch: bool = False  # the server is away from the agent's files: it takes runs of tasks that need none
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -237,9 +237,7 @@ class AgentFarm(Application):
         live.push = workers.push
         fleet = FleetClient(directory / "fleet.sock")
         resources = Resourcing(db, fleet)
-        scheduler = Scheduler(
-            db, hub, claims, lambda user: fleet.explain(unit_name(user)), resources, self.assign_seconds
-        )
+        scheduler = Scheduler(db, hub, claims, fleet, resources, self.assign_seconds)
         reaper = Reaper(db, self.lease_seconds, lambda agent: fleet.show(unit_name(hub_user(agent))))
         auth = HubOAuth(cache_max_age=HUB_CACHE_SECONDS)
         feed = Feed(db)
@@ -257,7 +255,7 @@ class AgentFarm(Application):
         draining = Draining(db, hub, fleet, claims, resources, surroundings.stale)
         parts = Parts(
             db=db, live=live, models=models, judging=Judging(db, live, models, lambda: feed.wake(CASES)), hub=hub, fleet=fleet, door=Door(auth, key, db.epoch, db.even), key=key,
-            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=surroundings, resources=resources, draining=draining,
+            encrypt=vault.seal, wake=scheduler.wake, why=scheduler.why, placeless=scheduler.placeless, metrics=metrics, claims=claims, feed=feed, workers=workers, surroundings=surroundings, resources=resources, draining=draining,
             lease=self.lease_seconds, prefix=self.env.get("JUPYTERHUB_SERVICE_PREFIX", "/services/agentfarm/"),
             public_hub=self.env.get("JUPYTERHUB_PUBLIC_HUB_URL", "/hub/"), public_page=self.env.get("JUPYTERHUB_PUBLIC_URL", ""),
         )  # fmt: skip

@@ -16,7 +16,7 @@ CLOSES = frozenset({
 
 def unfinished(task: Mapping[str, Any]) -> list[str]:
     """Every run ends, or waits for a named reason."""
-    if task["status"] in ENDED or (task["status"] == "waiting" and task["waiting"] in get_args(Waiting)):
+    if task["status"] in ENDED or task["waiting"] in get_args(Waiting):
         return []
     return [f"{task['task_id']}: is {task['status']} ({task['waiting']}) and waits for nobody"]
 

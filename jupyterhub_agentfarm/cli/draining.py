@@ -60,7 +60,8 @@ def drain_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> int |
         "until": asked.until,
         **({"deadline": when(asked.deadline)} if asked.deadline else {}),
     }
-    plans = [farm.request("POST", _path(name), {**wish, "dry_run": True}) for name in asked.names]
+    preview = {**wish, "dry_run": True, "besides": asked.names}
+    plans = [farm.request("POST", _path(name), preview) for name in asked.names]
     if asked.dry_run:
         _show(plans, out)
         return None
@@ -102,7 +103,7 @@ def _show(plans: list[dict[str, Any]], out: Out) -> None:
     else:
         out.rows(
             rows,
-            ("microserver", "user", "server", "runs", "size", "to", "why"),
+            ("microserver", "user", "server", "runs", "size", "to", "waits"),
             "nothing lives there: it is empty already",
         )
 

@@ -86,6 +86,9 @@ def _add_task(verb: Any) -> None:
     submit.add_argument("--stub", action="append", default=[], metavar="TOOL=JSON", help="simulate: the tool's answer")
     submit.add_argument("--recording", metavar="RUN", help="simulate: answer as in that run")
     submit.add_argument("--otherwise", choices=("person", "refuse"), help="simulate: calls without an answer")
+    submit.add_argument(
+        "--workspace", choices=("home", "none"), help="none: it needs no files of the agent's, and resumes anywhere"
+    )
     submit.add_argument("--thread", help="go on in this conversation; new: begin one")
     submit.add_argument(
         "--policy", choices=("enqueue", "reject", "interrupt"), default="enqueue",
@@ -143,6 +146,7 @@ def submit_task(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
         deadline=asked.deadline, after=asked.after, after_any_end=asked.after_any_end,
         results=asked.results, concurrency_key=asked.concurrency_key, concurrency=asked.concurrency,
         retry={"attempts": asked.retries + 1, "backoff": asked.backoff} if asked.retries else None, requirements=needs(asked) or None,
+        workspace=asked.workspace,
     )  # fmt: skip
     if not asked.wait:
         out.line(f"{task.id}  {task.data.get('status', '')}".rstrip(), task.data)

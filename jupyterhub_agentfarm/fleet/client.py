@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -104,7 +105,7 @@ class FleetClient:
         return await self._call("GET", f"/placements/explain?unit={quote(unit)}")
 
     async def plan(self, units: list[str]) -> dict[str, Any]:
-        """Return {where: {unit: microserver or null}, why: {unit: why nowhere}}; nothing is promised."""
+        """Return {where: {unit: microserver or null}, why, feasible (later or never), away: by unit that goes nowhere}; nothing is promised."""
         return await self._call("POST", "/placements/plan", {"units": units})
 
     async def rebalance(self, gain: float | None = None) -> dict[str, Any]:
@@ -119,9 +120,11 @@ class FleetClient:
         """Change what is given. Raises Invalid."""
         return await self._call("PUT", "/placements/settings", change)
 
-    async def put_demand(self, unit: str, user: str, resources: dict[str, Any], group: str | None) -> None:
-        """Tell what a unit's owner set; holds from its next start. Raises Invalid."""
-        body = {"user": user, "resources": resources, "group": group}
+    async def put_demand(
+        self, unit: str, user: str, resources: dict[str, Any], group: str | None, scratch: bool = False
+    ) -> None:
+        """Tell what a unit's owner set; holds from its next start, `scratch` away from its files. Raises Invalid."""
+        body = {"user": user, "resources": resources, "group": group, "scratch": scratch}
         await self._call("PUT", f"/demands/{quote(unit)}", body)
 
     async def cordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> dict[str, Any]:
@@ -136,10 +139,11 @@ class FleetClient:
 
     async def drain(
         self, name: str, until: str = "finish-step", deadline: float | None = None, reason: str = "", by: str = "", rev: int | None = None,
-        preview: bool = False,
+        preview: bool = False, besides: Sequence[str] = (),
     ) -> dict[str, Any]:  # fmt: skip
-        """Begin a drain, or with `preview` only tell what would go where. Raises NotFound, Conflict."""
-        body = {"until": until, "deadline": deadline, "reason": reason, "by": by, "rev": rev, "preview": preview}
+        """Begin a drain, or with `preview` only tell what would go where, with `besides` drained too. Raises NotFound, Conflict."""
+        body: dict[str, Any] = {"until": until, "deadline": deadline, "reason": reason, "by": by, "rev": rev}
+        body |= {"preview": preview, "besides": list(besides)}
         return await self._call("POST", f"/microservers/{quote(name)}/drain", body)
 
     async def drains(self) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Fleet:
             self.state.units[unit] |= {**whose, "asked": asked.get("demand") or {}}
             self.state.units[unit].pop("unwanted", None)
             what = {
-                "unit": unit, "argv": argv, "env": {**env, "USER": user, "LOGNAME": user, **self.placing.devices(unit, await micro.facts())}, "workspace": workspace_of(user),
+                "unit": unit, "argv": argv, "env": {**env, "USER": user, "LOGNAME": user, **self.placing.surroundings(unit, await micro.facts())}, "workspace": workspace_of(user),
                 "uid": self.state.uid(user) if own else None, "limits": _limits(demand, asked.get("limits")),
                 "about": {**whose, "ip": placed["ip"], "port": placed["port"]},
                 "egress": self.placing.egress(unit, asked.get("demand"), user),

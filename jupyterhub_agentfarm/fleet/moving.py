@@ -10,7 +10,7 @@ import asyncio
 import collections
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -63,13 +63,13 @@ class Moving:
         """Move the user's workspace away from where it is; asked again only `up` and `stop` are added. Raises NotFound.
 
         `up`: its server is to be started when it has arrived; `stop`: end servers that still run, `kill` without grace; "" waits for it.
-        `away`: from there, and from nowhere else: who has moved meanwhile stays where it is.
+        `away`: from there, while it is drained, and from nowhere else: who has moved meanwhile stays where it is.
         """
         known = self.state.moves.get(user)
         if known is None or known["phase"] == DONE:
             if not (home := self.placing.home(user)):
                 raise NotFound(f"{user} has no workspace on any microserver")
-            if away and home != away:
+            if away and (home != away or not self.state.microservers.get(away, {}).get("drain")):
                 return self.told(user)
             known = self.state.moves[user] = {
                 "from": home, "to": "", "phase": "waiting", "up": False, "stop": "", "why": "", "at": time.time(),
@@ -93,7 +93,7 @@ class Moving:
             if one["from"] == microserver and one["phase"] != DONE:
                 if (task := self._going.get(user)) is not None:
                     task.cancel()
-                self._leave(user, one["to"])
+                self.state.leave(user, one["to"])
                 one |= {"phase": DONE, "to": microserver, "why": "the drain was ended"}
                 one.pop("promise", None)
         self.state.save()
@@ -144,19 +144,20 @@ class Moving:
         named = [name for name in self.microservers if self.state.microservers.get(name, {}).get("drain")]
         there = await asyncio.gather(*(self.drained(name) for name in named))
         drains = [
-            {**(self.progress(name) or {}), "microserver": name, "workspaces": found}
+            {**told, "microserver": name, "workspaces": found}
             for name, found in zip(named, there, strict=True)
+            if (told := self.progress(name)) is not None  # else it was ended meanwhile
         ]
         return {"drains": drains, "moves": [self.told(user) for user in self.state.moves]}
 
     async def drain_or_tell(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin a drain, or only say what would go where (`preview`). Raises Conflict, Invalid."""
+        """Begin a drain, or only say what would go where (`preview`, with those named in `besides` drained too). Raises Conflict, Invalid."""
         if not asked.get("preview"):
             self.drain(name, asked)
         return {
             **(self.progress(name) or {}),
             "microserver": name,
-            "workspaces": await self.drained(name, size=True),
+            "workspaces": await self.drained(name, size=True, besides=asked.get("besides") or ()),
         }
 
     def drain(self, name: str, asked: Mapping[str, Any]) -> None:
@@ -206,13 +207,15 @@ class Moving:
         left = len(self.residents(microserver))
         return {**drain, "left": left, "moving": len(moving), "moved": max(0, drain["of"] - left)}
 
-    async def drained(self, microserver: str, size: bool = False) -> list[dict[str, Any]]:
+    async def drained(
+        self, microserver: str, size: bool = False, besides: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
         """Return each workspace there: its server, where it would go (or why nowhere), how its move stands; `size`: bytes too."""
         facts, states = await self.placing.facts(), await self.units.states(microserver)
         there = self.residents(microserver)  # behind the questions: who has moved meanwhile is not told
         units = {user: mine[0] for user, mine in there.items()}
         demands = [replace(self.placing.demand(unit), home="") for unit in units.values()]
-        farm = [one for one in self.placing.farm(facts) if one.name != microserver]
+        farm = [one for one in self.placing.farm(facts) if one.name != microserver and one.name not in besides]
         plan = place_all(demands, farm, self.placing.settings.rank)
         shown = [_worst(states.get(unit, "exited") for unit in mine) for mine in there.values()]
         sizes = await asyncio.gather(*(self._size(user) for user in there)) if size else [None] * len(there)
@@ -272,13 +275,16 @@ class Moving:
             except NotFound as error:
                 done.append({"user": user, "snapshot": None, "why": f"{error.detail}: its tasks wait for {name}"})
                 continue
-            for unit in units:
+            away = [unit for unit in units if self.state.units[unit].get("scratch")]
+            for unit in [unit for unit in units if unit not in away]:
                 known = self.state.units[unit]
                 known |= {"unwanted": True, "given_up": str(asked.get("by", "")), "home": name if kept else ""}
                 known.pop("promise", None)
+            for unit in away:  # what it does there needs no files: it goes on until they have come
+                self.state.units[unit]["home"] = name if kept else ""
             if kept:
                 self.state.moves[user] = {
-                    "from": name, "to": "", "phase": "waiting", "up": False, "stop": "", "why": "", "at": time.time(), "snapshot": kept,
+                    "from": name, "to": "", "phase": "waiting", "up": False, "stop": "stop" if away else "", "why": "", "at": time.time(), "snapshot": kept,
                 }  # fmt: skip
             done.append({"user": user, "snapshot": kept or None, "why": "" if kept else "it goes on without its files"})
         self.state.save()
@@ -337,7 +343,7 @@ class Moving:
                 self.end(user)
                 return
             try:
-                if not one.get("snapshot"):
+                if not one.get("snapshot") or one["stop"]:
                     await self._ended(user, one)
                 async with self._turns, self._locks.setdefault(user, asyncio.Lock()):
                     await self._move(user, one)
@@ -365,7 +371,7 @@ class Moving:
 
     async def _move(self, user: str, one: dict[str, Any]) -> None:
         unit = self.residents(one["from"])[user][0]
-        demand = self.placing.demand(unit)
+        demand = self.placing.demand(unit, moves=True)
         to = await self._choose(user, one, unit)
         copied: Mapping[str, Any] = {"digest": "", "bytes": 0}
         if demand.home:  # else it keeps no files
@@ -401,7 +407,7 @@ class Moving:
         before = self.microservers.get(one["to"])
         if before is not None and before.state == "ready" and not before.silent:
             return before
-        self._leave(user, one["to"])
+        self.state.leave(user, one["to"])
         one |= {"to": "", "promise": None}
         demand = replace(self.placing.demand(unit), home="")
         farm = [micro for micro in self.placing.farm(await self.placing.facts(), unit) if micro.name != one["from"]]
@@ -414,22 +420,18 @@ class Moving:
         """From here on its home is there: in one write with what is left behind."""
         for known in self.state.units.values():
             if known.get("user") == user:
+                if known.pop("scratch", None):
+                    self.state.leave(user, known["microserver"])
                 known |= {"home": to, "microserver": to, "port": 0}
                 known.pop("promise", None)
         one |= {"phase": DONE, "why": "", "digest": copied["digest"], "bytes": copied["bytes"], "ended_at": time.time()}
         one.pop("promise", None)
         if not one.get("snapshot"):  # else what is there is newer than what was restored: it is kept
-            self._leave(user, one["from"])
+            self.state.leave(user, one["from"])
         self.state.save()
         self._woken.set()
 
     # -- what is left behind ---------------------------------------------------------------------------------------
-
-    def _leave(self, user: str, microserver: str) -> None:
-        """Have what is there of the user's workspace removed, when that microserver can be asked."""
-        left = self.state.leftovers.setdefault(microserver, []) if microserver else []
-        if microserver and user not in left:
-            left.append(user)
 
     async def _tidy(self) -> None:
         for name, users in list(self.state.leftovers.items()):
@@ -446,7 +448,10 @@ class Moving:
         if lock.locked():  # it moves: later
             return
         async with lock:
-            wanted = self.placing.home(user) == micro.name or self.state.moves.get(user, {}).get("to") == micro.name
+            mine = [known for known in self.state.units.values() if known.get("user") == user]
+            there = any(known.get("scratch") and known["microserver"] == micro.name for known in mine)
+            here = (self.placing.home(user), self.state.moves.get(user, {}).get("to"))
+            wanted = there or micro.name in here
             try:
                 if not wanted:
                     await micro.ask("discard", workspace=workspace_of(user))

@@ -74,23 +74,28 @@ class Placing:
         return now
 
     def set_demand(self, unit: str, raw: Mapping[str, Any]) -> None:
-        """Keep what a unit's owner set: {user, resources, group}. Raises Invalid."""
+        """Keep what a unit's owner set: {user, resources, group, scratch: it starts away from its files}. Raises Invalid."""
         resources = merged([raw.get("resources") or {}])
         kept = {
             "user": str(raw.get("user", "")),
             "resources": as_layer(resources),
             "group": str(raw.get("group") or ""),
+            **({"scratch": True} if raw.get("scratch") else {}),
         }
         if self.state.demands.get(unit) != kept:
             self.state.demands[unit] = kept
             self.state.save()
 
-    def demand(self, unit: str, asked: Mapping[str, Any] | None = None, user: str = "") -> Demand:
-        """Return what the unit's server gets: the farm's settings, those of the Hub (`asked`), its own. Raises Invalid."""
+    def demand(self, unit: str, asked: Mapping[str, Any] | None = None, user: str = "", moves: bool = False) -> Demand:
+        """Return what the unit's server gets: the farm's settings, those of the Hub (`asked`), its own. Raises Invalid.
+
+        One that starts away from its files is at home nowhere, unless they are what is asked about: they move.
+        """
         known, own = self.state.units.get(unit, {}), self.state.demands.get(unit, {})
         user = user or self._user(unit)
         whole = merged(self._layers(unit, asked, user))
-        return demand_of(unit, whole, own.get("group", ""), str(known.get("home") or self.home(user)))
+        home = "" if own.get("scratch") and not moves else str(known.get("home") or self.home(user))
+        return demand_of(unit, whole, own.get("group", ""), home)
 
     def _layers(self, unit: str, asked: Mapping[str, Any] | None, user: str) -> list[dict[str, Any]]:
         known, own, settings = self.state.units.get(unit, {}), self.state.demands.get(unit, {}), self.settings
@@ -208,23 +213,30 @@ class Placing:
         """Choose the unit's microserver and promise it there, before anybody else is asked. Raises NoMicroserverFits."""
         placed = choose_microserver(demand, self.farm(facts, demand.server), self.settings.rank)
         known = self.state.units.setdefault(demand.server, {})
+        scratch = bool(self.state.demands.get(demand.server, {}).get("scratch"))
+        if known.get("scratch") and (placed.microserver, True) != (known["microserver"], scratch):
+            self.state.leave(known["user"], known["microserver"])
+        known["scratch"] = scratch  # its files are elsewhere: what it writes goes with it
         known |= {"microserver": placed.microserver, "promise": promise_of(demand, placed.gpus), "why": placed.why}
         known.pop("given_up", None)
         return placed
 
     def started(self, unit: str) -> None:
-        """Note that the unit's server stands where it was placed: its workspace is there from now on."""
+        """Note that the unit's server stands where it was placed: its workspace is there from now on, unless it is away from it."""
         known = self.state.units[unit]
-        known["home"] = known["microserver"]
+        if not known.get("scratch"):
+            known["home"] = known["microserver"]
         if known.get("promise"):
             known["promise"]["started"] = time.time()
 
-    def devices(self, unit: str, facts: Mapping[str, Any]) -> dict[str, str]:
-        """Return the environment by which the unit's server finds its GPUs, and none of the others'."""
-        mine = (self.state.units[unit].get("promise") or {}).get("gpus", ())
+    def surroundings(self, unit: str, facts: Mapping[str, Any]) -> dict[str, str]:
+        """Return the environment by which the unit's server finds its GPUs, and none of the others', and knows whether it is away from its files."""
+        known = self.state.units[unit]
+        scratch = {"AGENTFARM_SCRATCH": "1"} if known.get("scratch") else {}
         if not facts.get("gpus"):
-            return {}
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(str(at) for at in mine)}
+            return scratch
+        mine = (known.get("promise") or {}).get("gpus", ())
+        return {**scratch, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(str(at) for at in mine)}
 
     def ended(self, unit: str, asked: float) -> None:
         """Take back what was promised to a unit that had ended when its microserver was asked (epoch seconds).
@@ -263,19 +275,28 @@ class Placing:
         demand = self.demand(unit)
         against = refusals(demand, farm)
         stands = known.get("promise") is not None
+        home = demand.home or self.home(self._user(unit))
         return {
             "unit": unit, "microserver": known.get("microserver"), "stands": stands, "why": known.get("why", "") if stands else "",
             "reasons": {name: None if one is None else str(one) for name, one in against.items()},
             "feasible": feasible(against), "change": why_not(against), "rank": demand.rank or self.settings.rank,
-            "away": demand.home if isinstance(facts.get(demand.home), FleetError) else "",
+            "away": home if isinstance(facts.get(home), FleetError) else "",
             "demand": as_demand(demand), "gpus": (known.get("promise") or {}).get("gpus", []),
         }  # fmt: skip
 
     async def plan(self, units: Sequence[str]) -> dict[str, Any]:
-        """Return where these units would go now, one after the other, and why not those that go nowhere; nothing is promised."""
+        """Return where these units would go now, one after the other, and of those that go nowhere why, and whether ever.
+
+        `away`: the homes of those that cannot be reached. Nothing is promised.
+        """
         facts = await self.facts()
-        planned = place_all([self.demand(unit) for unit in units], self.farm(facts), self.settings.rank)
-        return {"where": planned.where, "why": {unit: why for unit in units if (why := planned.why(unit))}}
+        demands = {unit: self.demand(unit) for unit in units}
+        planned = place_all([*demands.values()], self.farm(facts), self.settings.rank)
+        nowhere = [unit for unit in units if planned.where[unit] is None]
+        return {
+            "where": planned.where, "why": {unit: planned.why(unit) for unit in nowhere}, "feasible": {unit: planned.feasible(unit) for unit in nowhere},
+            "away": {unit: demands[unit].home for unit in nowhere if isinstance(facts.get(demands[unit].home), FleetError)},
+        }  # fmt: skip
 
     async def rebalance(self, gain: float | None = None) -> dict[str, Any]:
         """Return which servers had better stand elsewhere; nothing is moved."""

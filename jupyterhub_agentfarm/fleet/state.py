@@ -87,6 +87,12 @@ class FleetState:
         finally:
             os.close(folder)
 
+    def leave(self, user: str, microserver: str) -> None:
+        """Have what is there of the user's workspace removed, when that microserver can be asked. The caller saves."""
+        left = self.leftovers.setdefault(microserver, []) if microserver else []
+        if microserver and user not in left:
+            left.append(user)
+
     def note(self, kind: str, **body: Any) -> None:
         """Note what happened, for the service; ids grow, also where the file was lost. The caller saves."""
         now = time.time()

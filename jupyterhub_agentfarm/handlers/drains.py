@@ -22,13 +22,15 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=366 * 86400)]
 class Drain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """until: what a server may finish before it is stopped: the step in hand, whole runs; `move`: nothing, `kill`: without grace.
 
-    deadline: seconds from now, or a time with its zone; what has not come to rest by then is killed. dry_run: only say what would go where.
+    deadline: seconds from now, or a time with its zone; what has not come to rest by then is killed. dry_run: only say what would go
+    where, as if those named in `besides` were drained with it.
     """
 
     reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
     until: Until = "finish-step"
     deadline: Seconds | datetime | None = None
     dry_run: bool = False
+    besides: Annotated[list[str], msgspec.Meta(max_length=1000)] = []
 
 
 class Resident(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,8 +66,8 @@ async def drain(call: Call) -> Draining:
     name = call.path["name"]
     if body.dry_run:
         _operators(call)
-        told = await call.parts.fleet.drain(name, preview=True)
-        return await _view(call, told)
+        told = await call.parts.fleet.drain(name, preview=True, besides=body.besides)
+        return await _view(call, told, body.until)
     words = {"reason": body.reason, "until": body.until, **({} if deadline is None else {"deadline": deadline})}
     name, rev = await changing(call, "drain", words)
     told = await call.parts.fleet.drain(name, body.until, deadline, body.reason, call.asker.name, rev)
@@ -102,10 +104,11 @@ def _deadline(wanted: float | datetime | None, now: float) -> float | None:
     return None if wanted is None else now + wanted
 
 
-async def _view(call: Call, told: dict[str, Any]) -> Draining:
+async def _view(call: Call, told: dict[str, Any], until: Until | None = None) -> Draining:
+    """until: of a drain that nobody has begun."""
     names = [one["agent"] for one in told["workspaces"] if one["agent"]]
     held = await call.read(lambda c: draining.held(c, names))
-    notes = call.parts.draining.notes
+    notes = call.parts.draining.notes if until is None else call.parts.draining.plan(told["workspaces"], held, until)
     items = [
         Resident(
             user=one["user"], agent=one["agent"], server=one["state"], to=(one["move"] or {}).get("to") or one["to"], why=one["why"], bytes=one["bytes"],

@@ -97,7 +97,7 @@ async def list_tasks(call: Call) -> Listed[TaskView]:
         return tasks.listed(connection, *where, before=query.cursor or None, limit=query.limit + 1)
 
     found = page(await call.read(read), query.limit, lambda one: one.task_id)
-    return Listed([task_view(one) for one in found.items], found.next)
+    return Listed([task_view(one, placeless=call.parts.placeless(one)) for one in found.items], found.next)
 
 
 async def count(call: Call) -> Counts:

@@ -141,7 +141,9 @@ async def _waits(call: Call, task: Task) -> list[str]:
     waits = await call.read(lambda c: standing.waits(c, task, call.parts.db.now()))
     if task.status in ("queued", "assigned") and (why := call.parts.claims.full()):
         waits.append(f"the ledger's disk is nearly full: {why}")
-    if task.agent and task.status in ("queued", "assigned") and not call.parts.claims.seen(task.agent):
+    if placeless := call.parts.placeless(task):
+        waits.append(f"it waits for a place: {placeless}; it begins by itself when there is one")
+    elif task.agent and task.status in ("queued", "assigned") and not call.parts.claims.seen(task.agent):
         waits.append(
             f"the server of {task.agent} is not up" + (f": {why}" if (why := call.parts.why(task.agent)) else "")
         )

@@ -16,6 +16,7 @@ from ..errors import Forbidden, Invalid, Unauthenticated
 from ..gateway.live import LiveRuns
 from ..gateway.models import Models
 from ..hub import Hub
+from ..records import Task
 from ..store import idempotency
 from ..store.db import Database, Tx
 from .asking import Asker, Door
@@ -61,7 +62,7 @@ class Fleet(Protocol):
     async def remove(self, name: str, force: bool = False) -> Any: ...
     async def drain(
         self, name: str, until: str = "finish-step", deadline: float | None = None, reason: str = "", by: str = "", rev: int | None = None,
-        preview: bool = False,
+        preview: bool = False, besides: Sequence[str] = (),
     ) -> Any: ...  # fmt: skip
     async def drains(self) -> Any: ...
     async def snapshot(self, name: str) -> Any: ...
@@ -83,6 +84,7 @@ class Parts:
     encrypt: Callable[[bytes], bytes]
     wake: Callable[[], None]  # the scheduler looks again
     why: Callable[[str], str]  # agent -> why its server is not up yet, "" where nothing is known
+    placeless: Callable[[Task], str]  # why a task waits for a place for a server, "" where it does not
     metrics: Callable[[], Awaitable[bytes]]
     claims: Claims
     feed: Feed

@@ -150,6 +150,9 @@ class InboxView(msgspec.Struct, frozen=True, kw_only=True):
     may_decide: bool | None = None  # whether the asker may, at a farm page; told where one item is asked for
 
 
+PLACE = "place"  # what a task waits for while no microserver takes its agent's server
+
+
 def when(seconds: float | None) -> str | None:
     return None if seconds is None else timestamp(seconds)
 
@@ -174,8 +177,10 @@ def version_view(version: Version) -> VersionView:
     return VersionView(**_values(VersionView, version))
 
 
-def task_view(task: Task, note: str = "") -> TaskView:
-    return TaskView(**{**_values(TaskView, task), "note": note})
+def task_view(task: Task, note: str = "", placeless: str = "") -> TaskView:
+    """placeless: why it waits for a place for its agent's server, "" where it does not; known to the scheduler alone."""
+    waiting = PLACE if placeless else task.waiting
+    return TaskView(**{**_values(TaskView, task), "waiting": waiting, "note": placeless or note})
 
 
 def run_view(run: Run) -> RunView:

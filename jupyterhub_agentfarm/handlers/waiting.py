@@ -92,6 +92,7 @@ class Claims:
         self._last: dict[str, float] = {}
         self._resting: set[str] = set()  # agents whose servers are about to be started anew
         self.held: dict[str, str] = {}  # agents that take no run for now, and why
+        self.scratch: set[str] = set()  # agents whose servers are away from their files
         db.on_commit(self._heard)
 
     def _heard(self, committed: list[Committed]) -> None:
@@ -149,6 +150,7 @@ class Claims:
 
     async def take(self, agent: str, request: ClaimRequest) -> Claim | None:
         """Give the next run of the agent to a worker, waiting for one up to `wait` seconds; None: there was none."""
+        (self.scratch.add if request.scratch else self.scratch.discard)(agent)
         listener = _Listener(lambda: self.db.submit(lambda tx: self._claim(tx, agent, request)))
         self._waiting.setdefault(agent, set()).add(listener)
         try:
@@ -171,5 +173,5 @@ class Claims:
 
     def _claim(self, tx: Tx, agent: str, request: ClaimRequest) -> Taken | None:
         new = not (self.full() or agent in self.held or agent in self._resting)
-        run = leases.claim(tx, agent, request.worker, request.claim_id, self.lease, new=new)
+        run = leases.claim(tx, agent, request.worker, request.claim_id, self.lease, new=new, scratch=request.scratch)
         return (run, definitions.get(tx.connection, run.definition_hash).fresh_kernel) if run else None

@@ -118,7 +118,7 @@ class AgentFarmExtension(ExtensionApp):
             url=self.farm_url, token=self.service.token, agent=self.agent, slots=self.slots, log=self.log,
             manager=self.serverapp.kernel_manager, sessions=self.serverapp.session_manager, kernel_name=self.kernel_name,
             kernel_env=kernel_environment(env, self.kernel_variables),
-            active=lambda: activity.mark(web_app.settings), broken=self._broken,
+            active=lambda: activity.mark(web_app.settings), broken=self._broken, scratch=bool(env.get("AGENTFARM_SCRATCH")),
         )  # fmt: skip
         self.supervisor.start()
 

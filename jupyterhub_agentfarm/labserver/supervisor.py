@@ -54,7 +54,10 @@ class Supervisor:
         broken: Callable[[BaseException], None],
         log: logging.Logger,
         kernel_name: str = "",
+        scratch: bool = False,
     ) -> None:
+        """scratch: the server is away from the agent's files."""
+        self.scratch = scratch
         self.url, self._active, self._broken, self._log = url, active, broken, log
         self.plan = Plan(slots=slots, worker=f"{agent}@{socket.gethostname()}:{os.getpid()}")
         self.kernels = WorkerKernels(
@@ -151,7 +154,13 @@ class Supervisor:
             self._do(self.plan.warm(name, _now()))
 
     async def _claim(self, asked: AskForRun) -> None:
-        request = ClaimRequest(worker=self.plan.worker, claim_id=asked.claim_id, wait=asked.wait, kernels=asked.kernels)
+        request = ClaimRequest(
+            worker=self.plan.worker,
+            claim_id=asked.claim_id,
+            wait=asked.wait,
+            kernels=asked.kernels,
+            scratch=self.scratch,
+        )
         try:
             claim: Claim | None = await self.link.ask("claim", "", request, Claim | None, patience=asked.wait)
         except Cut:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -73,7 +73,7 @@ def next_act(one: There, until: Until, overdue: bool) -> Act:
     if one.to is None and not overdue:
         return Act("wait", f"it has nowhere to go: {one.why}")
     if up and patient and not one.agent:
-        return Act("wait", "its owner has not stopped it yet")
+        return Act("wait", "a person's own server: it moves once its owner has stopped it")
     if up and patient and one.working:
         words = "1 run goes on" if one.working == 1 else f"{one.working} runs go on"
         if until == "finish-run":
@@ -117,6 +117,11 @@ class Draining:
     def wake(self) -> None:
         """Look now."""
         self._woken.set()
+
+    @staticmethod
+    def plan(workspaces: Sequence[Mapping[str, Any]], held: list[Held], until: Until) -> dict[str, str]:
+        """Return what a drain would do first for each workspace, in words, by user."""
+        return {one["user"]: next_act(there(one, held), until, False).why for one in workspaces}
 
     async def run(self) -> None:
         """Look for ever; end what was begun when cancelled."""
@@ -191,7 +196,9 @@ class Draining:
             log.warning("%s: %s; it is tried again", user, error.detail)
 
     async def _sent(self, microserver: str, one: Mapping[str, Any], act: Act) -> None:
-        """Have the workspace moved, and its server stopped: by the Hub, so that it knows; a person's, or without grace, by the daemon."""
+        """Have the workspace moved, and its server stopped: by the Hub, so that it knows; by the daemon a person's, without grace, or one
+        that the Hub thinks it has stopped: it asked while the daemon was away.
+        """
         user, up = one["user"], one["state"] != "exited"
         agent = bool(one["agent"])
         if act.do == "move":
@@ -202,6 +209,9 @@ class Draining:
                 await self.fleet.stop(unit, now=act.how == "kill")
         if up and agent:
             await self.hub.stop_server(user)
+            if act.how == "stop" and await self.hub.server(user) is None:
+                for unit in one["units"]:
+                    await self.fleet.stop(unit)
 
     async def _arrived(self, move: Mapping[str, Any]) -> None:
         """Start the server where its workspace is now; then the move is forgotten."""

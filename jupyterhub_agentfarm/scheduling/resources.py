@@ -14,7 +14,9 @@ NOT_NEEDS = ("variables", "simulate")  # kept beside a task's requirements
 
 
 class Fleet(Protocol):
-    async def put_demand(self, unit: str, user: str, resources: dict[str, Any], group: str | None) -> Any: ...
+    async def put_demand(
+        self, unit: str, user: str, resources: dict[str, Any], group: str | None, scratch: bool = False
+    ) -> Any: ...
     async def settings(self) -> Any: ...
     async def units(self) -> Any: ...
     async def microservers(self) -> Any: ...
@@ -26,11 +28,11 @@ class Resourcing:
     def __init__(self, db: Database, fleet: Fleet) -> None:
         self.db, self.fleet = db, fleet
 
-    async def tell(self, agent: str) -> None:
-        """Have the agent's next start use what is set now. Raises FleetError, NotFound."""
+    async def tell(self, agent: str, scratch: bool = False) -> None:
+        """Have the agent's next start use what is set now; `scratch`: wherever there is room, away from its files. Raises FleetError, NotFound."""
         own, pool = await self.db.read(lambda c: resources.told(c, agent))
         user = hub_user(agent)
-        await self.fleet.put_demand(unit_name(user), user, own, pool)
+        await self.fleet.put_demand(unit_name(user), user, own, pool, scratch)
 
     async def lacking(self, requirements: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
         """Return what each of these agents' servers lacks for a task, "" where it lacks nothing. Raises FleetError, Invalid."""

@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from agentfarm_sdk.protocol import ENDED
 
 from ..errors import AgentFarmError, Conflict, Transient, UserError
 from ..hub import Hub
-from ..records import Committed, hub_user
+from ..records import Committed, Task, hub_user
 from ..store import leases, ledger, pools, queue, tasks
 from ..store.db import Database, Tx
+from .astray import Astray, Claiming
 from .lifecycle import ASSIGNED_SECONDS, Attempts, Move, next_move
+from .places import Fleet, Places
 from .pools import Listening, Pools, Stuck
 from .priority import to_start
 from .resources import Resourcing
@@ -31,27 +32,30 @@ WAKES = frozenset({"run.created", "run.requeued", "run.resumed", "worker.died"})
 FREES = frozenset({"run.leased", *(f"run.{end}" for end in ENDED)})  # room in a member, or a concurrency key
 
 
-class Supervisors(Listening, Protocol):
+class Supervisors(Listening, Claiming, Protocol):
     def wake(self, agent: str) -> None: ...
 
 
 class Scheduler:
-    """Wakes at commits, and each second. `explain(unit)` tells why a server is not placed."""
+    """Wakes at commits, and each second."""
 
     def __init__(
         self,
         db: Database,
         hub: Hub,
         supervisors: Supervisors,
-        explain: Callable[[str], Awaitable[Any]],
+        fleet: Fleet,
         resources: Resourcing,
         deadline: float = ASSIGNED_SECONDS,
     ) -> None:
-        self.db, self.hub, self.supervisors, self.explain, self.deadline = db, hub, supervisors, explain, deadline
+        self.db, self.hub, self.supervisors, self.deadline = db, hub, supervisors, deadline
+        self.places = Places(fleet, self.wake)
         self.resources = resources
+        self.astray = Astray(db, hub, supervisors, self.places, resources)
         self.pools = Pools(db, supervisors, resources.lacking)
         self.attempts: dict[str, Attempts] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
+        self._pools_wait: dict[str, str] = {}  # targets none of whose members has a place, and why
         self._woken = asyncio.Event()
         self._ends = False  # the end of a run may let one of another agent, or a pool's task, go on
         self._soonest: float | None = None  # when time alone has something to do next (the database's clock)
@@ -71,12 +75,23 @@ class Scheduler:
     def why(self, agent: str) -> str:
         """Return what the latest try to start the agent's server was answered, "" where there is nothing to tell."""
         known = self.attempts.get(agent)
-        return self.supervisors.held.get(agent) or (known.why if known else "")
+        return self.supervisors.held.get(agent) or self.places.waits.get(agent) or (known.why if known else "")
+
+    def placeless(self, task: Task) -> str:
+        """Return why a task that is to begin waits for a place for a server, "" where it does not."""
+        if task.status not in ("queued", "assigned"):
+            return ""
+        if task.agent in self.supervisors.scratch and task.workspace == "home":
+            return "its agent's files cannot be reached: it waits for them"
+        return (self.places.waits.get(task.agent) if task.agent else self._pools_wait.get(task.target)) or ""
 
     async def run(self) -> None:
         """Look for ever; end what was begun when cancelled."""
+        placing = asyncio.create_task(self.places.run(), name="places")
         try:
             while True:
+                if placing.done():
+                    placing.result()  # a mistake of ours: never quietly
                 try:
                     await self.look()
                 except (Transient, UserError) as error:  # a run may be gone by now: the next look does not find it
@@ -88,9 +103,9 @@ class Scheduler:
                     woken.cancel()
                 self._woken.clear()
         finally:
-            for one in self._starting.values():
+            for one in (placing, *self._starting.values()):
                 one.cancel()
-            await asyncio.gather(*self._starting.values(), return_exceptions=True)
+            await asyncio.gather(placing, *self._starting.values(), self.astray.stop(), return_exceptions=True)
 
     def _pause(self) -> float:
         """Return for how long there is nothing to do, unless woken (seconds)."""
@@ -118,8 +133,11 @@ class Scheduler:
         for one in waiting:
             await self._serve(one)
         wanted = {one.agent for one in waiting}
+        self._pools_wait = {}
         for left in stuck:
             wanted |= await self._helped(left)
+        self.places.keep({agent for agent in wanted if not self.supervisors.seen(agent)})
+        await self.astray.look()
         for agent in set(self.attempts):
             if agent not in self._starting and (agent not in wanted or self.supervisors.seen(agent)):
                 del self.attempts[agent]  # one that came and goes again has all its time anew
@@ -136,6 +154,8 @@ class Scheduler:
         if agent in self.supervisors.held:  # it is told when its time begins anew
             self.attempts.pop(agent, None)
             return "none"
+        if agent in self.places.waits:
+            return "none"
         return next_move(self.supervisors.seen(agent), self.attempts.get(agent), time.monotonic(), self.deadline)
 
     def _begin(self, agent: str) -> None:
@@ -151,20 +171,24 @@ class Scheduler:
         if move == "start":
             await self.db.write(lambda tx: leases.assign(tx, waiting.run_id))
             self._begin(waiting.agent)
-        elif move == "fail" and not await self._waits_for_files(waiting.agent):
+        elif move == "fail" and not await self._lacks_place(waiting.agent):
             await self._unplaceable(waiting)
 
     async def _helped(self, stuck: Stuck) -> set[str]:
         """Start members of a pool for what those that listen have no room for; return whose attempts still matter.
 
-        Where none listens, and none could be started in time, the task fails with the reasons.
+        Where none listens, and none could be started in time, the task fails with the reasons; it waits as long as one may get a place.
         """
         if not stuck.alone and self.db.now() - stuck.task.created_at < PATIENCE:
             return set()
-        for name in to_start(stuck.stopped, self.attempts, stuck.tasks)[: stuck.most]:
+        placed = [name for name in stuck.stopped if name not in self.places.waits]
+        for name in to_start(placed, self.attempts, stuck.tasks)[: stuck.most]:
             if self._move(name) == "start":
                 self._begin(name)
-        if stuck.alone and stuck.most != 0 and all(self._move(name) == "fail" for name in stuck.stopped):
+        if stuck.alone and not placed:
+            self._pools_wait[stuck.task.target] = "; ".join(f"{name}: {self.why(name)}" for name in stuck.stopped)
+        failed = stuck.alone and stuck.most != 0 and all(self._move(name) == "fail" for name in stuck.stopped)
+        if failed and not any([await self._lacks_place(name) for name in stuck.stopped]):
             whys = "; ".join([await self._reasons(name) for name in stuck.stopped])
             message = f"no agent of {stuck.task.target} could be made ready in {self.deadline:.0f} s: {whys}"
             await self.db.write(lambda tx: tasks.fail(tx, stuck.task, "unplaceable", message))
@@ -174,39 +198,38 @@ class Scheduler:
         return set(stuck.stopped)
 
     async def _start(self, agent: str) -> None:
+        away = False
         try:
-            await self.resources.tell(agent)
+            await self.resources.tell(agent, scratch=agent in self.astray.wanted)
             await self.hub.start_server(hub_user(agent))
             why, refused = "its server was started, but its supervisor has not come", False
         except AgentFarmError as error:
             why, refused = error.detail, True
             log.warning("the server of %s does not start: %s", agent, why)
-        if known := self.attempts.get(agent):
-            self.attempts[agent] = replace(known, last=time.monotonic(), why=why, refused=refused)
+            away = isinstance(error, Transient) and "hub_status" not in error.extra  # Hub or daemon: nothing was tried
+        if (known := self.attempts.get(agent)) is None:
+            return
+        now = time.monotonic()
+        self.attempts[agent] = replace(known, first=now if away else known.first, last=now, why=why, refused=refused)
+        if refused or known.tries > 1:
+            await self._lacks_place(agent)
+
+    async def _lacks_place(self, agent: str) -> bool:
+        """Say whether its server waits for a place from now on: then it is started when there is one."""
+        lacks = await self.places.lacks(agent)
+        if lacks:
+            self.attempts.pop(agent, None)
+        return lacks
 
     async def _reasons(self, agent: str) -> str:
         """Say why the agent's server is not up, by the latest try and by placement."""
         reasons = self.attempts[agent].why
         try:
-            placed = await self.explain(hub_user(agent))
+            placed = await self.places.explain(agent)
         except AgentFarmError as error:
             return f"{reasons}; {error.detail}"
         against = "; ".join(f"{name}: {why}" for name, why in (placed.get("reasons") or {}).items() if why)
         return f"{reasons}; of the microservers, {against}" if against else reasons
-
-    async def _waits_for_files(self, agent: str) -> bool:
-        """Say whether its workspace is where nobody can ask now: it waits for that microserver, or for an operator's word."""
-        try:
-            away = (await self.explain(hub_user(agent))).get("away")
-        except AgentFarmError:
-            return False
-        if away:
-            why = f"its workspace is on {away}, which cannot be reached: it waits for it, or for agentfarm microserver lost {away}"
-            now = time.monotonic()
-            self.attempts[agent] = Attempts(
-                first=now, last=now, tries=self.attempts[agent].tries, why=why, refused=True
-            )
-        return bool(away)
 
     async def _unplaceable(self, waiting: queue.Waiting) -> None:
         reasons = await self._reasons(waiting.agent)

@@ -29,15 +29,22 @@ _STANDING = frozenset({  # what no step forward is
 })  # fmt: skip
 _CLAIM = f"""SELECT (SELECT c.run_id FROM runs c WHERE c.claim_id = :claim_id AND c.agent = :agent AND c.lease_until IS NOT NULL),
 n.run_id, n.owner, n.owners FROM (SELECT 1) one LEFT JOIN ({turns.NEXT}) n ON true"""
+_CLAIM_ANYWHERE = _CLAIM.replace(turns.NEXT, turns.NEXT_ANYWHERE)
 
 
-def claim(tx: Tx, agent: str, worker: str, claim_id: str, seconds: float, *, new: bool = True) -> Run | None:
+def claim(
+    tx: Tx, agent: str, worker: str, claim_id: str, seconds: float, *, new: bool = True, scratch: bool = False
+) -> Run | None:
     """Give the worker the next run of the agent, or None. The same `claim_id` gets the same lease again: without `new` that alone.
+
+    scratch: only one whose task needs no files of the agent's.
 
     A run of a thread waits until the thread's earlier runs have ended, one with a concurrency key until it is free;
     owners take turns, and each owner's runs go by priority and age. Bound runs never enter the queue.
     """
-    [(again, run_id, owner, owners)] = tx.look(_CLAIM, {"claim_id": claim_id, "agent": agent, "now": tx.now})
+    [(again, run_id, owner, owners)] = tx.look(
+        _CLAIM_ANYWHERE if scratch else _CLAIM, {"claim_id": claim_id, "agent": agent, "now": tx.now}
+    )
     if again is not None:
         return ledger.held(tx, again)
     if run_id is None or not new:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -30,6 +31,22 @@ def waiting(connection: Connection, now: float) -> list[Waiting]:
         Waiting(agent, run_id, max(created, not_before or 0.0))
         for agent, run_id, created, not_before in connection.execute(turns.WAITING, {"now": now})
     ]
+
+
+def anywhere(connection: Connection, agents: Collection[str]) -> set[str]:
+    """Return those of these agents with runs to be claimed, or under way, whose tasks need no files of theirs."""
+    if not agents:
+        return set()
+    rows = connection.execute(
+        sa.select(runs.c.agent)
+        .distinct()
+        .join(tasks, tasks.c.task_id == runs.c.task_id)
+        .where(
+            runs.c.agent.in_(sorted(agents)), tasks.c.workspace == "none", runs.c.bound.is_(False),
+            sa.or_(runs.c.status.in_(CLAIMABLE), runs.c.lease_until.is_not(None)),
+        )
+    )  # fmt: skip
+    return set(rows.scalars())
 
 
 def next_not_before(connection: Connection, now: float) -> float | None:

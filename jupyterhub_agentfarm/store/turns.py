@@ -30,6 +30,9 @@ _FREE = f"""q.{_CLAIMABLE} AND NOT q.bound AND (q.not_before IS NULL OR q.not_be
   AND (q.concurrency_key IS NULL OR q.fence > 0 OR q.concurrency > (SELECT count(*) FROM runs h WHERE h.owner = q.owner
     AND h.concurrency_key = q.concurrency_key AND h.concurrency_key IS NOT NULL AND h.ended_at IS NULL AND h.fence > 0))"""
 
+# Its task needs no files of the agent's.
+_ANYWHERE = "EXISTS (SELECT 1 FROM tasks t WHERE t.task_id = q.task_id AND t.workspace = 'none')"
+
 # The first free run of each owner, found by the index without looking at the rest; the owner whose turn is longest ago first.
 # Written so that neither database reads all that waits: ORDER BY … LIMIT 1 for the smallest, a LIMIT that keeps the
 # subquery whole, rows by their number instead of joins.
@@ -44,6 +47,8 @@ SELECT (SELECT r.run_id FROM runs r WHERE r.run_no = f.run_no) AS run_id, f.owne
     ORDER BY q.rank, q.run_no LIMIT 1) AS run_no FROM owners WHERE owners.owner IS NOT NULL LIMIT {MANY}) f
 LEFT JOIN turns ON turns.agent = :agent AND turns.owner = f.owner
 WHERE f.run_no IS NOT NULL ORDER BY coalesce(turns.served, 0), {_RANK}, f.run_no LIMIT 1"""
+
+NEXT_ANYWHERE = NEXT.replace(_FREE, f"{_FREE} AND {_ANYWHERE}")
 
 # A free run of each agent, and since when it waits.
 WAITING = sa.text(f"""WITH RECURSIVE agents(agent) AS (

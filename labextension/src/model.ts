@@ -29,7 +29,7 @@ interface CasesTold {
 
 /** What changes without an event, by its name in the stream, and the paths that show it. */
 const STATE: { [name: string]: readonly string[] } = {
-  agents: ['/agents', '/pools'], servers: ['/agents', '/placements', '/pools'], microservers: ['/microservers', '/placements'], inbox: ['/inbox'], health: ['/health'], cases: []
+  agents: ['/agents', '/pools'], servers: ['/agents', '/placements', '/pools', '/tasks/'], microservers: ['/microservers', '/placements'], inbox: ['/inbox'], health: ['/health'], cases: []
 };
 const WELL: Wellness = { status: 'ok', problems: [] };
 

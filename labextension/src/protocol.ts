@@ -2,7 +2,7 @@
 
 export type Mode = 'live' | 'ask' | 'simulate';
 export type Status = 'queued' | 'assigned' | 'running' | 'waiting' | 'cancelling' | 'succeeded' | 'failed' | 'cancelled';
-export type Waiting = 'approval' | 'in_doubt' | 'paused' | 'budget' | 'question' | 'timer' | 'child' | 'after' | 'restored';
+export type Waiting = 'approval' | 'in_doubt' | 'paused' | 'budget' | 'question' | 'timer' | 'child' | 'after' | 'restored' | 'place';
 export type ToolEffect = 'read' | 'idempotent' | 'once';
 
 /** A page of a list; `next` is the cursor of the following one. */
@@ -232,6 +232,7 @@ export interface ClaimRequest {
   claim_id: string;
   wait?: number;
   kernels?: string[];
+  scratch?: boolean;
 }
 
 /** `hours`: how long the token is good for. */
@@ -307,6 +308,7 @@ export interface Drain {
   until?: 'finish-run' | 'finish-step' | 'kill' | 'move';
   deadline?: number | string | null;
   dry_run?: boolean;
+  besides?: string[];
 }
 
 /** How far a drain is: of so many workspaces `left` are there still, `moving` of them on their way. deadline: null: none. */

@@ -109,7 +109,7 @@ const STATES = (t: Translate): { [state: string]: string } => ({
 });
 const WAITS = (t: Translate): { [waiting: string]: string } => ({
   approval: t('approval'), in_doubt: t('in doubt'), paused: t('paused'), budget: t('budget'), question: t('question'), timer: t('timer'), child: t('child'),
-  after: t('after'), restored: t('restored')
+  after: t('after'), restored: t('restored'), place: t('a place')
 });
 
 /** Status and what it waits for. */

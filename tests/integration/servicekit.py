@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import create_signed_value
 
 from jupyterhub_agentfarm.app import AgentFarm, derived, service_key
-from jupyterhub_agentfarm.errors import FleetError, NotFound
+from jupyterhub_agentfarm.errors import AgentFarmError, FleetError, NotFound
 from jupyterhub_agentfarm.fleet.moving import Moving
 from jupyterhub_agentfarm.fleet.placing import Placing
 from jupyterhub_agentfarm.fleet.state import FleetState
@@ -68,6 +68,7 @@ class FakeHub:
         self.people = {user for user, _ in TOKENS.values()}
         self.running: set[str] = set()
         self.refuses_start: str | None = None
+        self.spawn: Callable[[str], Awaitable[None]] | None = None  # what a start does besides; raises where it fails
         self.stuck: set[str] = set()  # users whose servers neither start nor stop
         self.started = asyncio.Event()
         self.starting = ""  # what a spawner says that is not done yet
@@ -106,6 +107,11 @@ class FakeHub:
                 self.started.set()
                 if self.refuses_start:
                     return web.json_response({"message": self.refuses_start}, status=400)
+                if self.spawn and user not in self.running:
+                    try:
+                        await self.spawn(user)
+                    except AgentFarmError as error:
+                        return web.json_response({"message": error.detail}, status=500)
                 self.running.add(user)
                 return web.json_response({}, status=201)
             self.running.discard(user)
@@ -243,9 +249,9 @@ class FakeFleet:
     async def drains(self) -> dict[str, Any]:
         return await self.moving.drains()
 
-    async def drain(self, name: str, until: str = "finish-step", *rest: Any, preview: bool = False) -> dict[str, Any]:
+    async def drain(self, name: str, until: str = "finish-step", *rest: Any, **preview: Any) -> dict[str, Any]:
         asked = dict(zip(("deadline", "reason", "by", "rev"), rest, strict=False))
-        return await self.moving.drain_or_tell(name, {"until": until, "preview": preview, **asked})
+        return await self.moving.drain_or_tell(name, {"until": until, **preview, **asked})
 
     async def snapshot(self, name: str) -> list[dict[str, Any]]:
         return []
@@ -265,8 +271,11 @@ class FakeFleet:
     async def stop(self, unit: str, now: bool = False) -> dict[str, Any]:
         return {}
 
-    async def put_demand(self, unit: str, user: str, resources: dict[str, Any], group: str | None) -> None:
-        self.placing.set_demand(unit, {"user": user, "resources": resources, "group": group})
+    async def put_demand(
+        self, unit: str, user: str, resources: dict[str, Any], group: str | None, scratch: bool = False
+    ) -> None:
+        told = {"user": user, "resources": resources, "group": group, "scratch": scratch}
+        self.placing.set_demand(unit, told)
 
     async def settings(self) -> Any:
         return msgspec.to_builtins(self.placing.settings)
@@ -282,6 +291,14 @@ class FakeFleet:
 
     async def rebalance(self, gain: float | None = None) -> dict[str, Any]:
         return await self.placing.rebalance(gain)
+
+    async def start(self, user: str) -> None:
+        """Do what the spawner asks of the daemon: place a user's server, and start it there."""
+        unit = unit_name(user)
+        self.moving.check(user)
+        self.placing.choose(self.placing.demand(unit, {}, user), await self.placing.facts())
+        self.placing.state.units[unit] |= {"user": user, "port": 0}
+        self.placing.started(unit)
 
 
 @dataclass
@@ -356,8 +373,8 @@ class Service:
         if publish:
             await self.ok(owner, "POST", f"/agents/{name}/publish", {})
 
-    async def claim(self, agent: str = "analyst", wait: float = 0.0) -> dict[str, Any] | None:
-        body = {"worker": "w", "claim_id": f"c{next(self.counter)}", "wait": wait}
+    async def claim(self, agent: str = "analyst", wait: float = 0.0, **more: Any) -> dict[str, Any] | None:
+        body = {"worker": "w", "claim_id": f"c{next(self.counter)}", "wait": wait, **more}
         answer: dict[str, Any] | None = await self.ok(f"agent-{agent}", "POST", "/claims", body)
         return answer
 
@@ -393,8 +410,8 @@ async def service(tmp_path: Path, url: str, monkeypatch: Any, lease: float = 30.
     upstreams = Upstreams([Route(model, ("scripted",))])
     client = Hub(hub.url, "of-the-service")
     parts, scheduler, reaper = farm.build(db, key, upstreams, client, tmp_path)
+    scheduler.places.fleet = fleet
     parts.fleet = parts.surroundings.fleet = parts.resources.fleet = parts.draining.fleet = fleet
-    scheduler.explain = fleet.explain
     secret = derived(key, b"cookies")
     server = HTTPServer(application(parts, secret), max_body_size=2**40)
     sockets = bind_sockets(0, "127.0.0.1")

@@ -161,16 +161,41 @@ async def test_uncordon_ends_a_drain_and_what_was_put_aside_goes_on_where_it_was
 
     await until(runs_on)
     assert hub_user("analyst") in farm.hub.running and not farm.fleet.moving.state.moves
+    assert await farm.fleet.move(hub_user("analyst"), away="micro1") == {}, "asked for by a look from before"
+    moving, states = farm.fleet.moving, farm.fleet.states
+
+    async def ended_meanwhile(name: str) -> dict[str, str]:
+        moving.undrain(name, False)
+        return await states(name)
+
+    moving.drain("micro1", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(farm.fleet, "states", ended_meanwhile)
+        assert (await farm.fleet.drains())["drains"] == []
 
 
-async def test_whole_runs_end_there_where_that_was_asked_and_nothing_new_begins(farm: Service) -> None:
+async def test_whole_runs_end_there_where_that_was_asked_and_nothing_new_begins(
+    farm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, claim = await working(farm)
     await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "b"})
     await farm.ok("operator", "POST", "/microservers/micro1/drain", {"reason": "r", "until": "finish-run"})
     await until(lambda: "analyst" in farm.parts.claims.held)
     assert await farm.claim() is None and hub_user("analyst") in farm.hub.running
+    stopped: list[str] = []
+
+    async def states(_: str) -> dict[str, str]:
+        return {} if stopped else {unit_name(hub_user("analyst")): "running"}
+
+    async def stop(unit: str, now: bool = False) -> dict[str, Any]:
+        stopped.append(unit)
+        return {}
+
+    monkeypatch.setattr(farm.fleet, "states", states)  # the Hub has stopped it while the daemon was away: it runs on
+    monkeypatch.setattr(farm.fleet, "stop", stop)
     await append(farm, claim, 1, "run.succeeded", {"result": "4"})
     await until(lambda: hub_user("analyst") not in farm.hub.running)
+    await until(lambda: stopped)
     assert farm.fleet.moving.told(hub_user("analyst"))["up"] is True
 
 
@@ -188,3 +213,16 @@ async def test_what_has_nowhere_to_go_works_on_and_the_reason_is_named(farm: Ser
         assert (await farm.ask("operator", "POST", "/microservers/micro1/drain", wrong)).status_code == 422
     assert (await farm.ask("operator", "POST", "/microservers/nowhere/drain", {})).status_code == 404
     assert json.dumps(shown)
+    farm.fleet.placing.state.units[unit_name("petra")] = {
+        "microserver": "micro1",
+        "home": "micro1",
+        "user": "petra",
+        "port": 0,
+    }
+    farm.hub.running.add("petra")
+    await farm.ok("operator", "POST", "/microservers/local/uncordon", {})
+    for besides, hers, to in ((["local"], "it has nowhere to go", None), ([], "a person's own server", "local")):
+        wish = {"dry_run": True, "besides": besides}
+        plan = await farm.ok("operator", "POST", "/microservers/micro1/drain", wish)
+        [petra] = [one for one in plan["items"] if one["user"] == "petra"]
+        assert petra["waits"].startswith(hers) and petra["to"] == to, petra

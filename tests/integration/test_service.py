@@ -142,14 +142,18 @@ async def test_a_supervisor_that_came_gives_its_agent_all_its_time_anew(farm: Se
 async def test_a_task_whose_server_never_comes_fails_with_the_reasons(farm: Service) -> None:
     farm.hub.refuses_start = "no room"
     farm.scheduler.deadline = 0.0
-    farm.fleet.machines["local"].told["memory_free"] = 0
     await farm.agent()
+    await farm.ok("ann", "PUT", "/agents/analyst/resources", {"memory": 1 << 40})
     task = await farm.ok("ann", "POST", "/tasks", {"target": "analyst", "input": "now"})
     async with farm.client("ann") as client:
         events = await read_sse(client, f"/runs/{task['run_id']}/events", 100)
     assert events[-1][1] == "run.failed"
     error = (await farm.ok("ann", "GET", f"/tasks/{task['task_id']}"))["error"]
-    assert error["type"] == "unplaceable" and "no room" in error["message"] and "0 MiB are free" in error["message"]
+    assert (
+        error["type"] == "unplaceable"
+        and "no room" in error["message"]
+        and "1048576 MiB are asked for" in error["message"]
+    )
 
 
 async def test_a_pool_s_task_goes_to_the_member_that_listens(farm: Service) -> None:

@@ -11,30 +11,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...records import Demand, Microserver
-from .choice import why_not
-from .rooms import Rank, Room, filtered, refusal
+from .choice import Feasible, feasible, why_not
+from .rooms import Rank, Refusal, Room, filtered, refusal
 
 TOLD_APART = 4  # the last parts of a kind: they decide which microserver is best, not which are open
 
 
 class Planned:
-    """Where each server goes (None: nowhere now); `why` tells it of one that goes nowhere."""
+    """Where each server goes (None: nowhere now); `why` and `feasible` tell of one that goes nowhere."""
 
     def __init__(
         self, where: dict[str, str | None], demands: dict[str, Demand], rooms: Sequence[Room], rank: str
     ) -> None:
         self.where = where
         self._demands, self._rooms, self._rank = demands, rooms, rank
-        self._told: dict[Any, str] = {}  # once for all that are alike: a sentence asks every microserver
+        self._told: dict[Any, dict[str, Refusal | None]] = {}  # once for all that are alike: every microserver is asked
 
     def why(self, server: str) -> str:
         """Say why the server goes nowhere, with all the others where they were placed; "" where it does."""
         if self.where[server] is not None:
             return ""
+        return why_not(self._against(server))
+
+    def feasible(self, server: str) -> Feasible:
+        """Say whether a server that goes nowhere gets a place when others have left, or never as things are."""
+        return "now" if self.where[server] is not None else feasible(self._against(server))
+
+    def _against(self, server: str) -> dict[str, Refusal | None]:
         demand = self._demands[server]
         alike = (_kind(demand, self._rank), _size(demand))
         if alike not in self._told:
-            self._told[alike] = why_not({room.micro.name: refusal(demand, room) for room in self._rooms})
+            self._told[alike] = {room.micro.name: refusal(demand, room) for room in self._rooms}
         return self._told[alike]
 
 

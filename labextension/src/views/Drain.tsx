@@ -23,8 +23,8 @@ export function DrainDialog({ one, onClose }: { one: MicroserverView; onClose: (
   const [until, setUntil] = React.useState<(typeof UNTIL)[number]>('finish-step');
   const [hours, setHours] = React.useState('');
   const [plan, setPlan] = React.useState<Draining | null>(null);
-  const look = useAction(async () => setPlan(await api.post<Draining>(path(one.name), { dry_run: true })));
-  React.useEffect(() => void look.run(), [one.name]);
+  const look = useAction(async () => setPlan(await api.post<Draining>(path(one.name), { dry_run: true, until })));
+  React.useEffect(() => void look.run(), [one.name, until]);
   const drain = useForm(async () => {
     const wish: Drain = { reason, until, ...(hours ? { deadline: Number(hours) * 3600 } : {}) };
     await api.post(path(one.name), wish);

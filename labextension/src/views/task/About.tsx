@@ -23,14 +23,14 @@ export function RunFacts({ run, steps, count }: { run: RunView; steps: readonly 
   return <p className="af-quiet">{facts.filter(Boolean).join(' · ')} · <Time at={run.created_at} /></p>;
 }
 
-/** How it came out, as soon as it has; a task that goes on in another run says so. */
+/** How it came out, as soon as it has, and before why it does not begin; a task that goes on in another run says so. */
 export function TaskOutcome({ task, run_id }: { task: TaskView; run_id: string }): JSX.Element | null {
   const { t } = useFarm();
   if (task.run_id && task.run_id !== run_id) {
     return <p className="af-quiet">{t('This is an earlier run of its task.')} <Go to={`runs/${task.run_id}`}>{t('The latest')}</Go></p>;
   }
   if (!ENDED.has(task.status)) {
-    return null;
+    return task.run_id && task.note ? <div className="af-quiet" role="status"><Text>{task.note}</Text></div> : null;
   }
   const { type, message } = task.error ?? {};
   return (
