@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from agentfarm_sdk.protocol import ENDED, Waiting
 
+from .work import REACHING
+
 Event = Mapping[str, Any]
 CLOSES = frozenset({
     "tool.succeeded", "tool.failed", "tool.doubted", "timer.set", "child.submitted", "question.asked",
@@ -107,7 +109,24 @@ def of_world(
             found.append(f"{name} of {run}: reached the world {times} times, the record knows of {allowed}")
         if started and started[0]["body"]["effect"] == "once" and times > 1 + _denied(runs[run], started[0]["call"]):
             found.append(f"{name} of {run}: a once effect happened {times} times")
+    came = {one["key"] for one in requests}
+    for run in sorted({run for run in calls.values() if run}):
+        found += [
+            f"{run}: its call {call} has succeeded, and did not reach the world"
+            for call in _made_up(runs.get(run, ()), came)
+        ]
     return found
+
+
+def _made_up(events: Sequence[Event], came: Collection[Any]) -> list[str]:
+    """Return the calls of tools that reach the world which have succeeded without that. Else a trial whose tools reach nothing would pass."""
+    keys = {
+        event["call"]: event["body"]["key"]
+        for event in events
+        if event["kind"] == "tool.started" and event["body"].get("tool") in REACHING
+    }
+    done = {event["call"] for event in events if event["kind"] == "tool.succeeded"}
+    return sorted(call for call in done & keys.keys() if keys[call] not in came)
 
 
 def _denied(events: Sequence[Event], call: Any) -> int:

@@ -30,7 +30,7 @@ SESSIONS = 8  # at a time: sshd takes 10 a connection
 CONNECT_SECONDS = 10
 OPEN_SECONDS = 25.0  # to reach, check the key, sign in, go to the background
 MUX_SECONDS = 10.0  # for what the master alone answers
-LONGEST_WAIT = 30.0
+LONGEST_WAIT = 15.0  # so that one which is back is seen within half a minute
 CONTROL_BYTES = 107 - 17  # ssh binds a socket with 17 more characters, and moves it
 TARGET = re.compile(
     r"(?P<user>[a-z_][a-z0-9_-]{0,31})@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9a-fA-F:.]{2,45}\])(?::(?P<port>\d{1,5}))?"

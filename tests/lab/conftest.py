@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from labkit import Daemon, Lab, skip_without_lab
+from labkit import ALIVE, Daemon, Lab, skip_without_lab
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +31,8 @@ def lab(booted: Lab) -> Iterator[Lab]:
 
 
 @pytest.fixture
-async def daemon(lab: Lab) -> AsyncIterator[Daemon]:
-    made = Daemon()
+async def daemon(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Daemon]:
+    made = Daemon(alive=getattr(request, "param", ALIVE))
     try:
         await made.start()
         yield made

@@ -1,7 +1,6 @@
 """A farm whose agents work on microservers without a pause, and what is looked at while fault after fault strikes it.
 
-`Rig` is the farm with all that stands around it, `Work` what the agents are given,
-`Walk` the walk through the faults, each judged by itself: by the record and by what reached the outside world, as `agentfarm chaos` does.
+`Rig` is the farm with all that stands around it, `Work` what the agents are given; walkkit.py walks through the faults.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,14 +20,12 @@ from typing import Any
 import httpx
 import msgspec
 import psutil
-from labkit import Lab
-from wirekit import Wires
+from labkit import ALIVE, Lab
 
 from agentfarm_sdk.errors import AgentFarmError
 from agentfarm_sdk.protocol import ENDED
 from agentfarm_sdk.tools.registry import pinned
-from jupyterhub_agentfarm.chaos import checks, hands, work
-from jupyterhub_agentfarm.chaos.judge import Judge
+from jupyterhub_agentfarm.chaos import hands, work
 from jupyterhub_agentfarm.chaos.postgres import Postgres, programs
 from jupyterhub_agentfarm.fleet.client import FleetClient
 from jupyterhub_agentfarm.records import unit_name
@@ -39,24 +34,25 @@ sys.path.append(str(Path(__file__).parents[1] / "e2e"))
 from farmkit import PATIENCE, Farm, clean_env, end_with_us, until
 
 LEASE = 6.0
-ALIVE = 2  # seconds between two questions of SSH, of which three may stay unanswered
+LONG_LEASE = 10.0  # where all is walked: TCP feels a short cut for longer than it is
+STRICT_ALIVE = 2  # in place of ALIVE, where the machine is for this alone
 RECONCILE = 5
 GIVE_SECONDS = 2.0  # between two tasks of an agent
 SORTS = ("effects", "effects", "effects", "approval", "child", "rest", "memory")
 TOOLS = (hands.look, hands.store, hands.charge, hands.pay)
 BUILT_IN = ("delegate", "wait_until", "ask_person", "remember")
-GIVEN_UP = frozenset({"given-up"})  # what a run of ours may fail of: we have said so
-
-
-class NotHeld(Exception):
-    """Something did not come true in its time."""
 
 
 class Rig:
-    """The farm, with `agents` on `hosts` microservers, model and counting world; `two`: two services, on PostgreSQL, where there is one."""
+    """The farm, with `agents` on `hosts` microservers, model and counting world; `two`: two services, on PostgreSQL.
 
-    def __init__(self, lab: Lab, hosts: int, agents: int, two: bool) -> None:
-        self.lab, self.hosts = lab, range(1, hosts + 1)
+    strict: the machine is for this alone, so that what is due by a time is held to it.
+    """
+
+    def __init__(self, lab: Lab, hosts: int, agents: int, two: bool, strict: bool) -> None:
+        self.lab, self.hosts, self.strict = lab, range(1, hosts + 1), strict
+        self.lease = LONG_LEASE if strict else LEASE
+        self.patience = 2.0 if strict else PATIENCE
         self.agents = [f"w{number}" for number in range(agents)]
         self.place = Path(tempfile.mkdtemp(prefix="afl-", dir="/tmp"))
         self.effects = self.place / "effects.jsonl"
@@ -69,12 +65,12 @@ class Rig:
         self.world_url = f"http://{lab.env()['AFLAB_HUB']}:{self.world_port}"
         found = programs() if two else None
         self.postgres = Postgres(found) if found else None
-        (self.place / "config.py").write_text(f"c.AgentFarm.lease_seconds = {LEASE}\n")
+        (self.place / "config.py").write_text(f"c.AgentFarm.lease_seconds = {self.lease}\n")
         state = self.place / "farm"
         database = self.postgres.create() if self.postgres else f"sqlite:///{state}/farm.sqlite"
         env = clean_env(
             HF_API_URL=f"http://127.0.0.1:{port}/v1", HUGGING_FACE_AUTH_TOKEN="none-needed", DB_CONNECTION_STRING=database,
-            AGENTFARM_CONFIG=str(self.place / "config.py"), AGENTFARM_SSH_ALIVE_SECONDS=str(ALIVE), AGENTFARM_RECONCILE_SECONDS=str(RECONCILE),
+            AGENTFARM_CONFIG=str(self.place / "config.py"), AGENTFARM_SSH_ALIVE_SECONDS=str(STRICT_ALIVE if strict else ALIVE), AGENTFARM_RECONCILE_SECONDS=str(RECONCILE),
             AGENTFARM_RESTART_SECONDS="0.5",
         )  # fmt: skip
         options = ("--no-demo", *(["--standby"] if self.postgres else []))
@@ -91,8 +87,11 @@ class Rig:
         """Start the farm, take the microservers in, make the agents. The agents' servers start with their first tasks."""
         self.farm.start()
         for host in self.hosts:
+            self.lab("exec", host, "sh", "-c", "rm -rf /var/lib/agentfarm")  # another farm's, of a test before
             self.register(host)
         asyncio.run(self.client.cordon("local", "its servers go elsewhere"))
+        # what ails all hosts ails this machine: its pressure of memory is none of theirs
+        asyncio.run(self.client.set_settings({"health": {"calm_seconds": 0, "memory_pressure": 0}}))
         self.alice = self.farm.person("alice")
         self.operator = self.farm.person(next(iter(self.farm.passwords()["admin"])))
         self.api = self.alice.api()
@@ -114,8 +113,13 @@ class Rig:
         """Take a microserver in as `microserver add` does, or give the farm its new key."""
         self.lab.install(host, asyncio.run(self.client.ssh_key()))
         registration = {"ssh": f"root@{self.lab.address(host)}", "host_keys": [self.lab.host_key(host)]}
-        added = asyncio.run(self.client.register(f"micro{host}", registration))
-        assert not added["silent"], added
+        asyncio.run(self.client.register(f"micro{host}", registration))
+
+        def there() -> bool:
+            micros = asyncio.run(self.client.microservers())
+            return any(one["name"] == f"micro{host}" and not one["silent"] for one in micros)
+
+        until(there, 60, f"micro{host} answers")
 
     def stop(self) -> None:
         """Stop everything that was started; nothing of it may be left."""
@@ -175,13 +179,14 @@ class Rig:
         return next(one for one in self.ask("GET", "/microservers")["items"] if one["name"] == f"micro{host}")
 
     def answers(self) -> bool:
-        """Say whether every part of the farm answers, and no microserver is away; `missing` tells what is not."""
+        """Say whether every part of the farm answers, and no microserver is away or ill; `missing` tells what is not."""
         try:
             with self.operator.hub() as hub:
                 self.missing = "" if hub.get("/user").status_code == 200 else "the Hub"
             health = self.ask("GET", "/health")
             self.missing += "" if health["status"] == "ok" else f" {health}"
-            self.missing += "".join(f" {micro}" for host in self.hosts if away(micro := self.micro(host)))
+            ill = [micro for host in self.hosts if away(micro := self.micro(host)) or micro["health"]]
+            self.missing += "".join(f" {micro}" for micro in ill)
         except httpx.HTTPError as error:
             self.missing = f"{type(error).__name__}: {error}"
         return not self.missing
@@ -200,10 +205,11 @@ class Rig:
         with self.operator.hub() as hub:
             users = hub.get("/users", params={"state": "active", "limit": 200}).raise_for_status().json()
         known = {unit_name(user["name"], server) for user in users for server in user.get("servers", {})}
+        left = self._tokens([user["name"] for user in users])
         homes = {
             one["unit"]: one["microserver"] for one in asyncio.run(self.client.units()) if one["state"] == "running"
         }
-        found, running = list[str](), set[str]()
+        found, running = left, set[str]()
         for host in self.hosts:
             lines = self.lab("exec", host, "systemctl", "list-units", "--plain", "--no-legend", "agentfarm-*.service")
             units = {line.split()[0].removeprefix("agentfarm-").removesuffix(".service") for line in lines.splitlines()}
@@ -219,10 +225,25 @@ class Rig:
         found += [f"{unit} runs, and the Hub does not know it" for unit in running - known]
         return found + [f"the Hub has {unit}, which does not run" for unit in known - running]
 
+    def _tokens(self, users: list[str]) -> list[str]:
+        """Return whose server has more than its one token at the Hub: one of a server that is gone is good for whoever finds it."""
+        with self.operator.hub() as hub:
+            kept = {
+                user: hub.get(f"/users/{user}/tokens").raise_for_status().json()["api_tokens"]
+                for user in users if user.startswith("agent-")
+            }  # fmt: skip
+        counts = {user: sum("Server at" in (one["note"] or "") for one in tokens) for user, tokens in kept.items()}
+        return [f"{user} has {count} tokens of servers" for user, count in counts.items() if count > 1]
+
 
 def away(one: dict[str, Any]) -> bool:
     """Say whether an operator sees that the microserver cannot be asked."""
     return one["state"] in ("lost", "silent") or bool(one.get("silent"))
+
+
+def lost(one: dict[str, Any]) -> bool:
+    """Say whether an operator sees that nothing is heard of it, nor of any run there."""
+    return bool(one["state"] == "lost" and one["silent"])
 
 
 class Work:
@@ -236,6 +257,25 @@ class Work:
         self.ended: dict[str, int] = {}  # agent -> the newest of its tasks that has succeeded
         self.given = 0
         self.homes: dict[str, str] = {}  # where the agents' servers are, once they are there
+        self.aimed: dict[
+            str, str
+        ] = {}  # agent -> its call with effect once, which is to be under way; "" until it is given
+        self.pause = GIVE_SECONDS
+        self.gate = rig.place / "gate-0"  # those calls are answered once it is there
+        self.times: dict[str, list[float]] = {}  # task -> when it was given, and when it had ended (monotonic)
+
+    def aim(self, agents: list[str]) -> None:
+        """Give each of these, next, a call with effect once that the world has seen and does not answer until the gate is open."""
+        self.aimed, self.pause = dict.fromkeys(agents, ""), 0.0
+        self.gate = self.rig.place / f"gate-{self.given}"
+
+    def hit(self) -> bool:
+        """Say whether each of those calls has reached the world, and every agent is at work."""
+        came = {one["name"] for one in self.rig.requests()}
+        return set(self.aimed.values()) <= came and self.busy() == set(self.rig.agents)
+
+    def busy(self) -> set[str]:
+        return {self.of[one["task_id"]][0] for one in self.flying() if one["task_id"] in self.of}
 
     def flying(self) -> list[dict[str, Any]]:
         return [one for one in self.tasks.values() if one["status"] not in ENDED]
@@ -245,9 +285,9 @@ class Work:
         try:
             self._look()
             self._decide()
-            busy = {self.of[one["task_id"]][0] for one in self.flying() if one["task_id"] in self.of}
+            busy = self.busy()
             for agent in self.rig.agents:
-                if agent not in busy and time.monotonic() - self.turns.get(agent, (0, -9.0))[1] > GIVE_SECONDS:
+                if agent not in busy and time.monotonic() - self.turns.get(agent, (0, -9.0))[1] > self.pause:
                     self._give(agent)
         except (httpx.HTTPError, OSError):
             return False
@@ -260,6 +300,8 @@ class Work:
             for task in page["items"]:
                 self.tasks[task["task_id"]] = task
                 missing.discard(task["task_id"])
+                if task["status"] in ENDED and len(times := self.times.get(task["task_id"], [0.0] * 2)) < 2:
+                    times.append(time.monotonic())
                 if task["status"] == "succeeded" and task["task_id"] in self.of:
                     agent, number = self.of[task["task_id"]]
                     self.ended[agent] = max(number, self.ended.get(agent, 0))
@@ -269,16 +311,38 @@ class Work:
 
     def _give(self, agent: str) -> None:
         """Give a task; its key makes it harmless to ask again when the answer was lost."""
-        name, homes = f"{self.begun}-{self.given}", self.homes
+        aimed, homes = self.aimed.get(agent) == "", self.homes
+        name = f"{self.begun}-{agent}{'-held' * aimed}-{self.given}"  # the same again has the same name
         beside = [one for one in self.rig.agents if one != agent and homes.get(one) == homes.get(agent)]
         sort = Random(f"{name} {self.seed}").choice(SORTS)
         if sort == "child" and not (agent in homes and beside):
             sort = "effects"  # nobody to delegate to who is struck by the same fault
         made = work.make(Random(name), sort, name, self.rig.world_url, beside[0] if beside else agent)
-        task = self.rig.ask("POST", "/tasks", {"target": agent, "input": made.input, "key": f"faults-{name}"})
+        given = self._held(name) if aimed else made.input
+        task = self.rig.ask("POST", "/tasks", {"target": agent, "input": given, "key": f"faults-{name}"})
+        if aimed:
+            self.aimed[agent] = work.names(given)[0]
         self.given += 1
+        self.times[task["task_id"]] = [time.monotonic()]
         self.turns[agent] = self.given, time.monotonic()
         self.tasks[task["task_id"]], self.of[task["task_id"]] = task, (agent, self.given)
+
+    def _held(self, name: str) -> str:
+        """Return a task whose first call waits in the world for the gate, its effect done."""
+        where = f"{self.rig.world_url}/effect/charge-{name}"
+        calls = [f"{where}-1?hold={self.gate}", f"{where}-2"]
+        return json.dumps(
+            {"trial": name, "steps": [[{"tool": "charge", "arguments": {"where": one}}] for one in calls]}
+        )
+
+    def took(self, agents: list[str], since: float, until: float) -> list[float]:
+        """Return how long the tasks of these agents took that were given and had ended in that time: seconds."""
+        whole = [
+            (task, times)
+            for task, times in self.times.items()
+            if len(times) == 2 and since <= times[0] and times[1] <= until
+        ]
+        return sorted(end - begin for task, (begin, end) in whole if self.of[task][0] in agents)
 
     def _decide(self) -> None:
         """Answer what waits: approve or refuse; of a doubt say what the world knows."""
@@ -286,182 +350,3 @@ class Work:
             happened = any(one["key"] == item["detail"].get("key") for one in self.rig.requests())
             with contextlib.suppress(httpx.HTTPStatusError):  # it was decided meanwhile, or its worker came back
                 self.rig.ask("POST", f"/inbox/{item['inbox_id']}", work.wish(item, happened))
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is done. strike: does it, and returns what heals it. hosts: whose servers it concerns.
-
-    seen: what an operator must be shown of these while it stands. leases: for how many it stands, at least; seconds: besides.
-    """
-
-    name: str
-    strike: Callable[[Rig], Callable[[], None]]
-    hosts: tuple[int, ...] = ()
-    seen: Callable[[dict[str, Any]], bool] | None = None
-    leases: float = 0.0
-    seconds: float = 0.0
-    works: bool = False  # agents there go on while it stands
-    ends: bool = False  # servers there
-
-
-@dataclass
-class Line:
-    """What came of a fault: after how many seconds it was seen, how many tasks were in flight, what was not held."""
-
-    fault: str
-    tasks: int = 0
-    runs: int = 0
-    seen: float | None = None
-    seconds: float = 0.0
-    broken: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        seen = "" if self.seen is None else f"seen after {self.seen:.0f} s, "
-        held = "held" if not self.broken else "BROKEN: " + "; ".join(self.broken)
-        return f"{self.fault:<12} {self.tasks} in flight, {self.runs} runs judged, {seen}{self.seconds:.0f} s: {held}"
-
-
-class Walk:
-    """Walks through faults, one after the other, on one farm."""
-
-    def __init__(self, rig: Rig, seed: int = 1) -> None:
-        self.rig, self.work, self.wires, self.judge = (
-            rig,
-            Work(rig, seed),
-            Wires(rig.farm, rig.alice, rig.homes),
-            Judge(rig),
-        )  # type: ignore[arg-type]
-        self.judged: set[str] = set()
-
-    def begin(self) -> None:
-        """Let each agent do a first task, so that its server is there; listen to a kernel on each microserver."""
-        self.until(lambda: len(self.work.ended) == len(self.rig.agents), 180, "each agent has done a task")
-        self.until(self.rig.requests, 60, "a call has reached the world: else nothing that is judged could be broken")
-        self.work.homes = self.rig.homes()
-        assert set(self.work.homes.values()) == {f"micro{host}" for host in self.rig.hosts}, self.work.homes
-
-    def until(self, look: Callable[[], Any], seconds: float, what: str) -> float:
-        """Let the work go on until something holds; return after how many seconds. Raises NotHeld."""
-        began = time.monotonic()
-        while True:
-            self.work.pump()
-            with contextlib.suppress(httpx.HTTPError):
-                if look():
-                    return time.monotonic() - began
-            if time.monotonic() - began > PATIENCE * seconds:
-                raise NotHeld(f"not within {PATIENCE * seconds:.0f} s: {what}")
-            time.sleep(0.3)
-
-    def walk(self, fault: Fault) -> Line:
-        """Strike, look, heal, look, judge."""
-        self.wires.mend()
-        self.until(lambda: len(self.work.flying()) >= len(self.rig.agents), 60, "each agent is at work")
-        struck = [one["task_id"] for one in self.work.flying()]
-        line, began, pids = Line(fault.name, len(struck)), time.monotonic(), self.rig.pids()
-        names = {f"micro{host}" for host in fault.hosts}
-        others = [agent for agent in self.rig.agents if self.work.homes[agent] not in names]
-        heal = fault.strike(self.rig)
-        try:
-            self._stand(fault, line, others)
-        except NotHeld as error:
-            line.broken.append(f"while it stood: {error}")
-        finally:
-            heal()
-        try:
-            self._return(struck)
-        except NotHeld as error:
-            line.broken.append(f"behind it: {error}")
-        for agent in others if fault.ends else self.rig.agents:
-            if (now := self.rig.pids().get(agent)) != pids.get(agent):
-                line.broken.append(f"the server of {agent} was {pids.get(agent)}, and is {now}")
-        self._wires(line, names)
-        self._judge(line, struck)
-        line.seconds = time.monotonic() - began
-        return line
-
-    def _stand(self, fault: Fault, line: Line, others: list[str]) -> None:
-        """While it stands: an operator sees it, and the other agents finish what they are given."""
-        if not fault.hosts:
-            return
-        since, agents = self.work.given, self.rig.agents if fault.works else others
-        end = time.monotonic() + fault.leases * LEASE + fault.seconds
-        if fault.seen:
-            what = f"an operator sees what is with micro{fault.hosts[0]}"
-            line.seen = self.until(lambda: all(fault.seen(self.rig.micro(host)) for host in fault.hosts), 30, what)  # type: ignore[misc]
-        self.until(lambda: time.monotonic() > end, 60, "time passes")
-        self.until(lambda: not self._behind(agents, since), 60, "the other agents finish their tasks")
-
-    def _behind(self, agents: list[str], since: int) -> list[str]:
-        """Return those of the agents that have not finished a task that was given since."""
-        return [agent for agent in agents if self.work.ended.get(agent, 0) <= since]
-
-    def _return(self, struck: list[str]) -> None:
-        """Behind it: all parts answer, every task ends, each agent works again, and what runs is what the Hub knows."""
-        try:
-            self.until(self.rig.answers, 60, "every part answers, and no microserver is away")
-        except NotHeld as error:
-            raise NotHeld(f"{error}: {self.rig.missing}") from None
-        since = self.work.given
-        self.until(lambda: all(self.work.tasks[one]["status"] in ENDED for one in struck), 90, "the tasks have ended")
-        behind: list[str] = []
-
-        def all_work() -> bool:
-            behind[:] = self._behind(self.rig.agents, since)
-            return not behind
-
-        try:
-            self.until(all_work, 90, "each agent works again")
-        except NotHeld as error:
-            raise NotHeld(f"{error}: not {', '.join(behind)}") from None
-        found: list[str] = []
-
-        def in_order() -> bool:
-            found[:] = self.rig.disorder()
-            return not found
-
-        try:
-            self.until(in_order, 30, "")
-        except NotHeld:
-            raise NotHeld("; ".join(found)) from None
-
-    def _wires(self, line: Line, struck: set[str]) -> None:
-        """No WebSocket to a kernel elsewhere was cut, and something comes on it."""
-        since = time.monotonic()
-        for micro in self.wires.agents.keys() - struck:
-            try:
-                self.until(lambda micro=micro: micro in self.wires.cuts or self.wires.heard[micro] > since, 20, "")  # type: ignore[misc]
-            except NotHeld:
-                line.broken.append(f"nothing comes on the WebSocket to {micro} any more")
-            if micro in self.wires.cuts:
-                line.broken.append(f"the WebSocket to a kernel on {micro} was cut: {self.wires.cuts[micro]}")
-
-    def _judge(self, line: Line, struck: list[str]) -> None:
-        """Judge what was in flight, and every run that has ended since the fault before."""
-        ended = [
-            one for one in self.work.tasks.values() if one["status"] in ENDED and one["task_id"] not in self.judged
-        ]
-        for task_id in struck:
-            line.broken += checks.unfinished(self.work.tasks[task_id])
-        for task in ended:
-            self.judged.add(task["task_id"])
-            if task["run_id"]:
-                line.runs += 1
-                line.broken += self.judge.of_run(task["run_id"], GIVEN_UP)
-        line.broken += self.judge.of_world(ended)
-
-    def end(self) -> Line:
-        """Give nothing more; judge what is left, and that nothing else reached the world."""
-        line, began = Line("the end"), time.monotonic()
-        self.wires.close()
-        line.tasks = len(self.work.flying())
-        end = time.monotonic() + PATIENCE * 60
-        while self.work.flying() and time.monotonic() < end:
-            with contextlib.suppress(httpx.HTTPError):
-                self.work._look()
-                self.work._decide()
-            time.sleep(0.3)
-        self._judge(line, [one["task_id"] for one in self.work.flying()])
-        line.broken += self.judge.of_world(self.work.tasks.values(), self.work.begun)
-        line.seconds = time.monotonic() - began
-        return line

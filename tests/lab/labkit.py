@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from jupyterhub_agentfarm.errors import FleetError
+from jupyterhub_agentfarm.errors import FleetError, NoMicroserverFits
 from jupyterhub_agentfarm.fleet.client import FleetClient
 from jupyterhub_agentfarm.fleet.zipped import helper_file
 
@@ -31,6 +31,12 @@ ROOT = HERE.parents[1]
 FARM = "0123456789ab"  # hosts are lent from test to test: what one leaves there must not be another farm's for the next
 HELPER = "/opt/agentfarm/helper.pyz"
 COMMAND = f"/usr/bin/python3 -I {HELPER}"
+PATIENCE = 2.0  # deadlines are for a machine of one's own; tests share two cores with other tests and their farms
+# Seconds between two questions of SSH, of which three stay unanswered before a connection ends: that outlasts what a busy machine takes
+# to answer. A test that waits for the silence of a microserver has them come each second (`alert`), and takes a false alarm.
+ALIVE = 4
+alert = pytest.mark.parametrize("daemon", [1], indirect=True, ids=["alert"])
+AWAY = ("it is silent", "cannot be asked", "does not answer")  # what is said of one that is not reached at the moment
 
 
 class Lab:
@@ -132,9 +138,9 @@ def _of_the_machine() -> tuple[int, int]:
 
 async def until(true: Callable[[], Awaitable[Any]], seconds: float = 30.0, what: str = "it") -> Any:
     """Wait until something holds, and return it."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while not (found := await true()):
-        assert time.monotonic() < deadline, f"{what} did not come true in {seconds:.0f} s"
+        assert time.monotonic() < deadline, f"{what} did not come true in {PATIENCE * seconds:.0f} s"
         await asyncio.sleep(0.05)
     return found
 
@@ -142,13 +148,13 @@ async def until(true: Callable[[], Awaitable[Any]], seconds: float = 30.0, what:
 class Daemon:
     """A fleet daemon; `hub`: the address of a Hub's API, where there is one. All are of one `farm`, unless another is named."""
 
-    def __init__(self, hub: str = "http://127.0.0.1:1/hub/api", farm: str = FARM) -> None:
+    def __init__(self, hub: str = "http://127.0.0.1:1/hub/api", farm: str = FARM, alive: int = ALIVE) -> None:
         self.state, self.farm = Path(tempfile.mkdtemp(prefix="afl-", dir="/tmp")), farm
         self.state.joinpath("farm.id").write_text(farm)
         self.state.joinpath("token").write_text("t")
         self.client = FleetClient(self.state / "fleet.sock", timeout=90)
         self.environ = {
-            **os.environ, "AGENTFARM_STATE": str(self.state), "JUPYTERHUB_API_URL": hub, "AGENTFARM_FLEET_TOKEN_FILE": str(self.state / "token"), "AGENTFARM_SSH_ALIVE_SECONDS": "1",
+            **os.environ, "AGENTFARM_STATE": str(self.state), "JUPYTERHUB_API_URL": hub, "AGENTFARM_FLEET_TOKEN_FILE": str(self.state / "token"), "AGENTFARM_SSH_ALIVE_SECONDS": str(alive),
         }  # fmt: skip
         self.log = self.state / "daemon.log"
 
@@ -175,7 +181,8 @@ class Daemon:
         lab.need(host)
         lab.install(host, await self.client.ssh_key())
         registration = {"ssh": f"root@{lab.address(host)}", "host_keys": [lab.host_key(host)]}
-        return await self.client.register(f"micro{host}", registration)
+        await self.client.register(f"micro{host}", registration)
+        return await self.reachable(f"micro{host}")
 
     async def micro(self, name: str) -> dict[str, Any]:
         return next(one for one in await self.client.microservers() if one["name"] == name)
@@ -186,6 +193,24 @@ class Daemon:
             return one if not one["silent"] else None
 
         return dict(await until(there, seconds, f"{name} reachable"))
+
+    async def patiently(self, ask: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Ask again while a microserver is not reached at the moment. Raises what else the question raises."""
+
+        async def asked() -> Any:
+            try:
+                told = await ask()
+            except (FleetError, NoMicroserverFits) as error:
+                if not any(word in error.detail for word in AWAY):
+                    raise
+                return None
+            return None if told.get("state") == "unknown" else told
+
+        return dict(await until(asked, 60, "the microserver's answer"))
+
+    async def shown(self, unit: str) -> dict[str, Any]:
+        """Return a unit, as soon as its microserver is reached."""
+        return await self.patiently(lambda: self.client.show(unit))
 
     def kill(self) -> None:
         self.process.kill()
@@ -199,7 +224,7 @@ class Daemon:
             if one["name"] != "local":
                 await self.client.remove(one["name"], force=True)
         self.process.terminate()
-        self.process.wait(15)
+        self.process.wait(60)
         shutil.rmtree(self.state, ignore_errors=True)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from labkit import Lab, skip_without_lab
+from labkit import ALIVE, Lab, skip_without_lab
 from test_lab_moves import sums
 
 from agentfarm_sdk.errors import AgentFarmError
@@ -58,8 +58,8 @@ class Fleet:
         lab.need(host)
         lab.install(host, asyncio.run(self.client.ssh_key()))
         registration = {"ssh": f"root@{lab.address(host)}", "host_keys": [lab.host_key(host)]}
-        added = asyncio.run(self.client.register(f"micro{host}", registration))
-        assert not added["silent"], added
+        asyncio.run(self.client.register(f"micro{host}", registration))
+        until(lambda: self.state(f"micro{host}") == "ready", 60, f"micro{host} is ready")
 
     def unit(self, agent: str) -> dict[str, Any]:
         return next((one for one in asyncio.run(self.client.units()) if one.get("agent") == agent), {})
@@ -74,7 +74,7 @@ class Fleet:
 @pytest.fixture(scope="module")
 def fleet(booted: Lab, model: str) -> Iterator[Fleet]:
     place = Path(tempfile.mkdtemp(prefix="afl-", dir="/tmp"))
-    env = clean_env(HF_API_URL=model, HUGGING_FACE_AUTH_TOKEN="none-needed", AGENTFARM_SSH_ALIVE_SECONDS="1")
+    env = clean_env(HF_API_URL=model, HUGGING_FACE_AUTH_TOKEN="none-needed", AGENTFARM_SSH_ALIVE_SECONDS=str(ALIVE))
     farm = Farm(place / "farm", env, database=f"sqlite:///{place}/farm/farm.sqlite", options=("--no-demo",))
     farm.start()
     made = Fleet(farm)

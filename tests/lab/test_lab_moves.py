@@ -141,7 +141,7 @@ async def test_after_a_loss_an_operator_decides_whether_a_snapshot_or_nothing_is
     assert kept["snapshot"] and kept["changed"] == 0, kept
     with pytest.raises(Conflict, match="micro1 answers"):
         await daemon.client.lost("micro1", "latest", [], "root")
-    await asyncio.to_thread(lab, "cut", 1)
+    await asyncio.to_thread(lab, "cut", 1, "reset")
 
     async def silent() -> bool:
         return bool((await daemon.micro("micro1"))["silent"])

@@ -9,7 +9,7 @@ import urllib.request
 from typing import Any
 
 import pytest
-from labkit import Daemon, Lab, is_open, until
+from labkit import Daemon, Lab, alert, is_open, until
 
 from jupyterhub_agentfarm.errors import FleetError, Invalid, NoMicroserverFits, StartError
 from jupyterhub_agentfarm.scheduling.reaper import proof_of_death
@@ -44,7 +44,10 @@ async def begin(
     daemon: Daemon, unit: str, code: str = SERVER, user: str = "agent-a", up: bool = True, **rest: Any
 ) -> dict[str, Any]:
     env = {"SECRET": 's3cret "quoted" $HOME `x` \\ \nnext', **rest.pop("env", {})}
-    started = await daemon.client.start(unit, user=user, server="", args=[PYTHON, "-c", code], env=env, **rest)
+    args = [PYTHON, "-c", code]
+    started = await daemon.patiently(
+        lambda: daemon.client.start(unit, user=user, server="", args=args, env=env, **rest)
+    )
     if up:
 
         async def is_up() -> bool:
@@ -55,7 +58,7 @@ async def begin(
 
 
 def asked(port: int) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
         return dict(json.loads(answer.read()))
 
 
@@ -71,9 +74,9 @@ async def micro1(daemon: Daemon, lab: Lab) -> str:
 async def reaches_back(lab: Lab, hub: socket.socket, url: str) -> None:
     """Hold that what a server there was told leads to us."""
     port = url.split(":")[2].split("/")[0]
-    reach = f"import socket; socket.create_connection(('127.0.0.1', {port}), 5).sendall(b'hello hub')"
+    reach = f"import socket; socket.create_connection(('127.0.0.1', {port}), 60).sendall(b'hello hub')"
     await asyncio.to_thread(lab, "exec", 1, PYTHON, "-c", reach)
-    hub.settimeout(5)
+    hub.settimeout(60)
     assert hub.accept()[0].recv(100) == b"hello hub"
 
 
@@ -176,7 +179,7 @@ print("up", flush=True)
 
 async def test_a_daemon_that_is_killed_cuts_nothing(daemon: Daemon, lab: Lab, micro1: str) -> None:
     started = await begin(daemon, "af-a")
-    with socket.create_connection(("127.0.0.1", started["port"]), 10) as wire:
+    with socket.create_connection(("127.0.0.1", started["port"]), 60) as wire:
         wire.sendall(b"before")
         assert wire.recv(100) == b"before"
         daemon.kill()
@@ -190,6 +193,7 @@ async def test_a_daemon_that_is_killed_cuts_nothing(daemon: Daemon, lab: Lab, mi
         assert wire.recv(100) == b"after"
 
 
+@alert
 async def test_a_microserver_that_is_cut_off_is_unknown_and_what_was_stopped_meanwhile_is_stopped_when_it_returns(
     daemon: Daemon, lab: Lab, micro1: str
 ) -> None:
@@ -214,13 +218,14 @@ async def test_a_microserver_that_is_cut_off_is_unknown_and_what_was_stopped_mea
         await daemon.client.place("af-kept2", user="agent-a")
     lab("heal", 1)
     await daemon.reachable(micro1)
-    shown = await daemon.client.show("af-kept")
+    shown = await daemon.shown("af-kept")
     assert (shown["state"], shown["pid"], shown["port"]) == ("running", kept["pid"], kept["port"])
     # sshd still held the port that led back, for the connection that nobody has any more
     await reaches_back(lab, hub, (await asyncio.to_thread(asked, kept["port"]))["env"]["JUPYTERHUB_API_URL"])
-    assert (await daemon.client.show("af-unwanted"))["state"] == "exited" and unwanted["pid"]
+    assert (await daemon.shown("af-unwanted"))["state"] == "exited" and unwanted["pid"]
 
 
+@alert
 async def test_a_microserver_without_power_is_unknown_and_its_return_proves_that_its_servers_ended(
     daemon: Daemon, lab: Lab, micro1: str
 ) -> None:
@@ -234,7 +239,7 @@ async def test_a_microserver_without_power_is_unknown_and_its_return_proves_that
     assert (await daemon.client.show("af-a"))["state"] == "unknown"
     lab("start", 1)
     await daemon.reachable(micro1)
-    shown = await daemon.client.show("af-a")
+    shown = await daemon.shown("af-a")
     assert (shown["state"], shown["reason"]) == ("exited", "the machine was restarted")
     assert proof_of_death(shown) == "the machine was restarted"
     assert (await begin(daemon, "af-a"))["microserver"] == micro1

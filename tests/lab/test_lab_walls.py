@@ -86,7 +86,7 @@ async def test_whatever_a_hostile_server_tries_from_inside_comes_to_nothing(
     port = int((await said(daemon, "af-victim", "port")).split()[1])
     home = "/var/lib/agentfarm/workspaces/victim"
     where = {
-        "pid": victim["pid"], "listen": 9100,
+        "pid": victim["pid"], "listen": 9100, "there": ["the hub", "a listed place"],
         "files": [home, f"{home}/notes.txt", "/run/agentfarm/af-victim", "/run/agentfarm-env", "/run/agentfarm-env/ended", "/var/lib/agentfarm/units",
                   "/root/.ssh/authorized_keys", "/etc/shadow", "/etc/ssh/ssh_host_ed25519_key", "/opt/agentfarm/helper.pyz"],
         "sockets": ["/run/agentfarm/af-victim/server.sock", "/run/dbus/system_bus_socket", "/run/systemd/private"],
@@ -134,7 +134,8 @@ async def test_whatever_a_hostile_server_tries_from_inside_comes_to_nothing(
         HOSTILE[: HOSTILE.index('attempt("datagram"')].replace('WHERE["files"]', "[]")
         + 'print(json.dumps(CAME), "up", sep="\\n", flush=True)\ntime.sleep(600)\n'
     )
-    await begin(daemon, "af-person", "ann", free, env={"WHERE": json.dumps(where)})
+    there = {**where, "there": [what for what in where["ports"] if what != "the hub"]}
+    await begin(daemon, "af-person", "ann", free, env={"WHERE": json.dumps(there)})
     reached = json.loads(await said(daemon, "af-person", '"strangers"'))
     assert {reached[what] for what in where["ports"] if what != "the hub"} == {"reached"}, reached
     # it listens where it likes; nobody else reaches it, also not at the tick store's port

@@ -26,7 +26,7 @@ def event(seq: int, kind: str, call: str = "c0-0", **body: Any) -> dict[str, Any
 
 
 def started(seq: int, effect: str = "once", key: str = "k") -> dict[str, Any]:
-    return event(seq, "tool.started", effect=effect, key=key)
+    return event(seq, "tool.started", tool="charge", effect=effect, key=key)
 
 
 def request(name: str = "charge-1", key: str = "k") -> dict[str, Any]:
@@ -73,6 +73,7 @@ def test_what_is_started_again_is_said(events: list[dict[str, Any]], said: str) 
         ([request(), request()], [started(1, "read")], "the record knows of 1"),
         ([request(), request(key="other")], [started(1, "idempotent"), started(2, "idempotent")], "under 2 keys"),
         ([request("nobody")], [started(1)], "no run asked for it"),
+        ([], [started(1), event(2, "tool.succeeded")], "did not reach the world"),
     ],
 )
 def test_what_reached_the_world_beyond_the_record_is_said(
