@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from agentfarm_sdk.errors import AgentFarmError
 from agentfarm_sdk.protocol import ENDED
 from agentfarm_sdk.tools.registry import pinned
 from jupyterhub_agentfarm.cli.main import main as command
+from jupyterhub_agentfarm.errors import FleetError
 from jupyterhub_agentfarm.fleet.client import FleetClient
 
 sys.path.append(str(Path(__file__).parents[1] / "e2e"))
@@ -61,14 +62,23 @@ class Fleet:
         asyncio.run(self.client.register(f"micro{host}", registration))
         until(lambda: self.state(f"micro{host}") == "ready", 60, f"micro{host} is ready")
 
+    def asked(self, what: Callable[[], Coroutine[Any, Any, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+        """Return what the daemon says, as soon as it answers: a test may have killed it."""
+
+        def look() -> Any:
+            with contextlib.suppress(FleetError):
+                return (asyncio.run(what()),)
+
+        return list(until(look, 30, "the daemon answers")[0])
+
     def unit(self, agent: str) -> dict[str, Any]:
-        return next((one for one in asyncio.run(self.client.units()) if one.get("agent") == agent), {})
+        return next((one for one in self.asked(self.client.units) if one.get("agent") == agent), {})
 
     def where(self, agent: str) -> str:
         return str(self.unit(agent).get("microserver", ""))
 
     def state(self, name: str) -> str:
-        return next(str(one["state"]) for one in asyncio.run(self.client.microservers()) if one["name"] == name)
+        return next(str(one["state"]) for one in self.asked(self.client.microservers) if one["name"] == name)
 
 
 @pytest.fixture(scope="module")
