@@ -130,7 +130,7 @@ class Walk:
         self.work.gate.touch()
         stood = time.monotonic()
         try:
-            self._stand(fault, line, others)
+            self._stand(fault, line, others, began)
         except NotHeld as error:
             line.broken.append(f"while it stood: {error}")
         finally:
@@ -172,15 +172,14 @@ class Walk:
         self.work.pause = GIVE_SECONDS
         return self.work.aimed
 
-    def _stand(self, fault: Fault, line: Line, others: list[str]) -> None:
+    def _stand(self, fault: Fault, line: Line, others: list[str], began: float) -> None:
         """While it stands: an operator sees it, and the other agents finish what they are given."""
         since, agents = self.work.given, self.rig.agents if fault.works else others
         end = time.monotonic() + fault.leases * self.rig.lease + fault.seconds
         if fault.seen:
             what = f"an operator sees what is with micro{fault.hosts[0]}"
-            line.seen = self.until(
-                lambda: all(fault.seen(self.rig.micro(host)) for host in fault.hosts), TRUE_SECONDS, what
-            )  # type: ignore[misc]
+            self.until(lambda: all(fault.seen(self.rig.micro(host)) for host in fault.hosts), TRUE_SECONDS, what)  # type: ignore[misc]
+            line.seen = time.monotonic() - began
             self._in_time(line, "seen", line.seen)
         self.until(lambda: time.monotonic() > end, 60, "time passes")
         if fault.waits:
