@@ -145,9 +145,11 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
                 agent=agent,
                 demand=dict(self.demand),
                 limits=self.limits(),
+                turn=self.start_timeout,
             )
             self._asked = True
-            await self._come_up(started["ip"], started["port"], began + self.start_timeout / 2)
+            until = min(began + self.start_timeout, time.monotonic() + self.start_timeout / 2)
+            await self._come_up(started["ip"], started["port"], until)
         except AgentFarmError as error:
             raise SpawnException(f"{error.detail}. {error.hint}", reason=error.type) from error
         self.log.info("%s runs on %s, port %d", self.unit, self.microserver, started["port"])
@@ -283,15 +285,28 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         yield {"progress": 10, "message": "Choosing a microserver"}
-        told = ""
+        told: dict[str, Any] = {}
         while self._start_pending:
-            if self.microserver and told != self.microserver:
-                told = self.microserver
-                yield {
-                    "progress": 50,
-                    "message": f"Starting on microserver {told}" + (f": {self.why}" if self.why else ""),
-                }
+            if (now := await self._stage()) and now != told:
+                told = now
+                yield now
             await asyncio.sleep(0.5)
+
+    async def _stage(self) -> dict[str, Any]:
+        """Return how far the start has come, as the Hub's page shows it; {} where there is nothing to say yet."""
+        if not self.microserver:
+            return {}
+        before = None
+        if not self._asked:
+            with contextlib.suppress(AgentFarmError):
+                before = await self.fleet.before(self.unit)
+        if before is not None:
+            servers = "server starts" if before == 1 else "servers start"
+            said = f"Waiting for its turn: {before} {servers} on microserver {self.microserver} before it"
+            return {"progress": 30, "message": said}
+        verb, why = ("Starting", f": {self.why}") if self._asked else ("Placed", f": {self.why}")
+        said = f"{verb} on microserver {self.microserver}{why if self.why else ''}"
+        return {"progress": 50 if self._asked else 20, "message": said}
 
     async def delete_forever(self) -> None:
         if not self.microserver:  # stopped, or never started

@@ -13,7 +13,7 @@ from agentfarm_sdk.farm import Farm
 
 from .show import Adder, Out
 
-START_SECONDS = 150.0  # the Hub gives a server 120 s to start
+START_SECONDS = 200.0  # the Hub gives a server 180 s to start, its turn included
 ASK_AGAIN_SECONDS = 1.0
 COLUMNS = ("connection_id", "person", "created_at", "expires_at")
 

@@ -183,7 +183,8 @@ def agent_resources(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
         _readable(
             {
                 **known["effective"],
-                "egress": ", ".join(known["effective"].get("egress") or []) or "nowhere but to the farm",
+                "egress": (", ".join(known["effective"].get("egress") or []) or "nowhere but to the farm")
+                + (f" ({known['unheld']})" if known.get("unheld") else ""),
             }
         )
     )

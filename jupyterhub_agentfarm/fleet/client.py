@@ -28,9 +28,12 @@ class FleetClient:
 
     async def start(
         self, unit: str, *, user: str, server: str, args: list[str], env: dict[str, str], agent: str | None = None,
-        demand: dict[str, Any] | None = None, limits: dict[str, Any] | None = None,
+        demand: dict[str, Any] | None = None, limits: dict[str, Any] | None = None, turn: float = 0.0,
     ) -> dict[str, Any]:  # fmt: skip
-        """Start a unit; one that runs is left as it is. Raises NoMicroserverFits, UserError."""
+        """Start a unit; one that runs is left as it is. Raises NoMicroserverFits, UserError.
+
+        turn: for so many seconds at most it waits for its turn on the microserver where it was placed (0: it does not).
+        """
         body = {
             "user": user,
             "server": server,
@@ -39,8 +42,15 @@ class FleetClient:
             "agent": agent,
             "demand": demand or {},
             "limits": limits or {},
+            "turn": turn > 0,
         }
-        return await self._call("PUT", f"/servers/{quote(unit)}", body)
+        patient = FleetClient(self.socket_path, timeout=max(self.timeout, turn))
+        return await patient._call("PUT", f"/servers/{quote(unit)}", body)
+
+    async def before(self, unit: str) -> int | None:
+        """Return how many start before a unit that waits for its turn to start; None: it does not wait."""
+        found: int | None = (await self._call("GET", f"/servers/{quote(unit)}/turn"))["before"]
+        return found
 
     async def show(self, unit: str) -> dict[str, Any]:
         """Return {state: running, exited or unknown, exit_code, microserver, ip, port …}. Raises NotFound."""

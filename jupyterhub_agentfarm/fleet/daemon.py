@@ -30,13 +30,14 @@ from .kept import PATIENCE, UNITS_SECONDS
 from .microserver import AnyMicroserver, LocalMicroserver, SshMicroserver
 from .moving import Moving
 from .placing import Placing
-from .ports import FORWARDS, forwards_of
+from .ports import FORWARDS, answers, forwards_of
 from .reconciler import LOOK_SECONDS, Reconciler
 from .remotes import Remotes
 from .settings import seconds_of
 from .state import FleetState, workspace_of
+from .turns import Turns
 from .walling import Walling, usual_of
-from .zipped import helper_version
+from .zipped import drop_others, helper_version
 
 log = logging.getLogger("agentfarm.fleet")
 LOCAL = "local"
@@ -58,6 +59,7 @@ class Fleet:
         self.placing = Placing(self.state, self.microservers, usual_of(os.environ.get("AGENTFARM_EGRESS", "")))
         self.walling = Walling(self.microservers)
         self.moving = Moving(self.state, self.microservers, self.placing, self)
+        self.turns = Turns(self._is_up)
         self._locks: dict[str, asyncio.Lock] = {}
         self._placed: dict[str, dict[str, Any]] = {}  # units that were placed and are not started yet
         self._stopped: dict[str, dict[str, Any]] = {}  # units that this daemon stopped, and how they ended
@@ -110,27 +112,50 @@ class Fleet:
         return int(was["port"] if was.get("microserver") == there and was.get("port") else self.state.forward())
 
     async def start(self, unit: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """Start a unit where it was placed (or place it). Raises NoMicroserverFits, StartError, FleetError, Invalid."""
+        """Start a unit where it was placed (or place it); one that takes turns, at its turn. Raises NoMicroserverFits, StartError, FleetError, Invalid."""
+        placed = self._placed.get(unit)
+        if placed and asked.get("turn"):
+            facts = await self.microserver(placed["microserver"]).facts()
+            await self.turns.take(unit, placed["microserver"], facts["cpus"])
+        try:
+            return await self._start(unit, asked)
+        except BaseException:
+            self.turns.end(unit)
+            raise
+
+    async def _is_up(self, unit: str) -> bool:
+        """Say whether the unit's server answers."""
+        known = self.state.units.get(unit, {})
+        return await answers(known["ip"], known["port"]) if known.get("port") else False
+
+    async def _start(self, unit: str, asked: dict[str, Any]) -> dict[str, Any]:
         user, argv, env = str(asked.get("user", "")), asked.get("args"), asked.get("env", {})
         if not user or not isinstance(argv, list) or not argv or not isinstance(env, dict):
             raise Invalid("a server needs a user, args: [text, …] and env: {name: text}")
         async with self._locks.setdefault(unit, asyncio.Lock()), self.moving.held_back(user):
             demand = self.placing.demand(unit, asked.get("demand"), user)
-            placed = self._placed.pop(unit, None) or await self.place(unit, demand)
+            placed = self._placed.pop(unit, None)
+            if placed is None or demand.home not in (
+                "",
+                placed["microserver"],
+            ):  # its workspace was moved while it waited
+                placed = await self.place(unit, demand)
             self._placed.pop(unit, None)
             micro = self.microserver(placed["microserver"])
-            own = (await micro.facts())["own_users"]
+            facts = await micro.facts()
             argv = [micro.program(str(argv[0])) if "/" not in str(argv[0]) else argv[0], *argv[1:]]
             self._stopped.pop(unit, None)
             whose = {"user": user, "server": str(asked.get("server", "")), "agent": asked.get("agent") or ""}
             self.state.units[unit] |= {**whose, "asked": asked.get("demand") or {}}
             self.state.units[unit].pop("unwanted", None)
             what = {
-                "unit": unit, "argv": argv, "env": {**env, "USER": user, "LOGNAME": user, **self.placing.surroundings(unit, await micro.facts())}, "workspace": workspace_of(user),
-                "uid": self.state.uid(user) if own else None, "limits": _limits(demand, asked.get("limits")),
+                "unit": unit, "argv": argv, "env": {**env, "USER": user, "LOGNAME": user, **self.placing.surroundings(unit, facts)}, "workspace": workspace_of(user),
+                "uid": self.state.uid(user) if facts["own_users"] else None, "limits": _limits(demand, asked.get("limits")),
                 "about": {**whose, "ip": placed["ip"], "port": placed["port"]},
                 "egress": self.placing.egress(unit, asked.get("demand"), user),
             }  # fmt: skip
+            if mine := self.placing.gpus(unit, facts):
+                what["gpus"] = [one.get("minor", one["index"]) for one in mine]
             self.state.save()
             if isinstance(micro, SshMicroserver):
                 answer = await self.remotes.start(micro, what)
@@ -162,6 +187,7 @@ class Fleet:
         known = self.state.units.get(unit)
         if known is None:
             raise NotFound(f"there is no unit {unit}")
+        self.turns.end(unit)
         async with self._locks.setdefault(unit, asyncio.Lock()):
             if unit not in self._stopped:
                 micro = self.microserver(known["microserver"])
@@ -359,6 +385,7 @@ async def run(directory: Path, api_url: str, token_file: Path) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await fleet.open_the_way()
     listen(application(fleet, users), directory / "fleet.sock")
+    drop_others(directory / "helper")
     log.info("fleet daemon of %s is up", directory)
     looking = asyncio.create_task(Reconciler(fleet, users, every).run())
     waiting = asyncio.create_task(stopping.wait())

@@ -79,6 +79,11 @@ class _Place(Handler):
         self.answer(await self.fleet.place(unit, demand))
 
 
+class _Turn(Handler):
+    async def get(self, unit: str) -> None:
+        self.answer({"before": self.fleet.turns.before(unit)})
+
+
 class _Logs(Handler):
     async def get(self, unit: str) -> None:
         lines, wait = int(self.number("lines", 50)), self.number("wait", 0)
@@ -203,6 +208,7 @@ def application(fleet: Any, users: HubUsers) -> tornado.web.Application:
             (r"/servers", _Servers, parts),
             (r"/servers/([^/]+)", _Server, parts),
             (r"/servers/([^/]+)/place", _Place, parts),
+            (r"/servers/([^/]+)/turn", _Turn, parts),
             (r"/servers/([^/]+)/logs", _Logs, parts),
             (r"/microservers", _Microservers, parts),
             (r"/microservers/([^/]+)", _Microserver, parts),

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FleetError, Invalid, StartError
-from . import helper
 from .connection import Connection, piped
 from .health import offset_of
 from .helper.checks import VERSION
 from .kept import Kept
+from .zipped import unpack
 
 log = logging.getLogger("agentfarm.fleet")
 FACTS_SECONDS = 10.0  # for which facts are good
@@ -183,11 +183,12 @@ class AnyMicroserver(abc.ABC):
 
 
 class LocalMicroserver(AnyMicroserver):
-    """The machine that the daemon runs on: units are processes, its helper is this package's folder."""
+    """The machine that the daemon runs on: units are processes, its helper a copy in the state directory, so that it stays the daemon's release."""
 
     def __init__(self, name: str, state: Path) -> None:
         super().__init__(name)
-        self.state_directory = state
+        folder = str(unpack(state / "helper"))
+        self._words = [sys.executable, "-I", folder, "--process", str(state)]
         self._asking = asyncio.Semaphore(8)
 
     def program(self, name: str) -> str:
@@ -209,11 +210,6 @@ class LocalMicroserver(AnyMicroserver):
                     f"the helper on {self.name} does not answer", hint="see the load of that machine"
                 ) from None
         return out or err
-
-    @property
-    def _words(self) -> list[str]:
-        folder = str(Path(helper.__file__).parent)
-        return [sys.executable, "-I", folder, "--process", str(self.state_directory)]
 
     def running(self) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
         return piped(*self._words)

@@ -29,7 +29,9 @@ from .health import Health
 from .kept import OLDEST_SECONDS, PATIENCE
 from .state import FleetState
 
-START_SECONDS = 150.0  # for which a place is held for a server that has not been started yet
+START_SECONDS = (
+    200.0  # for which a place is held for a server that has not been started yet: a Hub waits 180 for its turn
+)
 SETTLE_SECONDS = (
     60.0  # after which a server uses what it will use: until then its promise counts beside what is measured
 )
@@ -230,13 +232,21 @@ class Placing:
             known["promise"]["started"] = time.time()
 
     def surroundings(self, unit: str, facts: Mapping[str, Any]) -> dict[str, str]:
-        """Return the environment by which the unit's server finds its GPUs, and none of the others', and knows whether it is away from its files."""
-        known = self.state.units[unit]
-        scratch = {"AGENTFARM_SCRATCH": "1"} if known.get("scratch") else {}
+        """Return the environment by which the unit's server finds its GPUs, and none of the others', and knows whether it is away from its files.
+
+        GPUs go by their own ids: where a server sees none but its own, CUDA numbers them anew.
+        """
+        scratch = {"AGENTFARM_SCRATCH": "1"} if self.state.units[unit].get("scratch") else {}
         if not facts.get("gpus"):
             return scratch
-        mine = (known.get("promise") or {}).get("gpus", ())
-        return {**scratch, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(str(at) for at in mine)}
+        mine = [str(one.get("uuid") or one["index"]) for one in self.gpus(unit, facts)]
+        return {**scratch, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(mine)}
+
+    def gpus(self, unit: str, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the GPUs of its microserver that the unit's server was promised, as the facts tell them."""
+        there = facts.get("gpus") or []
+        mine = (self.state.units[unit].get("promise") or {}).get("gpus", ())
+        return [{"index": at, **there[at]} for at in mine if at < len(there)]
 
     def ended(self, unit: str, asked: float) -> None:
         """Take back what was promised to a unit that had ended when its microserver was asked (epoch seconds).
@@ -276,11 +286,14 @@ class Placing:
         against = refusals(demand, farm)
         stands = known.get("promise") is not None
         home = demand.home or self.home(self._user(unit))
+        where = str(known.get("microserver", "")) if stands else demand.home
+        places = [where] if where else [name for name, one in against.items() if one is None]
         return {
             "unit": unit, "microserver": known.get("microserver"), "stands": stands, "why": known.get("why", "") if stands else "",
             "reasons": {name: None if one is None else str(one) for name, one in against.items()},
             "feasible": feasible(against), "change": why_not(against), "rank": demand.rank or self.settings.rank,
             "away": home if isinstance(facts.get(home), FleetError) else "",
+            "unheld": unheld({name: told for name in places if isinstance(told := facts.get(name), dict)}),
             "demand": as_demand(demand), "gpus": (known.get("promise") or {}).get("gpus", []),
         }  # fmt: skip
 
@@ -347,6 +360,13 @@ def promise_of(demand: Demand, gpus: Sequence[int]) -> dict[str, Any]:
     return {
         "memory": demand.memory, "cpu": demand.cpu, "tasks": demand.tasks, "gpus": list(gpus), "group": demand.group, "at": time.time(),
     }  # fmt: skip
+
+
+def unheld(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return on which of these microservers it is not held where servers may go, in words; "" where it is."""
+    kinds = {"": "not held on", "addresses": "held by address alone, not by port, on"}
+    found = {kind: [name for name, told in facts.items() if told.get("walls") == kind] for kind in kinds}
+    return "; ".join(f"{words} {', '.join(found[kind])}" for kind, words in kinds.items() if found[kind])
 
 
 async def _told(micro: Machine, patience: float, oldest: float | None) -> dict[str, Any] | FleetError:

@@ -4,6 +4,7 @@ no other program can get it by chance, and what the Hub's proxy sends there (wit
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 from ..errors import StartError
@@ -46,6 +47,21 @@ def is_free(port: int, *, reused: bool = True) -> bool:
         except OSError:
             return False
     return True
+
+
+async def answers(ip: str, port: int, seconds: float = 2.0) -> bool:
+    """Say whether a web server answers there. That somebody takes the connection says nothing: ssh does, whatever is behind it."""
+    try:
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(ip, port), seconds)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    try:
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        return bool(await asyncio.wait_for(reader.read(1), seconds))
+    except (OSError, asyncio.TimeoutError):
+        return False
+    finally:
+        writer.close()
 
 
 def forwards_of(text: str) -> range:

@@ -53,13 +53,17 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResourcesView(msgspec.Struct, frozen=True, kw_only=True):
-    """`resources`: what was set for the agent; `effective`: what its server gets, with what the farm gives to all."""
+    """`resources`: what was set for the agent; `effective`: what its server gets, with what the farm gives to all.
+
+    `unheld`: on which microserver it is not held where the server may go; empty where it is.
+    """
 
     agent: str
     resources: dict[str, Any]
     effective: dict[str, Any]
     feasible: str = ""
     change: str = ""
+    unheld: str = ""
 
 
 class Gain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -201,6 +205,7 @@ async def _resources(call: Call, agent: str) -> ResourcesView:
         effective=effective,
         feasible=told.get("feasible", ""),
         change=told.get("change", ""),
+        unheld=told.get("unheld", ""),
     )
 
 

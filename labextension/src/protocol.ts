@@ -1033,6 +1033,7 @@ export interface ResourcesView {
   effective: { [name: string]: unknown };
   feasible?: string;
   change?: string;
+  unheld?: string;
 }
 
 export interface Restore {

@@ -22,9 +22,17 @@ from jupyterhub.spawner import SpawnException
 from jupyterhub_agentfarm.errors import FleetError, Forbidden, Invalid, NoMicroserverFits, NotFound, StartError
 from jupyterhub_agentfarm.fleet.client import FleetClient
 from jupyterhub_agentfarm.fleet.helper.processes import alive, descendants, stat_of
+from jupyterhub_agentfarm.fleet.zipped import helper_release, helper_version
 from jupyterhub_agentfarm.scheduling.reaper import proof_of_death
 from jupyterhub_agentfarm.spawner import AgentFarmSpawner, refuse_placement
 
+# Listens on the first of its arguments once there is the file that the second one names, as a server that starts.
+SLOW = """
+import http.server, os, sys, time
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.02)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.BaseHTTPRequestHandler).serve_forever()
+"""
 SLEEPER = "import subprocess, time\nsubprocess.Popen(['sleep', '600'])\nprint('up', flush=True)\ntime.sleep(600)"
 
 
@@ -41,9 +49,9 @@ class Daemon:
         (self.state / "token").write_text("t")
         self.client = FleetClient(self.state / "fleet.sock", timeout=30)
 
-    async def start(self) -> None:
+    async def start(self, **others: str) -> None:
         environment = {
-            **os.environ, "AGENTFARM_STATE": str(self.state), "JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api",
+            **os.environ, **others, "AGENTFARM_STATE": str(self.state), "JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api",
             "AGENTFARM_FLEET_TOKEN_FILE": str(self.state / "token"),
         }  # fmt: skip
         self.process = subprocess.Popen(
@@ -105,6 +113,59 @@ async def test_starting_twice_starts_once_and_the_port_stays(daemon: Daemon) -> 
     assert first["pid"] == second["pid"]
     await daemon.client.stop("af-a", now=True)
     assert (await daemon.sleeper())["port"] == first["port"]
+
+
+async def test_a_daemon_works_on_when_another_release_is_put_under_it(tmp_path: Path) -> None:
+    root, daemon = Path(__file__).parents[2], Daemon()
+    for package in ("agentfarm_sdk", "jupyterhub_agentfarm"):
+        left_out = shutil.ignore_patterns("__pycache__", "build", "labextension")
+        shutil.copytree(root / package, tmp_path / package, ignore=left_out)
+    await daemon.start(PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
+    try:
+        await daemon.sleeper("af-a")
+        folder = tmp_path / "jupyterhub_agentfarm" / "fleet" / "helper"
+        for path in folder.glob("*.py"):
+            path.write_text("raise SystemExit('another release')\n")
+        assert (await daemon.client.show("af-a"))["state"] == "running"
+        await daemon.sleeper("af-b")
+        assert (await daemon.client.joining())["helper"] == helper_version()
+        # the release that is started next has the first one's copy removed
+        (daemon.state / "helper" / "0123456789ab").mkdir()
+        daemon.process.kill()
+        daemon.process.communicate()
+        await daemon.start()
+        assert (await daemon.client.show("af-b"))["state"] == "running"
+        assert [path.name for path in (daemon.state / "helper").iterdir()] == [helper_release()]
+    finally:
+        await daemon.stop()
+
+
+async def test_as_many_servers_start_together_as_there_are_cores_and_the_others_wait_for_their_turn(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    cores, client = (await daemon.client.microservers())[0]["cpus"], daemon.client
+    units = [f"af-{number}" for number in range(cores + 2)]
+    gates = [tmp_path / unit for unit in units]
+    starts: list[asyncio.Task[Any]] = []
+    for unit, gate in zip(units, gates, strict=True):
+        placed = await client.place(unit, {"memory": 32 << 20, "cpu": 0.01})
+        words = [sys.executable, "-c", SLOW, str(placed["port"]), str(gate)]
+        starting = client.start(unit, user=unit.replace("af", "agent"), server="", args=words, env={}, turn=60)
+        starts.append(asyncio.create_task(starting))
+
+        async def is_asked_for(unit: str = unit, starting: asyncio.Task[Any] = starts[-1]) -> bool:
+            return starting.done() or await client.before(unit) is not None
+
+        await until(is_asked_for)
+    await asyncio.gather(*starts[:cores])
+    assert [await client.before(unit) for unit in units[cores:]] == [cores, cores + 1]
+    assert sum(one["state"] == "running" for one in await client.units()) == cores
+    gates[0].touch()  # it comes up: the first of those that wait may start
+    await asyncio.wait_for(starts[cores], 30)
+    assert await client.before(units[-1]) == cores
+    await client.stop(units[-1])
+    with pytest.raises(StartError, match="stopped while it waited for its turn"):
+        await starts[-1]
 
 
 async def test_a_killed_server_says_how_it_ended_and_leaves_nothing(daemon: Daemon) -> None:
@@ -219,7 +280,9 @@ async def test_a_server_sees_the_gpus_that_it_was_promised_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf '0, NVIDIA A2, 15356, 9, 1, 40\\n1, NVIDIA H200, 143771, 4, 0, 31\\n'\n")
+    program.write_text(
+        "#!/bin/sh\nprintf '0, GPU-a, 00000000:01:00.0, NVIDIA A2, 15356, 9, 1, 40\\n1, GPU-b, 00000000:02:00.0, NVIDIA H200, 143771, 4, 0, 31\\n'\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     daemon = Daemon()
@@ -232,7 +295,7 @@ async def test_a_server_sees_the_gpus_that_it_was_promised_and_no_others(
             "-c",
             "import os, time; print('gpus', os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(600)",
         ]
-        for unit, demand, seen in (("af-a", {"gpus": 1, "gpu_memory": 20 << 30}, "gpus 1"), ("af-b", {}, "gpus ")):
+        for unit, demand, seen in (("af-a", {"gpus": 1, "gpu_memory": 20 << 30}, "gpus GPU-b"), ("af-b", {}, "gpus ")):
             await daemon.client.start(
                 unit, user=unit.replace("af", "agent"), server="", args=shows, env={}, demand=demand
             )

@@ -258,6 +258,28 @@ def test_a_server_that_never_answers_is_given_up_whole(place: Place, gate: Path)
     place.up("eve")
 
 
+def test_a_server_that_waits_for_its_turn_says_so_where_its_user_waits_for_it(place: Place, gate: Path) -> None:
+    gate.unlink()
+    first = [f"ida-{number}" for number in range(psutil.cpu_count())]
+    for user in first:
+        place.begin(user)
+    until(lambda: {unit_name(user) for user in first} <= set(place.running()), "as many start as there are cores")
+    place.begin("last")
+    told: list[str] = []
+    address, headers = f"{place.url}/users/last/server/progress", {"Authorization": f"token {ADMIN}"}
+    with httpx.stream("GET", address, headers=headers, timeout=60) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: "):
+                told.append(json.loads(line[6:])["message"])
+            if told and told[-1].startswith("Waiting for its turn"):
+                gate.touch()
+    waits = f"Waiting for its turn: {len(first)} servers start on microserver local before it"
+    assert waits in told[:-1] and told[-1].startswith("Server ready"), told
+    for user in [*first, "last"]:
+        place.ask("DELETE", f"/users/{user}/server")
+        place.gone(user)
+
+
 def test_a_start_that_takes_too_long_while_the_daemon_hangs_leaves_nothing(place: Place) -> None:
     place.daemon.send_signal(signal.SIGSTOP)
     place.begin("fay")

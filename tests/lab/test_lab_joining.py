@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 from labkit import Daemon, Lab, until
 
+from jupyterhub_agentfarm.errors import StartError
+from jupyterhub_agentfarm.fleet.bootstrap.environment import kind_of, prepared
 from jupyterhub_agentfarm.fleet.bootstrap.login import fingerprint
 from jupyterhub_agentfarm.fleet.zipped import helper_version
 from jupyterhub_agentfarm.records import unit_name
@@ -44,10 +46,23 @@ while True:
 """
 
 
+def skip_without_packages(lab: Lab) -> None:
+    """The host's Python is not always the checkout's: a few packages may have to be fetched for it, once."""
+    asked = "import os, platform, sys; print(*sys.version_info[:3], platform.machine(), os.confstr('CS_GNU_LIBC_VERSION').replace(' ', '-'))"
+    *version, arch, libc = lab("exec", HOST, "python3", "-c", asked).split()
+    try:
+        prepared(kind_of([int(part) for part in version], arch, libc), lambda _: None)
+    except StartError as error:
+        if "could not be fetched" in error.detail and "HASHES" not in error.detail:
+            pytest.skip(f"{error.detail}. {error.hint}")
+        raise
+
+
 @pytest.fixture(scope="module")
 def bare(booted: Lab) -> Iterator[Lab]:
     """A machine on which the farm has never been."""
     booted.need(HOST)
+    skip_without_packages(booted)
     booted("exec", HOST, "sh", "-c", "rm -rf /opt/agentfarm/venv /opt/agentfarm/config /opt/agentfarm/helper.pyz")
     booted(
         "exec",

@@ -151,6 +151,55 @@ async def test_a_server_takes_no_more_than_it_may_and_how_it_ended_is_said(
         await daemon.client.start("af-no", user="agent-a", server="", args=["/bin/true"], env={"LD_PRELOAD": "/x.so"})
 
 
+# Which of NVIDIA's device nodes it finds, and whether it may open them: no driver is behind the numbers here (ENXIO); EPERM: it may not.
+NODES = """
+import errno, os
+found = {}
+for name in sorted(os.listdir("/dev")):
+    if name.startswith("nvidia"):
+        try:
+            os.open("/dev/" + name, os.O_RDWR)
+        except OSError as error:
+            found[name] = errno.errorcode[error.errno]
+print("found", found, os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+print("up", flush=True)
+import time; time.sleep(600)
+"""
+SMI = """#!/bin/sh
+echo "0, GPU-a, 00000000:01:00.0, NVIDIA A2, 15356, 9, 1, 40"
+echo "1, GPU-b, 00000000:02:00.0, NVIDIA H200, 143771, 4, 0, 31"
+"""
+
+
+async def test_a_server_has_the_device_nodes_of_the_gpu_that_it_was_promised_and_of_no_other(
+    daemon: Daemon, lab: Lab
+) -> None:
+    lab.need(1)
+    program = lab.inside(1, "/usr/local/bin/nvidia-smi")
+    program.write_text(SMI)
+    program.chmod(0o755)
+    nodes = {"nvidia0": 0, "nvidia1": 1, "nvidiactl": 255}
+    try:
+        for name, minor in nodes.items():
+            lab("exec", 1, "sh", "-c", f"mknod -m 666 /dev/{name} c 195 {minor}")
+        await daemon.add(lab, 1)
+        await daemon.client.cordon("local", "the test is about another one")
+
+        async def found(unit: str, demand: dict[str, Any]) -> str:
+            await begin(daemon, unit, NODES, user=unit.replace("af", "agent"), demand=demand)
+            return next(line for line in await daemon.client.logs(unit) if line.startswith("found"))
+
+        big = {"gpus": 1, "gpu_memory": 20 << 30}
+        assert await found("af-a", big) == "found {'nvidia1': 'ENXIO', 'nvidiactl': 'ENXIO'} GPU-b"
+        assert (await found("af-b", {})).strip() == "found {}"
+        lab("exec", 1, "rm", "/dev/nvidia0")
+        with pytest.raises(StartError, match="no device node there: /dev/nvidia0"):
+            await daemon.client.start("af-c", user="agent-c", server="", args=["/bin/true"], env={}, demand={"gpus": 1})
+    finally:
+        program.unlink()
+        lab("exec", 1, "sh", "-c", "rm -f " + " ".join(f"/dev/{name}" for name in nodes))
+
+
 async def test_one_agent_reads_nothing_of_another(daemon: Daemon, lab: Lab, micro1: str) -> None:
     first = await begin(daemon, "af-a")
     peek = f"""

@@ -1,4 +1,6 @@
-"""What servers need to run on another machine, as one archive that is unpacked into a bare virtual environment there: no network, no pip.
+"""What servers need to run on another machine, as two archives that are unpacked into a bare virtual environment there: no network, no pip.
+
+One has the packages, the other what is ours: a release that changes only that is a small one to send.
 
 The packages are those of requirements/farm.lock. Where the machine's Python and system are like ours, they are taken from what this agentfarm
 itself runs with; else wheels for that Python are fetched once, checked by the lock's hashes. Archives are kept in the cache: the same release
@@ -29,12 +31,17 @@ from packaging.requirements import Requirement
 import agentfarm_sdk
 
 from ...errors import StartError
+from ..findings import Finding
 
 PACKAGE = Path(__file__).parents[2]
 CHECKOUT = PACKAGE.parent
 LEFT_OUT = {"xllamacpp"}  # the hub's: the embedded model
 VENVS_AT = "/opt/agentfarm/venvs"
-KEPT = 6  # archives in the cache
+WAY_OUT = (
+    "pip needs an index here (PIP_INDEX_URL, HTTPS_PROXY), or a folder of wheels: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER"
+    " (docs/operate.md); or give that machine this Python"
+)
+KEPT = 8  # archives in the cache
 PACKED = 1  # gzip's level: more takes longer than a usual line does
 HUBS = ("bin/", "share/jupyterhub/static/components/")  # programs are made anew; the Hub's pages stay with the Hub
 SKIPPED = {"__pycache__", "node_modules", ".git"}
@@ -67,10 +74,11 @@ class Pin:
 
 @dataclass(frozen=True)
 class Environment:
-    """A packed environment. id: 12 hexadecimal digits that stand for its content."""
+    """A packed environment. id: 12 hexadecimal digits that stand for its content; packages: for that of the first archive, the other is ours."""
 
     id: str
-    archive: Path
+    packages: str
+    archives: tuple[Path, Path]
 
 
 def cache() -> Path:
@@ -91,31 +99,53 @@ def ours() -> Kind:
     )
 
 
+def outlook(kind: Kind) -> Finding:
+    """Say, before anything is done, how the packages for such machines are come by."""
+    pins = wanted(lock().read_text(), kind)
+    _, others = at_hand(kind, pins)
+    if not others or archive_of(digest(kind, pins, [])).exists():
+        return Finding("packages", "ok", f"for {kind}: here")
+    return Finding(
+        "packages",
+        "warn",
+        f"for {kind}: {len(others)} of {len(pins)} are fetched first, once: this machine runs {ours()}",
+        WAY_OUT,
+    )
+
+
+def archive_of(packages: str) -> Path:
+    return cache() / "environments" / f"{packages}.packages.tar.gz"
+
+
 def prepared(kind: Kind, say: Callable[[str], None]) -> Environment:
     """Return this release's environment for such machines, packed now or before. Raises StartError."""
     pins = wanted(lock().read_text(), kind)
-    made = digest(kind, pins)
+    packages, made = digest(kind, pins, []), digest(kind, pins, own())
     folder = cache() / "environments"
-    archive = folder / f"{made}.tar.gz"
+    archives = archive_of(packages), folder / f"{made}.own.tar.gz"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as waiting:
         fcntl.flock(waiting, fcntl.LOCK_EX)
         for broken_off in folder.glob("packing-*"):
             shutil.rmtree(broken_off, ignore_errors=True)
-        if not archive.exists():
-            with tempfile.TemporaryDirectory(prefix="packing-", dir=folder) as scratch:
-                fresh = Path(scratch) / "archive"
+        with tempfile.TemporaryDirectory(prefix="packing-", dir=folder) as scratch:
+            fresh = Path(scratch) / "archive"
+            if not archives[0].exists():
                 here, others = at_hand(kind, pins)
                 say(
                     f"packing what servers need, for {kind}: {len(here)} packages as they run here"
                     + (f", fetching {len(others)} by the lock's hashes" if others else "")
                 )
-                pack(fresh, made, kind, [*installed(here), *fetched(kind, others, Path(scratch) / "packages"), *own()])
-                fresh.rename(archive)
-        archive.touch()
+                pack(fresh, packages, kind, [*installed(here), *fetched(kind, others, Path(scratch) / "packages")])
+                fresh.rename(archives[0])
+            if not archives[1].exists():
+                pack(fresh, made, kind, own(), config=True)
+                fresh.rename(archives[1])
+        for archive in archives:
+            archive.touch()
         for old in sorted(folder.glob("*.tar.gz"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             old.unlink()
-    return Environment(made, archive)
+    return Environment(made, packages, archives)
 
 
 # -- which packages ----------------------------------------------------------------------------------------------
@@ -166,10 +196,10 @@ def _version(name: str) -> str:
         return ""
 
 
-def digest(kind: Kind, pins: list[Pin]) -> str:
-    """Return the id of what is packed: same kind, packages and code of ours, same id."""
+def digest(kind: Kind, pins: list[Pin], ours: Iterable[tuple[str, Path]]) -> str:
+    """Return the id of what is packed: same kind, packages and files of ours, same id."""
     seen = hashlib.sha256(repr((kind.python[:2], kind.arch, [(pin.name, pin.version) for pin in pins])).encode())
-    for name, path in sorted(own()):
+    for name, path in sorted(ours):
         seen.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return seen.hexdigest()[:12]
 
@@ -201,7 +231,7 @@ def fetched(kind: Kind, pins: list[Pin], folder: Path) -> Files:
     platforms = [*glibcs, *(f"manylinux{old}_{kind.arch}" for old in ("2014", "2010", "1")), f"linux_{kind.arch}"]
     abi = f"cp{kind.python[0]}{kind.python[1]}"
     words = [
-        sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-compile", "--no-deps", "--require-hashes",
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--retries", "2", "--disable-pip-version-check", "--no-compile", "--no-deps", "--require-hashes",
         "--only-binary", ":all:", "--implementation", "cp", "--python-version", kind.short, "--target", str(folder), "--requirement", str(listed),
         *(word for tag in (abi, "abi3", "none") for word in ("--abi", tag)), *(word for tag in platforms for word in ("--platform", tag)),
     ]  # fmt: skip
@@ -210,7 +240,7 @@ def fetched(kind: Kind, pins: list[Pin], folder: Path) -> Files:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()[-300:]]
         raise StartError(
             f"packages for {kind} could not be fetched: {lines[-1][:300]}",
-            hint=f"this machine runs {ours()}: for machines of another kind it needs a package index (HTTPS_PROXY, PIP_INDEX_URL), once",
+            hint=f"this machine runs {ours()}: for another kind of machine, {WAY_OUT}",
         )
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -251,8 +281,8 @@ def below(folder: Path) -> Files:
 # -- the archive -------------------------------------------------------------------------------------------------
 
 
-def pack(archive: Path, made: str, kind: Kind, files: Iterable[tuple[str, Path]]) -> None:
-    """Write the files, programs for their entry points, and the link to the servers' configuration."""
+def pack(archive: Path, made: str, kind: Kind, files: Iterable[tuple[str, Path]], config: bool = False) -> None:
+    """Write the files, programs for their entry points, and (`config`) the link to the servers' configuration."""
     site = f"lib/python{kind.short}/site-packages"
     points: list[str] = []
     seen: set[str] = set()
@@ -272,9 +302,10 @@ def pack(archive: Path, made: str, kind: Kind, files: Iterable[tuple[str, Path]]
                 points.append(path.read_text())
         for program, text in programs(points, made):
             _add(sink, f"bin/{program}", text.encode(), 0o755)
-        config = tarfile.TarInfo("agentfarm-config")
-        config.type, config.linkname = tarfile.SYMTYPE, f"{site}/jupyterhub_agentfarm/labserver/config"
-        sink.addfile(config)
+        if config:
+            link = tarfile.TarInfo("agentfarm-config")
+            link.type, link.linkname = tarfile.SYMTYPE, f"{site}/jupyterhub_agentfarm/labserver/config"
+            sink.addfile(link)
 
 
 def _add(sink: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
@@ -284,7 +315,7 @@ def _add(sink: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
 
 
 def programs(points: Iterable[str], made: str) -> Iterator[tuple[str, str]]:
-    """Return the programs of packages' entry points, each started by the environment's own Python at its real path.
+    """Return the programs of packages' entry points, each started by the environment's own Python at its real path (`unpack` there names it).
 
     So a server that runs keeps what it was started with, while new ones start from another release.
     """

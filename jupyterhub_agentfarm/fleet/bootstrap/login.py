@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from ...errors import AgentFarmError, Conflict, Invalid, StartError
 from ..connection import Target
@@ -52,6 +52,12 @@ REFUSED = [
     ("timed out", "it does not answer", "see its power and network"),
     ("No route to host", "it does not answer", "see its power and network"),
 ]  # fmt: skip
+
+
+class Source(Protocol):
+    """What is sent behind a request."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class Machine:
@@ -144,7 +150,7 @@ class Machine:
         return self.call(probe, "examine", client=self.client)
 
     def call(
-        self, module: Any, do: str, *, data: IO[bytes] | None = None, sent: Callable[[int], None] = lambda _: None, **arguments: Any
+        self, module: Any, do: str, *, data: Source | None = None, sent: Callable[[int], None] = lambda _: None, **arguments: Any
     ) -> dict[str, Any]:  # fmt: skip
         """Run a function of machine.py or probe.py there as root. data: what it reads; sent: told of the bytes under way. Raises StartError."""
         text = Path(module.__file__).read_bytes()
@@ -195,7 +201,7 @@ class Machine:
         return found
 
 
-def _pour(sink: IO[bytes], head: bytes, data: IO[bytes] | None, sent: Callable[[int], None]) -> None:
+def _pour(sink: IO[bytes], head: bytes, data: Source | None, sent: Callable[[int], None]) -> None:
     """Write all of it; a reader that has ended says why itself."""
     try:
         sink.write(head)

@@ -1,7 +1,8 @@
 """What is done on a machine that joins or leaves the farm. Its text is sent there and run by root's Python (login.py); nothing of it stays.
 
     /opt/agentfarm/helper.pyz     what the farm's key may run
-    /opt/agentfarm/venvs/<id>/    a release's programs; `complete` when all of it is there
+    /opt/agentfarm/helpers/<id>/  its modules, which Python keeps compiled there: in the one file they would be compiled at each question
+    /opt/agentfarm/venvs/<id>/    a release's programs; `own`: the farm's own files; `complete`, when all is there: the id of its packages
     /opt/agentfarm/venv           -> venvs/<id>: what new servers start from; those that run keep theirs
     /opt/agentfarm/config         -> venv/agentfarm-config
     /opt/agentfarm/*.former*      helper and link as they were, from an `install` until it is settled or undone
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pwd
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,11 @@ from typing import Any
 DATA: Any = None  # what comes behind the arguments: a stream of bytes (login.py sets it)
 OPT, LIB, RUN = Path("/opt/agentfarm"), Path("/var/lib/agentfarm"), (Path("/run/agentfarm"), Path("/run/agentfarm-env"))
 HELPER, VENV, VENVS, CONFIG = OPT / "helper.pyz", OPT / "venv", OPT / "venvs", OPT / "config"
+HELPERS = OPT / "helpers"
 FORMER_HELPER, FORMER_VENV = OPT / "helper.former.pyz", OPT / "venv.former"
 COMMAND = f"/usr/bin/python3 -I {HELPER}"
 ID = re.compile(r"[0-9a-f]{12}")
+PROGRAM = re.compile(rb"#!/\S+/venvs/[0-9a-f]{12}/bin/python")
 USER = re.compile(r"agentfarm-\d+")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WAIT_SECONDS = 120.0  # for another agentfarm at work there
@@ -118,9 +123,9 @@ def now() -> dict[str, Any]:
 
 
 def state() -> dict[str, Any]:
-    """Return {helper: its SHA-256, environment: id of what new servers start from, complete: [ids], keys: lines of farms, units: [running]}."""
+    """Return {helper: its SHA-256, environment: id of what new servers start from, complete: {id: that of its packages}, units: [running]}."""
     helper = hashlib.sha256(HELPER.read_bytes()).hexdigest() if HELPER.is_file() else ""
-    complete = sorted(path.parent.name for path in VENVS.glob("*/complete"))
+    complete = {path.parent.name: path.read_text().strip() for path in sorted(VENVS.glob("*/complete"))}
     return {"helper": helper, "environment": environment_in_use(), "complete": complete, "units": units()}
 
 
@@ -177,8 +182,11 @@ def work() -> float:
 # -- joining -----------------------------------------------------------------------------------------------------
 
 
-def unpack(environment: str, size: int) -> dict[str, Any]:
-    """Make venvs/<id> of the archive in DATA; one that is complete stays as it is. Raises Failed."""
+def unpack(environment: str, packages: str, base: str, sizes: list[int]) -> dict[str, Any]:
+    """Make venvs/<id> of the archives in DATA, of these sizes: packages, and what is the farm's own; one that is complete stays as it is.
+
+    base: an environment whose packages are the same; then the second archive comes alone. Raises Failed.
+    """
     where = VENVS / checked(environment)
     with alone():
         if (where / "complete").exists():
@@ -191,22 +199,21 @@ def unpack(environment: str, size: int) -> dict[str, Any]:
                 f"no virtual environment could be made: {last(made.stderr or made.stdout)}",
                 "apt-get install python3-venv",
             )
-        stream: Any = Counted(DATA, size)
         try:
-            with tarfile.open(fileobj=stream, mode="r|gz") as archive:
-                for entry in archive:
-                    if entry.name.startswith("/") or ".." in entry.name.split("/"):
-                        raise Failed(f"the archive names {entry.name!r}", "make it anew: remove the cache of agentfarm")
-                    entry.uid = entry.gid = 0
-                    entry.uname = entry.gname = "root"
-                    archive.extract(entry, where, **FILTER)
+            if base:
+                share(VENVS / checked(base), where)
+            own = [extract(size, where) for size in sizes][-1]
         except (tarfile.TarError, EOFError, OSError) as error:
             raise Failed(
                 f"the environment did not arrive whole: {error}", "see disk and network, then the same again"
             ) from None
-        package = next(where.glob("lib/python3*/site-packages"))
-        compiled = command(
-            "nice", str(where / "bin" / "python"), "-I", "-m", "compileall", "-q", "-j", "0", str(package), seconds=900
+        name_python(where, where)
+        (where / "own").write_text("\n".join(own))
+        site = next(where.glob("lib/python3*/site-packages"))
+        mine = {name.split("/")[4] for name in own if name.startswith("lib/python3")}
+        to_compile = [str(site / name) for name in sorted(mine)] if base else [str(site)]
+        command(
+            "nice", str(where / "bin" / "python"), "-I", "-m", "compileall", "-q", "-j", "0", *to_compile, seconds=900
         )
         tried = command(str(where / "bin" / "jupyterhub-singleuser"), "--version")
         if tried.returncode != 0:
@@ -214,11 +221,51 @@ def unpack(environment: str, size: int) -> dict[str, Any]:
                 f"its programs do not run: {last(tried.stderr)}", "is it the system that the checks have seen?"
             )
         os.sync()
-        write(where / "complete", f"{compiled.returncode}\n".encode(), 0o644)
+        write(where / "complete", f"{packages}\n".encode(), 0o644)
     return {"new": True}
 
 
 FILTER: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
+
+
+def extract(size: int, where: Path) -> list[str]:
+    """Unpack the next archive in DATA; return the names of its files. Raises Failed, TarError, EOFError, OSError."""
+    stream, names = Counted(DATA, size), []
+    source: Any = stream
+    with tarfile.open(fileobj=source, mode="r|gz") as archive:
+        for entry in archive:
+            if entry.name.startswith("/") or ".." in entry.name.split("/"):
+                raise Failed(f"the archive names {entry.name!r}", "make it anew: remove the cache of agentfarm")
+            entry.uid = entry.gid = 0
+            entry.uname = entry.gname = "root"
+            archive.extract(entry, where, **FILTER)
+            names.append(entry.name)
+    while stream.read(1 << 16):  # what stands behind an archive's end
+        pass
+    return names
+
+
+def share(base: Path, where: Path) -> None:
+    """Let an environment have another one's packages, as the same files on the disk, without what was the farm's own there."""
+    own = set((base / "own").read_text().splitlines())
+    compiled = {os.path.join(os.path.dirname(name), "__pycache__") for name in own}
+    for top in ("lib", "etc", "share"):
+        for folder, folders, names in os.walk(base / top):
+            inner = os.path.relpath(folder, base)
+            folders[:] = [name for name in folders if os.path.join(inner, name) not in compiled]
+            (where / inner).mkdir(exist_ok=True)
+            for name in names:
+                if os.path.join(inner, name) not in own:
+                    os.link(base / inner / name, where / inner / name)
+    name_python(base, where)
+
+
+def name_python(source: Path, where: Path) -> None:
+    """Let an environment have the programs of another one, or its own, each started by its Python at the real path."""
+    for path in sorted((source / "bin").iterdir()):
+        first, _, rest = (b"", b"", b"") if path.is_symlink() else path.read_bytes().partition(b"\n")
+        if PROGRAM.fullmatch(first):
+            write(where / "bin" / path.name, f"#!{where}/bin/python\n".encode() + rest, 0o755)
 
 
 class Counted:
@@ -228,15 +275,15 @@ class Counted:
         self.source, self.left = source, left
 
     def read(self, size: int) -> bytes:
-        data: bytes = self.source.read(min(size, self.left))
+        data: bytes = self.source.read(min(size, self.left)) if self.left else b""
         if not data and self.left:
             raise EOFError("the connection ended")
         self.left -= len(data)
         return data
 
 
-def install(environment: str, key: str, size: int) -> dict[str, Any]:
-    """Put the helper (DATA) in its place, let new servers start from the environment, let the farm's key in. Returns what was there before."""
+def install(environment: str, release: str, key: str, size: int) -> dict[str, Any]:
+    """Put the helper (DATA) of a release in its place, let new servers start from the environment, let the farm's key in. Returns what was there before."""
     where = VENVS / checked(environment)
     if not (where / "complete").exists():
         raise Failed(f"the environment {environment} is not there", "the same command again")
@@ -248,11 +295,29 @@ def install(environment: str, key: str, size: int) -> dict[str, Any]:
         if HELPER.exists() and VENV.is_symlink() and not FORMER_VENV.is_symlink():  # else one was broken off: keep that
             write(FORMER_HELPER, HELPER.read_bytes(), 0o644)
             link(FORMER_VENV, os.readlink(VENV))
+        keep_compiled(helper, release)
         write(HELPER, helper, 0o644)
         link(VENV, f"venvs/{environment}")
         link(CONFIG, "venv/agentfarm-config")
         authorize(key)
     return before
+
+
+def keep_compiled(helper: bytes, release: str) -> None:
+    """Unpack and compile the helper's modules in helpers/<release>. Those that were there last stay too: `back` may need them."""
+    fresh, where, old = HELPERS / ".new", HELPERS / checked(release), HELPERS / ".old"
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    with zipfile.ZipFile(io.BytesIO(helper)) as archive:
+        archive.extractall(fresh)
+    command("/usr/bin/python3", "-I", "-m", "compileall", "-q", str(fresh))
+    os.sync()
+    if where.exists():
+        where.rename(old)
+    fresh.rename(where)
+    shutil.rmtree(old, ignore_errors=True)
+    for left in sorted(HELPERS.iterdir(), key=lambda path: path.stat().st_mtime)[:-2]:
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def back() -> dict[str, Any]:
@@ -390,5 +455,6 @@ def clear(workspaces: bool) -> list[str]:
     for folder in (*RUN, LIB / "units", *([LIB / "workspaces"] if workspaces or not found else [])):
         shutil.rmtree(folder, ignore_errors=True)
     drop(HELPER, VENV, CONFIG, FORMER_HELPER, FORMER_VENV, OPT / ".lock")
-    shutil.rmtree(VENVS, ignore_errors=True)
+    for folder in (VENVS, HELPERS):
+        shutil.rmtree(folder, ignore_errors=True)
     return [f"{LIB / 'workspaces'}: {', '.join(found)}"] if found and not workspaces else []

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from ...errors import StartError
 from ..findings import Finding, ahead, judge
-from ..zipped import helper_file, helper_version
+from ..zipped import helper_file, helper_release, helper_version
 from . import machine
-from .environment import Environment, kind_of, prepared
+from .environment import Environment, kind_of, outlook, prepared
 from .login import Machine
 
 Say = Callable[[str], None]
@@ -40,7 +41,9 @@ def look(there: Machine) -> tuple[dict[str, Any], list[Finding]]:
     seen = there.examine()
     before = time.time()
     theirs = there.call(machine, "now")["time"]
-    return seen, judge(seen, ahead(before, theirs, time.time()))
+    findings = judge(seen, ahead(before, theirs, time.time()))
+    kind = kind_of(seen["python"], seen["arch"], seen["libc"])
+    return seen, findings if any(one.state == "fail" for one in findings) else [*findings, outlook(kind)]
 
 
 def join(there: Machine, seen: dict[str, Any], public_key: str, say: Say) -> Joined:
@@ -54,15 +57,41 @@ def join(there: Machine, seen: dict[str, Any], public_key: str, say: Say) -> Joi
 
 
 def deliver(there: Machine, packed: Environment, say: Say) -> None:
-    """Bring an environment there, beside those that are there. Raises StartError."""
-    if packed.id in there.call(machine, "state")["complete"]:
+    """Bring an environment there, beside those that are there; its packages only where none of those has them. Raises StartError."""
+    complete = there.call(machine, "state")["complete"]
+    if packed.id in complete:
         say(f"the servers' programs are there ({packed.id})")
         return
-    size = packed.archive.stat().st_size
-    progress = Progress(size, say)
-    say(f"sending the servers' programs, {size >> 20} MiB")
-    with open(packed.archive, "rb") as data:
-        there.call(machine, "unpack", data=data, sent=progress, environment=packed.id, size=size)
+    base = next((made for made, packages in complete.items() if packages == packed.packages), "")
+    archives = packed.archives[1:] if base else packed.archives
+    sizes = [archive.stat().st_size for archive in archives]
+    progress = Progress(sum(sizes), say)
+    say(f"sending {'what has changed of ' if base else ''}the servers' programs, {sum(sizes) / 2**20:.1f} MiB")
+    with Chain(archives) as data:
+        there.call(
+            machine, "unpack", data=data, sent=progress, environment=packed.id, packages=packed.packages, base=base, sizes=sizes
+        )  # fmt: skip
+
+
+class Chain(io.RawIOBase):
+    """Files that are read one behind the other."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files: list[IO[bytes]] = [open(path, "rb") for path in paths]  # noqa: SIM115
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = b""
+        while self._files and not (data := self._files[0].read(size)):
+            self._files.pop(0).close()
+        return data
+
+    def close(self) -> None:
+        while self._files:
+            self._files.pop().close()
+        super().close()
 
 
 class Progress:
@@ -85,8 +114,8 @@ def switch(there: Machine, environment: str, public_key: str, say: Say) -> dict[
     helper = helper_file()
     say("installing the helper and the farm's key")
     return there.call(
-        machine, "install", data=io.BytesIO(helper), environment=environment, key=public_key, size=len(helper)
-    )
+        machine, "install", data=io.BytesIO(helper), environment=environment, release=helper_release(), key=public_key, size=len(helper)
+    )  # fmt: skip
 
 
 def stop_at(findings: list[Finding]) -> None:

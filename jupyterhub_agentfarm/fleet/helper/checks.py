@@ -20,7 +20,7 @@ LONGEST_LINE = 8192  # characters of a log's line
 LONGEST_WAIT = 10  # seconds for lines to come
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tab and newline
 FIELDS = {
-    "start": {"unit", "argv", "env", "workspace", "uid", "limits", "about", "egress"},
+    "start": {"unit", "argv", "env", "workspace", "uid", "limits", "about", "egress", "gpus"},
     "stop": {"unit", "now"},
     "show": {"unit"},
     "list": set(),
@@ -55,7 +55,10 @@ class Limits(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A start request, each field of the type that it must have. egress: where it may go besides the farm; None: wherever it likes."""
+    """A start request, each field of the type that it must have. egress: where it may go besides the farm; None: wherever it likes.
+
+    gpus: the numbers of the device nodes of those that it may use.
+    """
 
     unit: str
     argv: list[str]
@@ -65,6 +68,7 @@ class Start(NamedTuple):
     limits: Limits
     about: dict[str, Any]
     egress: list[str] | None
+    gpus: tuple[int, ...] = ()
 
 
 def invalid(detail: str, hint: str = "") -> Refused:
@@ -165,7 +169,19 @@ def start(asked: dict[str, Any]) -> Start:
         _about(asked.get("about", {})),
         _egress(asked.get("egress")),
     )
-    return Start(name, argv, _env(env), workspace(asked), uid(asked), limits, about, egress)
+    return Start(
+        name, argv, _env(env), workspace(asked), uid(asked), limits, about, egress, _gpus(asked.get("gpus", []))
+    )
+
+
+def _gpus(listed: Any) -> tuple[int, ...]:
+    if (
+        not isinstance(listed, list)
+        or len(listed) > 64
+        or not all(type(one) is int and 0 <= one < 255 for one in listed)
+    ):
+        raise invalid("gpus must be a list of the numbers of GPUs' device nodes, from 0 to 254")
+    return tuple(listed)
 
 
 def _egress(listed: Any) -> list[str] | None:

@@ -87,6 +87,6 @@ def uptime() -> float:
 def helper_hash() -> str:
     """Return the SHA-256 of the file that this helper is; "" where it runs as a folder."""
     try:
-        return hashlib.sha256(Path(sys.path[0]).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(sys.argv[0]).read_bytes()).hexdigest()
     except OSError:
         return ""

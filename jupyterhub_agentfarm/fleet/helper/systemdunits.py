@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checks, disks, egress, facts, farms, journal, probe, sshd, walls, workspaces
+from . import checks, disks, egress, facts, farms, gpus, journal, probe, sshd, walls, workspaces
 from .cgroups import cpu_seconds, end_all, is_empty, oom_kills
 from .checks import UNIT, Refused, Start
 from .processes import boot_id, make_workspace, read_json, write_json
@@ -48,7 +48,7 @@ FIXED = [
     "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK", "SystemCallArchitectures=native",
     # run_python walls its programs in by namespaces and mounts of their own
     "RestrictNamespaces=user mnt net pid ipc uts", "SystemCallFilter=@system-service @mount", "SystemCallErrorNumber=EPERM",
-    "InaccessiblePaths=-/var/lib/agentfarm/units -/run/agentfarm-env -/opt/agentfarm/helper.pyz -/etc/ssh",
+    "InaccessiblePaths=-/var/lib/agentfarm/units -/run/agentfarm-env -/opt/agentfarm/helper.pyz -/opt/agentfarm/helpers -/etc/ssh",
     # who starts something elsewhere would outlive the unit: systemd, logind (lingering users), at, cron
     "InaccessiblePaths=-/run/dbus -/run/systemd/private -/var/spool",
 ]  # fmt: skip
@@ -246,7 +246,7 @@ def properties(spec: Start, user: str, home: Path) -> list[str]:
         "--quiet",
         "--description=A server of the farm",
     ]
-    return words + [f"--property={one}" for one in (*FIXED, *own)]
+    return words + [f"--property={one}" for one in (*FIXED, *own, *gpus.properties(spec.gpus, LIB / "modprobe.lock"))]
 
 
 def addresses(spec: Start) -> list[str]:

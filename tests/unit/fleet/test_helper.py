@@ -151,7 +151,10 @@ def test_it_is_one_file_that_is_the_same_each_time_and_answers_by_itself(tmp_pat
     }
     alone = tmp_path / "helper.pyz"
     alone.write_bytes(made)
-    for way in (alone, FOLDER):
+    unpacked = zipped.unpack(tmp_path / "copy")
+    (unpacked / "serve.py").write_text("broken")
+    assert unpacked == zipped.unpack(tmp_path / "copy") and (unpacked / "serve.py").read_text() != "broken"
+    for way in (alone, FOLDER, unpacked):
         done = subprocess.run(
             [sys.executable, "-I", str(way), "--process", str(tmp_path)], input=json.dumps({"v": VERSION, "op": "facts"}), capture_output=True,
             text=True, timeout=30, check=True, cwd="/",
@@ -214,13 +217,19 @@ def program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_gpu_tells_its_figures_and_what_it_does_not_tell_is_left_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = "0, NVIDIA H200, 143771, 4, 37, 31\\n1, Odd, Name, 15356, 1, [N/A], [N/A]\\nno GPU, at all\\n"
+    lines = (
+        "0, GPU-1f, 00000000:3B:00.0, NVIDIA H200, 143771, 4, 37, 31\\n"
+        "1, GPU-2f, 00000000:AF:00.0, Odd, Name, 15356, 1, [N/A], [N/A]\\nno GPU, at all\\n"
+    )
     program(tmp_path, "nvidia-smi", f"printf '{lines}'", monkeypatch)
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "driver")
+    (tmp_path / "driver" / "0000:3b:00.0").mkdir(parents=True)
+    (tmp_path / "driver" / "0000:3b:00.0" / "information").write_text("Model: \t NVIDIA H200\nDevice Minor: \t 5\n")
     told = gpus.told(tmp_path)
     mib = 1 << 20
     assert told["gpus_problem"] == "" and told["gpus"] == [
-        {"index": 0, "name": "NVIDIA H200", "memory": 143771 * mib, "memory_used": 4 * mib, "utilisation": 37, "temperature": 31},
-        {"index": 1, "name": "Odd, Name", "memory": 15356 * mib, "memory_used": mib, "utilisation": None, "temperature": None},
+        {"index": 0, "uuid": "GPU-1f", "minor": 5, "name": "NVIDIA H200", "memory": 143771 * mib, "memory_used": 4 * mib, "utilisation": 37, "temperature": 31},
+        {"index": 1, "uuid": "GPU-2f", "minor": 1, "name": "Odd, Name", "memory": 15356 * mib, "memory_used": mib, "utilisation": None, "temperature": None},
     ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from jupyterhub_agentfarm.errors import Conflict, Invalid, StartError
 from jupyterhub_agentfarm.fleet.bootstrap import environment, machine
 from jupyterhub_agentfarm.fleet.bootstrap.environment import Kind, kind_of, lock, programs, wanted
 from jupyterhub_agentfarm.fleet.bootstrap.login import confirmed, fingerprint
-from jupyterhub_agentfarm.fleet.bootstrap.steps import stop_at
+from jupyterhub_agentfarm.fleet.bootstrap.steps import Chain, stop_at
 from jupyterhub_agentfarm.fleet.findings import ahead, judge
 from jupyterhub_agentfarm.fleet.helper.probe import examine
 
@@ -156,16 +156,68 @@ def test_programs_are_started_by_their_own_environment() -> None:
     assert made["x"].startswith("#!/opt/agentfarm/venvs/0123456789ab/bin/python\n") and "sys.exit(C.run())" in made["x"]
 
 
-def test_our_own_files_make_another_environment_when_they_change(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_our_own_files_make_another_environment_of_the_same_packages_when_they_change(tmp_path: Path) -> None:
     kind, file = environment.ours(), tmp_path / "a.py"
     file.write_text("one")
-    monkeypatch.setattr(environment, "own", lambda: iter([("site/a.py", file)]))
-    first = environment.digest(kind, [])
-    assert first == environment.digest(kind, []) and machine.ID.fullmatch(first)
+    ours, packages = [("site/a.py", file)], environment.digest(kind, [], [])
+    first = environment.digest(kind, [], ours)
+    assert first == environment.digest(kind, [], ours) != packages and machine.ID.fullmatch(first)
     file.write_text("two")
-    assert environment.digest(kind, []) != first
+    assert environment.digest(kind, [], ours) != first and environment.digest(kind, [], []) == packages
+
+
+PROGRAM = "import sys, mine\ndef main():\n    print(sys.prefix, mine.WHICH)\n"
+
+
+def archives_of(place: Path, made: str, which: str) -> tuple[Path, Path]:
+    """Pack a small environment: one package with a program, and what is ours, which differs by release."""
+    files = {
+        "dep.py": PROGRAM,
+        "dep.dist-info/entry_points.txt": "[console_scripts]\njupyterhub-singleuser = dep:main\n",
+    }
+    own = {"mine/__init__.py": f"from .{which} import WHICH\n", f"mine/{which}.py": f"WHICH = '{which}'\n"}
+    found = []
+    for name, texts in ((PACKAGES, files), (made, own)):
+        paths = [(f"site/{inner}", place / made / inner) for inner in texts]
+        for (_, path), text in zip(paths, texts.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        found.append(place / f"{name}.tar.gz")
+        environment.pack(found[-1], name, environment.ours(), paths, config=name == made)
+    return found[0], found[1]
+
+
+PACKAGES, ONE, TWO = "a" * 12, "1" * 12, "2" * 12
+
+
+def test_a_release_that_changes_what_is_ours_alone_is_sent_alone_and_shares_the_packages_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "OPT", tmp_path)
+    monkeypatch.setattr(machine, "VENVS", tmp_path / "venvs")
+    monkeypatch.setattr(machine.os, "geteuid", lambda: 0)
+
+    def unpack(made: str, base: str, *archives: Path) -> Path:
+        sizes = [archive.stat().st_size for archive in archives]
+        with Chain(archives) as chain:
+            monkeypatch.setattr(machine, "DATA", chain)
+            assert machine.unpack(made, PACKAGES, base, sizes) == {"new": True}
+        return tmp_path / "venvs" / made
+
+    def says(where: Path) -> list[str]:
+        return subprocess.run(
+            [where / "bin" / "jupyterhub-singleuser"], capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    one = unpack(ONE, "", *archives_of(tmp_path, ONE, "first"))
+    two = unpack(TWO, ONE, archives_of(tmp_path, TWO, "second")[1])
+    assert says(one) == [str(one), "first"] and says(two) == [str(two), "second"]
+    assert machine.state()["complete"] == {ONE: PACKAGES, TWO: PACKAGES}
+    (site,) = one.glob("lib/python3*/site-packages")
+    there = two / site.relative_to(one)
+    assert (site / "dep.py").stat().st_ino == (there / "dep.py").stat().st_ino
+    assert sorted(path.name for path in (there / "mine").iterdir()) == ["__init__.py", "__pycache__", "second.py"]
+    assert (two / "agentfarm-config").is_symlink() and "first" not in str([*there.rglob("*.pyc")])
 
 
 # -- on the machine ----------------------------------------------------------------------------------------------
@@ -201,7 +253,7 @@ def test_an_archive_that_is_cut_or_leads_elsewhere_is_no_environment(
     monkeypatch.setattr(machine, "DATA", io.BytesIO(data))
     monkeypatch.setattr(machine.os, "geteuid", lambda: 0)
     with pytest.raises(machine.Failed, match=why):
-        machine.unpack("0123456789ab", len(data) + (20 if "whole" in why else 0))
+        machine.unpack("0123456789ab", "0" * 12, "", [len(data) + (20 if "whole" in why else 0)])
     assert not (tmp_path / "x").exists() and not (tmp_path / "venvs/0123456789ab/complete").exists()
     with pytest.raises(machine.Failed, match="no name of an environment"):
-        machine.unpack("../../etc", 1)
+        machine.unpack("../../etc", "0" * 12, "", [1])

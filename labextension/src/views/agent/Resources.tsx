@@ -32,7 +32,7 @@ export function Resources({ agent, manages }: { agent: string; manages: boolean 
     <Section title={t('What its server is promised')}>
         <ErrorBox problem={problem} onRetry={resource.refresh} />
         {state === 'loading' && <Loading />}
-        {value && <p className="af-quiet">{told(whole, t)}</p>}
+        {value && <p className="af-quiet">{told(whole, value.unheld ?? '', t)}</p>}
         {value && value.feasible !== 'now' && value.change && <p role="status">{t('No microserver takes it now: %1', value.change)}</p>}
         {manages && address && <p><a className="af-go" href={address} target="_blank" rel="noreferrer">{t('What its server is promised is set at the farm page')}</a></p>}
         {value && manages && page && (
@@ -100,12 +100,13 @@ function Places({ value, farm, onChange }: { value: string[] | null | undefined;
   );
 }
 
-function told(has: Settings, t: T): string {
+function told(has: Settings, unheld: string, t: T): string {
+  const places = has.egress?.length ? t('to the farm and to %1', has.egress.join(', ')) : t('nowhere but to the farm');
   const parts = [
     has.memory ? t('%1 MiB of memory', Math.round(has.memory / MIB)) : '', has.cpu ? t('%1 CPUs', has.cpu) : '', has.gpus ? t('%1 GPUs', has.gpus) : '',
     has.tasks ? t('%1 processes', has.tasks) : '', ...Object.entries(has.labels ?? {}).map(([name, value]) => `${name}=${value}`),
     ...(has.flags ?? []), has.ticks ? t('near %1', has.ticks) : '', has.pin ? t('pinned to %1', has.pin) : '',
-    has.egress?.length ? t('may go to %1', has.egress.join(', ')) : t('may go nowhere but to the farm')
+    unheld ? t('is meant to go %1, but this is %2', places, unheld) : t('may go %1', places)
   ];
   return parts.filter(Boolean).join(' · ');
 }
