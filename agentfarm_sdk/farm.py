@@ -91,16 +91,18 @@ class Farm:
         params: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
         content: bytes | None = None,
+        timeout: float | None = None,
     ) -> Any:
-        """Make one request and return its JSON (None for 204; bytes for what is no JSON).
+        """Make one request and return its JSON (None for 204; bytes for what is no JSON). timeout: seconds, else the farm's.
 
         Raises:
             AgentFarmError: the problem that the farm answers, as its class in errors.py. Transient: it is not reachable.
         """
         try:
             response = self._http.request(
-                method, path, json=body, params=_given(params), headers=headers, content=content
-            )
+                method, path, json=body, params=_given(params), headers=headers, content=content,
+                timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else timeout,
+            )  # fmt: skip
         except httpx.TimeoutException as error:
             raise Transient("the farm did not answer in time", hint="agentfarm status", retry_after=2.0) from error
         except httpx.TransportError as error:

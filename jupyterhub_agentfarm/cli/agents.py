@@ -16,6 +16,7 @@ from agentfarm_sdk.farm import Farm
 from . import connect, logs, placements
 from .show import Out, noun
 
+RESTART_SECONDS = 120.0  # for the end of a server and the Hub's word that another one starts
 COLUMNS = ("name", "owner", "pool", "published", "rights", "created_at")
 
 
@@ -143,7 +144,7 @@ def start_agent(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
 
 
 def restart_agent(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
-    answer = farm.request("POST", f"/agents/{quote(asked.name, safe='')}/restart")
+    answer = farm.request("POST", f"/agents/{quote(asked.name, safe='')}/restart", timeout=RESTART_SECONDS)
     out.line(f"the server of {asked.name} is started anew", answer)
 
 

@@ -19,7 +19,7 @@ FAILED = 1
 UNTIL = ("finish-step", "finish-run", "move", "kill")
 SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-LOOK_SECONDS = 2.0
+LOOK_SECONDS, DAY = 2.0, 86400.0
 
 
 def add(verb: Adder) -> None:
@@ -138,7 +138,8 @@ def show_drain(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
 
 
 def snapshot_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int | None:
-    return _kept(farm.request("POST", f"/microservers/{quote(asked.name, safe='')}/snapshot", {}), out)
+    path = f"/microservers/{quote(asked.name, safe='')}/snapshot"
+    return _kept(farm.request("POST", path, {}, timeout=DAY), out)  # as long as it takes to read all files
 
 
 def lose_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int | None:

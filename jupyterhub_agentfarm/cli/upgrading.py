@@ -20,6 +20,7 @@ from ..fleet.bootstrap.environment import kind_of, prepared
 from ..fleet.bootstrap.login import Machine
 from ..records import hub_user, unit_name
 from . import joining
+from .agents import RESTART_SECONDS
 from .joining import say
 from .show import Adder, Out
 
@@ -113,7 +114,7 @@ def _restart(farm: Farm, agents: list[str]) -> None:
     while waiting:
         for agent in [*waiting]:
             try:
-                farm.request("POST", f"/agents/{quote(agent, safe='')}/restart")
+                farm.request("POST", f"/agents/{quote(agent, safe='')}/restart", timeout=RESTART_SECONDS)
             except Conflict:
                 continue  # it works
             except NotFound:

@@ -28,6 +28,9 @@ from .state import AGENT_USER, FleetState, workspace_of
 log = logging.getLogger("agentfarm.fleet")
 AT_ONCE = 2  # copies
 LOOK_SECONDS = 5.0
+SIZE_SECONDS = (
+    15.0  # that a look at a drain waits for the size of each workspace: many files on an old disk take longer
+)
 LONGEST_PAUSE = 15.0  # between tries
 DONE = "moved"
 FORSAKE_SECONDS = 90.0  # three leases
@@ -230,8 +233,9 @@ class Moving:
     async def _size(self, user: str) -> int | None:
         try:
             micro = self.microservers[self.placing.home(user)]
-            return int((await micro.ask("measure", workspace=workspace_of(user)))["bytes"])
-        except (AgentFarmError, KeyError):
+            told = await asyncio.wait_for(micro.ask("measure", workspace=workspace_of(user)), SIZE_SECONDS)
+            return int(told["bytes"])
+        except (AgentFarmError, KeyError, asyncio.TimeoutError):
             return None
 
     # -- one that is lost ------------------------------------------------------------------------------------------

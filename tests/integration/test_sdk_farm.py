@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -448,3 +450,29 @@ async def test_a_refused_heartbeat_does_not_speak_before_the_answer_of_the_appen
         tell(mine, message)
     assert (await asyncio.wait_for(answer, 30)).n == 1
     await ledger.close()
+
+
+def test_a_request_that_takes_its_time_is_waited_for_as_long_as_was_said() -> None:
+    may = threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            may.wait(30)
+            with contextlib.suppress(BrokenPipeError):  # nobody waits any more
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Farm(f"http://127.0.0.1:{server.server_port}", "t", timeout=0.3) as farm:
+            with pytest.raises(Transient, match="did not answer in time"):
+                farm.request("GET", "/slow")
+            threading.Timer(0.6, may.set).start()
+            assert farm.request("GET", "/slow", timeout=60) == {}
+        server.shutdown()
