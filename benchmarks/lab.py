@@ -53,7 +53,7 @@ class Running:
         self.farm, self.lab = farm, lab
         self.fleet = FleetClient(farm.state / "fleet.sock", timeout=90)
         lab.need(hosts)
-        key = asyncio.run(self.fleet.ssh_key())
+        key = asyncio.run(self.fleet.joining())["public_key"]
         for host in range(1, hosts + 1):
             lab.install(host, key)
             registration = {"ssh": f"root@{lab.address(host)}", "host_keys": [lab.host_key(host)]}

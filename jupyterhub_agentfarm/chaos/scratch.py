@@ -28,6 +28,7 @@ from ..fleet.helper import processes
 from . import hands, room
 from .network import Wire
 from .postgres import Postgres, programs
+from .world import Requests
 
 T = TypeVar("T")
 MARKER = "scratch.json"  # in the directory of every farm that a trial made
@@ -93,7 +94,7 @@ class Scratch:
         self.postgres: Postgres | None = None
         self.launcher: subprocess.Popen[bytes] | None = None
         self.aimed, self.aimed_run = "", ""  # the agent whose processes are struck, and its run; none: whichever
-        self._told, self._requests = 0, list[dict[str, Any]]()  # so far the world's file was read
+        self.requests = Requests(self.effects)
         self.notebook: subprocess.Popen[bytes] | None = None
         self.room: Path | None = None  # a small disk with the database on it, where one could be made
         self._token = ""
@@ -230,16 +231,6 @@ class Scratch:
         logs = [unit.read_text(errors="replace") for unit in (self.directory / "units").glob("*/log")]
         told = sorted((int(fence), int(pid)) for log in logs for fence, pid in handed.findall(log) if self.aimed_run)
         return [one for one in found if told and one.pid == told[-1][1]] or found
-
-    def requests(self) -> list[dict[str, Any]]:
-        """Return everything that reached the world: {name, key, new}."""
-        with self.effects.open("rb") as file:
-            file.seek(self._told)
-            whole = file.read().rpartition(b"\n")[0]
-        if whole:
-            self._told += len(whole) + 1
-            self._requests += [json.loads(line) for line in whole.splitlines()]
-        return self._requests
 
     # -- asking --------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,22 @@ LOCK = threading.Lock()
 SEEN: list[dict[str, object]] = []
 
 
+class Requests:
+    """Everything that reached a world, read from its FILE: {name, key, new}; each line once."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self._read, self._known = file, 0, list[dict[str, Any]]()
+
+    def __call__(self) -> list[dict[str, Any]]:
+        with self.file.open("rb") as source:
+            source.seek(self._read)
+            whole = source.read().rpartition(b"\n")[0]
+        if whole:
+            self._read += len(whole) + 1
+            self._known += [json.loads(line) for line in whole.splitlines()]
+        return self._known
+
+
 class Server(ThreadingHTTPServer):
     """A server whose clients are killed: that is nothing to be told."""
 

@@ -94,10 +94,6 @@ class FleetClient:
         """Forget a microserver. Raises NotFound, Conflict."""
         await self._call("DELETE", f"/microservers/{quote(name)}" + ("?force=1" if force else ""))
 
-    async def ssh_key(self) -> str:
-        """Return the public part of the farm's key for microservers."""
-        return str((await self.joining())["public_key"])
-
     async def joining(self) -> dict[str, Any]:
         """Return {public_key, farm: its id, helper: SHA-256 of its release's, microservers: {name: {ssh, login, host_keys}}}."""
         return await self._call("GET", "/ssh/key")

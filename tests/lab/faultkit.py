@@ -27,6 +27,7 @@ from agentfarm_sdk.protocol import ENDED
 from agentfarm_sdk.tools.registry import pinned
 from jupyterhub_agentfarm.chaos import hands, work
 from jupyterhub_agentfarm.chaos.postgres import Postgres, programs
+from jupyterhub_agentfarm.chaos.world import Requests
 from jupyterhub_agentfarm.fleet.client import FleetClient
 from jupyterhub_agentfarm.records import unit_name
 
@@ -58,7 +59,7 @@ class Rig:
         self.effects = self.place / "effects.jsonl"
         self.effects.touch()
         self.missing = ""
-        self._read, self._requests = 0, list[dict[str, Any]]()
+        self.requests = Requests(self.effects)
         lab.need(hosts)
         self.model, port = self._child("model")
         self.world, self.world_port = self._child("world", str(self.effects), lab.env()["AFLAB_HUB"])
@@ -111,7 +112,7 @@ class Rig:
 
     def register(self, host: int) -> None:
         """Take a microserver in as `microserver add` does, or give the farm its new key."""
-        self.lab.install(host, asyncio.run(self.client.ssh_key()))
+        self.lab.install(host, asyncio.run(self.client.joining())["public_key"])
         registration = {"ssh": f"root@{self.lab.address(host)}", "host_keys": [self.lab.host_key(host)]}
         asyncio.run(self.client.register(f"micro{host}", registration))
 
@@ -141,17 +142,7 @@ class Rig:
         if not self.farm.leftovers():
             shutil.rmtree(self.place, ignore_errors=True)
 
-    # -- asking; the first two are what a Judge asks -------------------------------------------------------------
-
-    def requests(self) -> list[dict[str, Any]]:
-        """Return everything that reached the world: {name, key, new}."""
-        with self.effects.open("rb") as file:
-            file.seek(self._read)
-            whole = file.read().rpartition(b"\n")[0]
-        if whole:
-            self._read += len(whole) + 1
-            self._requests += [json.loads(line) for line in whole.splitlines()]
-        return self._requests
+    # -- asking --------------------------------------------------------------------------------------------------
 
     def asked_until(self, method: str, path: str, body: Any = None) -> Any:
         def look() -> Any:

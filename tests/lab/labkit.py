@@ -179,7 +179,7 @@ class Daemon:
     async def add(self, lab: Lab, host: int) -> dict[str, Any]:
         """Install on a host (with those before it) and register it as micro<host>."""
         lab.need(host)
-        lab.install(host, await self.client.ssh_key())
+        lab.install(host, (await self.client.joining())["public_key"])
         registration = {"ssh": f"root@{lab.address(host)}", "host_keys": [lab.host_key(host)]}
         await self.client.register(f"micro{host}", registration)
         return await self.reachable(f"micro{host}")

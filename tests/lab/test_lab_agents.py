@@ -57,7 +57,7 @@ class Fleet:
 
     def add(self, lab: Lab, host: int) -> None:
         lab.need(host)
-        lab.install(host, asyncio.run(self.client.ssh_key()))
+        lab.install(host, asyncio.run(self.client.joining())["public_key"])
         registration = {"ssh": f"root@{lab.address(host)}", "host_keys": [lab.host_key(host)]}
         asyncio.run(self.client.register(f"micro{host}", registration))
         until(lambda: self.state(f"micro{host}") == "ready", 60, f"micro{host} is ready")
