@@ -93,6 +93,11 @@ class Wires:
         raise ConnectionError("it was closed")
 
     def close(self) -> None:
-        for task in self._tasks.values():
-            task.cancel()
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for one in others:
+                one.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
