@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 from browserkit import Desk
 from farmkit import PATIENCE, Farm, Person, until
@@ -118,6 +119,44 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
     assert found == []
 
 
+def test_the_hubs_own_pages_tell_where_a_server_runs_and_why_and_that_it_waits_for_its_turn(
+    desk: Callable[..., Desk], farm: Farm
+) -> None:
+    zora, admin = desk("zora"), desk("admin")
+    public, where = farm.ready["public_url"], re.compile("local: it is pinned there")  # people's servers are
+    cores = psutil.cpu_count()
+    sleepers = [f"af-sleeper-{number}" for number in range(cores)]
+    for unit in sleepers:  # they start for ever
+        small = {"memory": 32 << 20, "cpu": 0.01, "pin": "local"}
+        fleet(farm, "place", unit, small)
+        words = {
+            "user": unit.replace("af", "agent"),
+            "server": "",
+            "args": ["/bin/sleep", "600"],
+            "env": {},
+            "turn": 60,
+        }
+        fleet(farm, "start", unit, demand=small, **words)
+    zora.page.goto(f"{public}/hub/spawn/zora")
+    zora.page.wait_for_url("**/hub/spawn-pending/**")
+    told = zora.page.locator("#progress-log")
+    waits = re.compile(r"Waiting for its turn: \d+ servers start on microserver local before it")
+    told.get_by_text(waits).wait_for(state="attached")
+    zora.shot("hub-spawn-pending")
+    for unit in sleepers:
+        fleet(farm, "stop", unit, True)
+    told.get_by_text("Starting on microserver").filter(has_text=where).wait_for(state="attached")
+    zora.page.goto("about:blank")  # what JupyterLab says when its server is stopped is not asked here
+    page = admin.page
+    page.goto(f"{public}/hub/admin?name_filter=zora")
+    page.get_by_test_id("user-row-zora").get_by_text(where).wait_for()
+    admin.shot("hub-admin")
+    assert admin.axe("#agentfarm-links") == []
+    with farm.person("zora").hub() as hub:
+        until(lambda: hub.get("/users/zora").json()["servers"].get("", {}).get("ready"), 60 * PATIENCE, "zora's server")
+        hub.delete("/users/zora/server").raise_for_status()
+
+
 def drained(admin: Desk, machine: Any) -> list[str]:
     """Drain the farm's only microserver by its dialog, which says before that nothing can leave it; return axe's findings."""
     machine.get_by_role("button", name="Drain").click()
@@ -143,10 +182,10 @@ def chained(api: Any) -> set[str]:
     return {one["kind"] for one in events if one["by"] == "service"}
 
 
-def fleet(farm: Farm, verb: str, *words: Any) -> None:
+def fleet(farm: Farm, verb: str, *words: Any, **fields: Any) -> None:
     """Ask the farm's fleet daemon, as `agentfarm microserver add` and `remove` do."""
     with suppress(NotFound):
-        in_a_thread(lambda: asyncio.run(getattr(FleetClient(farm.state / "fleet.sock"), verb)(*words)))
+        in_a_thread(lambda: asyncio.run(getattr(FleetClient(farm.state / "fleet.sock"), verb)(*words, **fields)))
 
 
 def in_a_thread(act: Callable[[], Any]) -> None:
