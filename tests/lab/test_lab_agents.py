@@ -34,6 +34,7 @@ import lingering
 from farmkit import Farm, Kernel, Person, clean_env, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(600)]
+WORKSPACES = "/var/lib/agentfarm/workspaces"
 SUM = json.dumps({"tool": "calculator", "arguments": {"expression": "17*23"}})
 
 
@@ -77,6 +78,33 @@ class Fleet:
     def where(self, agent: str) -> str:
         return str(self.unit(agent).get("microserver", ""))
 
+    def unit_of(self, user: str) -> dict[str, Any]:
+        return next((one for one in self.asked(self.client.units) if one.get("user") == user), {})
+
+    def place(self, user: str) -> str:
+        return str(self.unit_of(user).get("microserver", ""))
+
+    def waits(self, drained: str) -> dict[str, str]:
+        """Return what each workspace of a microserver that is drained waits for."""
+        told = json.loads(self.farm.cli("microserver", "progress", drained, "--json").stdout)
+        return {one["user"]: one["waits"] for one in told["items"]}
+
+    def turn(self, ready: str, *cordoned: str) -> None:
+        """Let one microserver take servers, and these not."""
+        asyncio.run(self.client.uncordon(ready))
+        for name in cordoned:
+            asyncio.run(self.client.cordon(name))
+
+    def states(self) -> dict[str, str]:
+        """Return what microservers say of themselves; {} while the daemon does not answer."""
+        try:
+            return {one["name"]: str(one["state"]) for one in asyncio.run(self.client.microservers())}
+        except AgentFarmError:
+            return {}
+
+    def command(self, *words: str) -> int:
+        return command([*words, "--state", str(self.farm.state)])
+
     def state(self, name: str) -> str:
         return next(str(one["state"]) for one in self.asked(self.client.microservers) if one["name"] == name)
 
@@ -107,22 +135,25 @@ def fleet(booted: Lab, model: str) -> Iterator[Fleet]:
 def alice(fleet: Fleet) -> Person:
     """A person with an agent that calculates and lingers."""
     person = fleet.farm.person("alice")
+    publish(person, "far")
+    return person
+
+
+def publish(person: Person, name: str) -> None:
     (spec, code), (gorge, _) = pinned(lingering.linger), pinned(lingering.gorge)
     tools = [{"name": "calculator"}, msgspec.to_builtins(spec), msgspec.to_builtins(gorge)]
     tools.append(msgspec.to_builtins(pinned(lingering.hold)[0]))
     draft = {"prompt": "Do what you are told.", "model": {"name": "scripted"}, "tools": tools}
     with person.api() as api:
-        made = api.post("/agents", json={"name": "far", "draft": draft, "files": {"lingering.py": code.decode()}})
+        made = api.post("/agents", json={"name": name, "draft": draft, "files": {"lingering.py": code.decode()}})
         assert made.status_code == 201, made.text
-        api.post("/agents/far/publish", json={}).raise_for_status()
-    return person
+        api.post(f"/agents/{name}/publish", json={}).raise_for_status()
 
 
-def linger(person: Person, lab: Lab, mark: str) -> str:
+def linger(person: Person, workspaces: Path, mark: str) -> str:
     """Submit a task and wait until its tool is under way; return its id."""
     task = person.submit("far", json.dumps({"tool": "linger", "arguments": {"mark": mark}}))
-    there = lab.inside(1, f"/var/lib/agentfarm/workspaces/far/{mark}")
-    until(there.exists, 60, "the tool is under way")
+    until((workspaces / "far" / mark).exists, 60, "the tool is under way")
     return str(task["task_id"])
 
 
@@ -202,7 +233,7 @@ def test_a_kernel_that_takes_all_memory_is_killed_and_said_so_and_its_server_liv
 
 
 def test_a_power_cut_ends_no_task(fleet: Fleet, alice: Person, lab: Lab) -> None:
-    task = linger(alice, lab, "before-the-cut")
+    task = linger(alice, lab.inside(1, WORKSPACES), "before-the-cut")
     lab("kill", 1)
     lab("start", 1)
     lab.off.clear()
@@ -215,7 +246,7 @@ def test_a_power_cut_ends_no_task(fleet: Fleet, alice: Person, lab: Lab) -> None
 def test_a_drain_moves_an_agent_with_its_files_and_its_run_goes_on_there_and_ends_once(
     fleet: Fleet, alice: Person, lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home, there = (lab.inside(host, "/var/lib/agentfarm/workspaces/far") for host in (1, 2))
+    home, there = (lab.inside(host, f"{WORKSPACES}/far") for host in (1, 2))
     steps = [[{"tool": "hold", "arguments": {"mark": "drained"}}], [json.loads(SUM)]]
     task = str(alice.submit("far", json.dumps({"steps": steps}))["task_id"])
     until((home / "drained").exists, 60, "the tool is under way")
@@ -242,3 +273,55 @@ def test_a_drain_moves_an_agent_with_its_files_and_its_run_goes_on_there_and_end
     assert sums(there / "data") == before and fleet.where("far") == "micro2"
     until(lambda: not home.exists(), 30, "the old copy is removed")
     until(lambda: fleet.state("micro1") == "cordoned", 30, "nothing is left there")
+
+
+def test_two_are_emptied_at_once_through_a_killed_daemon_and_service_with_a_person_s_own_server(
+    fleet: Fleet, alice: Person, lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet.turn("micro1", "micro2", "local")
+    asyncio.run(fleet.client.set_settings({"people": {"pin": None}}))
+    alice.server("alice")
+    assert (fleet.where("far"), fleet.place("alice")) == ("micro2", "micro1")
+    notes = lab.inside(1, f"{WORKSPACES}/~alice/notes")
+    notes.write_text("mine")
+    task = linger(alice, lab.inside(2, WORKSPACES), "two-at-once")
+    fleet.turn("local")
+    fleet.turn("micro2")
+    drain = ("microserver", "drain", "micro1", "micro2", "--reason", "both", "--until", "move")
+    assert fleet.command(*drain, "--dry-run", "--json") == 0
+    plans = {one["user"]: one for plan in json.loads(capsys.readouterr().out) for one in plan["items"]}
+    assert {user: one["to"] for user, one in plans.items()} == {"agent-far": "local", "alice": "local"}
+    assert fleet.command(*drain, "--yes") == 0
+    fleet.farm.kill("daemon")
+    fleet.farm.kill("service")
+    emptied = {"micro1": "cordoned", "micro2": "cordoned", "local": "ready"}
+    until(lambda: fleet.states() == emptied, 120, "both are empty")
+    done = alice.settled(task, 120)
+    assert done["status"] == "succeeded" and "the second time" in done["result"], done
+    assert fleet.where("far") == "local"
+    assert (fleet.farm.state / "workspaces" / "~alice" / "notes").read_text() == "mine"
+    until(lambda: not notes.exists(), 30, "the old copy is removed")
+    until(lambda: fleet.unit_of("alice")["state"] == "exited", 30, "her server was stopped: nobody else may start it")
+    alice.server("alice")
+    assert fleet.place("alice") == "local"
+
+
+def test_a_drain_of_this_machine_is_ended_in_its_middle_and_another_one_s_deadline_passes(
+    fleet: Fleet, alice: Person, lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = linger(alice, fleet.farm.state / "workspaces", "drained-local")
+    fleet.turn("micro1")
+    pid = fleet.unit("far")["pid"]
+    drain = ("microserver", "drain", "local", "--reason", "a new disk", "--until", "finish-run", "--yes")
+    assert fleet.command(*drain) == 0
+    until(lambda: fleet.waits("local").get("agent-far") == "1 run goes on to the end", 30, "its run is waited for")
+    assert "stopped it" in fleet.waits("local")["alice"]
+    assert fleet.command("microserver", "uncordon", "local") == 0
+    assert (fleet.unit("far")["pid"], alice.task(task)["status"]) == (pid, "running")
+    assert fleet.command(*drain, "--deadline", "1s") == 0
+    until(lambda: fleet.states().get("local") == "cordoned", 120, "nothing is left here")
+    done = alice.settled(task, 120)
+    assert done["status"] == "succeeded" and "the second time" in done["result"], done
+    assert fleet.where("far") == "micro1"
+    assert lab.inside(1, f"{WORKSPACES}/~alice/notes").read_text() == "mine"
+    until(lambda: not (fleet.farm.state / "workspaces" / "~alice").exists(), 30, "the old copy is removed")
