@@ -9,7 +9,7 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from agentfarm_sdk.errors import Invalid
+from agentfarm_sdk.errors import Invalid, NotFound, Transient
 from agentfarm_sdk.farm import Farm
 
 from .show import Adder, Out
@@ -160,12 +160,22 @@ def _kept(told: dict[str, Any], out: Out) -> int | None:
 
 
 def _wait(farm: Farm, names: list[str], out: Out) -> int | None:
-    """Tell how far it is until all are empty; exit code 1 where somebody ended a drain."""
+    """Tell how far it is until all are empty; exit code 1 where somebody ended a drain. A farm that is away is waited for: the drain goes on."""
     said: dict[str, str] = {}
     while True:
-        found = {one["name"]: one for one in farm.microservers()}
+        try:
+            found = {one["name"]: one for one in farm.microservers()}
+        except Transient as error:
+            if said.get("") != error.detail:
+                print(f"agentfarm: {error.detail}; it is asked again", file=sys.stderr, flush=True)
+            said[""] = error.detail
+            time.sleep(LOOK_SECONDS)
+            continue
+        said.pop("", None)
+        if gone := [name for name in names if name not in found]:
+            raise NotFound(f"{gone[0]} was removed from the farm meanwhile", hint="agentfarm microserver list")
         for name in names:
-            drain = found.get(name, {}).get("drain")
+            drain = found[name].get("drain")
             words = (
                 f"{name}: {drain['left']} of {drain['of']} left, {drain['moving']} on their way"
                 if drain
