@@ -180,7 +180,7 @@ FAULTS = [
     Fault("daemon", killed("daemon")),
     Fault("cut-short", line("cut", 1), (1,), seconds=2.0, brief=True),
     Fault("hub", killed("hub")),
-    Fault("cut-long", line("cut", 2), (2,), lost if ASKED else away, leases=2.5, waits=bool(ASKED)),
+    Fault("cut-long", line("cut", 2), (2,), lost if ASKED else away, leases=2.5 if ASKED else 2.0, waits=bool(ASKED)),
     Fault("failover", failover),
     Fault("loss", line("loss", 3, 30), (3,), seconds=15.0),
     Fault("latency", line("slow", 1, 300), (1,), seconds=5.0, works=True),

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyterhub_agentfarm.errors import Conflict, Invalid, StartError
-from jupyterhub_agentfarm.fleet.connection import LONGEST_WAIT, Connection, Files, backoff, meaning, once_only, target
+from jupyterhub_agentfarm.fleet.connection import (
+    CONNECT_SECONDS,
+    LONGEST_WAIT,
+    Connection,
+    Files,
+    backoff,
+    meaning,
+    once_only,
+    target,
+)
 from jupyterhub_agentfarm.fleet.microserver import SshMicroserver
 from jupyterhub_agentfarm.fleet.ports import Ports, forwards_of, is_free
 from jupyterhub_agentfarm.fleet.remotes import Remotes
@@ -43,7 +52,7 @@ def test_what_ssh_could_take_for_something_else_is_no_address(text: str) -> None
 @given(st.integers(0, 10_000), st.floats(0, 1))
 def test_the_next_try_comes_after_a_while_that_grows_and_never_too_late(tries: int, luck: float) -> None:
     wait = backoff(tries, luck)
-    assert 0.5 <= wait <= LONGEST_WAIT and backoff(tries + 1, luck) >= wait
+    assert 0.5 <= wait <= LONGEST_WAIT <= 30 - CONNECT_SECONDS and backoff(tries + 1, luck) >= wait
 
 
 def test_complaints_of_ssh_are_told_in_words() -> None:
