@@ -89,6 +89,15 @@ def test_a_clock_is_not_blamed_for_the_way(true: float, there: float, back: floa
         assert CLOCK not in judged({}, facts(offset=offset, unsure=unsure + 1e-6), 0.0, LIMITS)
 
 
+def test_a_clock_that_is_right_again_is_not_held_for_wrong_by_a_machine_that_begins_to_answer_slowly() -> None:
+    state = judged({}, facts(offset=3600.0), 0.0, LIMITS)
+    offset, unsure = offset_of(1e9, 1.9, {"time": 1e9 + 1.8, "took": 0.1})  # all of the way was there
+    assert offset > 0.5
+    for now in (100.0, 100.0 + LIMITS.calm_seconds):
+        state = judged(state, facts(offset=offset, unsure=unsure), now, LIMITS)
+    assert state == {}
+
+
 def test_what_is_said_names_the_figure_and_what_is_not_told_leaves_things_as_they_are() -> None:
     full = {**facts(free=0.03, offset=-3600.2, full=0.4), "inodes": 100, "inodes_free": 2}
     state = judged({}, full, 5.0, LIMITS)
