@@ -42,7 +42,9 @@ def add(verb: Adder) -> None:
     parser.add_argument(
         "--delete-workspaces", action="store_true", help="agents' files there as well; else they are left"
     )
-    parser.add_argument("--force", action="store_true", help="also while servers run there: they are ended")
+    parser.add_argument(
+        "--force", action="store_true", help="also while servers run or workspaces live there: servers are ended"
+    )
     parser.add_argument("--gone", action="store_true", help="the machine is not reached any more: only forget it")
     signing_in(parser)
 
@@ -155,6 +157,8 @@ def remove_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
             hint="what is left on a machine goes by: --ssh USER@HOST",
         )
     left: list[str] = []
+    if known is not None and not (asked.gone or asked.force or asked.delete_workspaces):
+        _empty(farm, asked.name, path)
     if known is not None and not asked.gone:
         farm.request("POST", f"{path}/cordon", {"reason": "it is being removed"})
     if not asked.gone:
@@ -166,6 +170,16 @@ def remove_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
         told.append("what the farm put on that machine is still there")
     out.line("\n".join(told), {"name": asked.name, "left": left})
     return 0
+
+
+def _empty(farm: Farm, name: str, path: str) -> None:
+    """Raises Conflict: workspaces have their home there, and whoever begins elsewhere begins without them."""
+    live = [one["user"] for one in farm.request("POST", f"{path}/drain", {"dry_run": True})["items"]]
+    if live:
+        raise Conflict(
+            f"{len(live)} workspaces live on {name}: {', '.join(live[:5])}",
+            hint=f"agentfarm microserver drain {name} takes them elsewhere; --force leaves them there, and who had them begins without",
+        )
 
 
 def _clear(asked: argparse.Namespace, needs: dict[str, Any], known: dict[str, Any]) -> list[str]:
