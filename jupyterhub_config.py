@@ -79,7 +79,7 @@ c.JupyterHub.load_roles.append(
 )
 c.JupyterHub.oauth_require_pkce = True  # a code that leaks from a redirect is worth nothing
 c.JupyterHub.concurrent_spawn_limit = 64  # on each microserver they take turns: as many at a time as it has cores
-c.Spawner.start_timeout = 180  # with the turn that a server waits for: old machines are slow, and many servers may start together
+c.Spawner.start_timeout = 180  # with its turn: old machines are slow, and many servers may start together
 c.Spawner.http_timeout = 60
 # How a server reaches the farm, and where people find its pages (the panel's links).
 c.Spawner.environment = {"AGENTFARM_URL": reached, "AGENTFARM_PAGES": pages}
