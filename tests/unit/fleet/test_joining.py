@@ -244,7 +244,7 @@ def packed(*names: str) -> bytes:
     return gzip.compress(sink.getvalue())
 
 
-@pytest.mark.parametrize(("data", "why"), [(packed("../x"), "the archive names"), (packed("/x"), "the archive names"), (packed("a")[:-20], "did not arrive whole")])  # fmt: skip
+@pytest.mark.parametrize(("data", "why"), [(packed("../x"), "the archive names"), (packed("/x"), "the archive names"), (packed("a")[:-20], "did not arrive whole")], ids=["above", "absolute", "cut"])  # fmt: skip
 def test_an_archive_that_is_cut_or_leads_elsewhere_is_no_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes, why: str
 ) -> None:
