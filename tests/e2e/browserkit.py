@@ -144,7 +144,8 @@ def desk(browser: Any, farm: Farm, request: pytest.FixtureRequest) -> Iterator[C
             for at, tab in enumerate(one.context.pages[1:], 2):
                 tab.screenshot(path=ARTEFACTS / f"failed-{request.node.name[:60]}-{one.name}-{at}.png")
         one.close()
-    assert [error for one in desks for error in one.errors] == []
+    wrong = [error for one in desks for error in one.errors]
+    assert not wrong, wrong
 
 
 FAILED = pytest.StashKey[bool]()

@@ -49,7 +49,6 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
         page.get_by_role("dialog").get_by_role("button", name="Cordon").click()
         machine.locator("[data-state=cordoned]").wait_for()
         machine.get_by_text("its disk is old").wait_for()
-        found += drained(admin, machine)
         page.get_by_label("Agent", exact=True).select_option(AGENT)
         page.get_by_text(f"No microserver can take the server of {AGENT} now.").wait_for()
         with farm.person("admin").api() as api:  # no disk is quite empty: a real taint, by real figures
@@ -156,25 +155,6 @@ def test_the_hubs_own_pages_tell_where_a_server_runs_and_why_and_that_it_waits_f
     with farm.person("zora").hub() as hub:
         until(lambda: hub.get("/users/zora").json()["servers"].get("", {}).get("ready"), 60 * PATIENCE, "zora's server")
         hub.delete("/users/zora/server").raise_for_status()
-
-
-def drained(admin: Desk, machine: Any) -> list[str]:
-    """Drain the farm's only microserver by its dialog, which says before that nothing can leave it; return axe's findings."""
-    machine.get_by_role("button", name="Drain").click()
-    dialog = admin.page.get_by_role("dialog")
-    row = dialog.get_by_role("row", name="analyst")
-    row.get_by_text("stays").wait_for()
-    row.get_by_text("it has nowhere to go: there is no other microserver").wait_for()
-    dialog.get_by_label("A server is stopped").select_option("finish-run")
-    dialog.get_by_label("Reason").fill("a new disk")
-    row.wait_for()
-    admin.shot("drain-dialog-dark")
-    found = admin.axe()
-    dialog.get_by_role("button", name="Drain").click()
-    machine.locator("[data-state=draining]").wait_for()
-    machine.get_by_text("Servers are stopped after the runs in hand.").wait_for()
-    machine.get_by_role("row", name="analyst").get_by_text("nowhere to go").wait_for()
-    return found
 
 
 def chained(api: Any) -> set[str]:
