@@ -27,6 +27,7 @@ from common import free_port, spread
 
 from jupyterhub_agentfarm.fleet.client import FleetClient
 from jupyterhub_agentfarm.records import unit_name
+from jupyterhub_agentfarm.spawner import WHOLE_START
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "lab"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "e2e"))
@@ -276,8 +277,8 @@ async def _ask(ws: Any) -> None:
 # --- many at once ---------------------------------------------------------------------------------------------------
 
 
-def together(running: Running, servers: int = 30, seconds: float = 120) -> list[Row]:
-    """Start many servers in the same moment; count those that fail."""
+def together(running: Running, servers: int = 30) -> list[Row]:
+    """Start many servers in the same moment; count those that fail: refused, given up by the Hub, or not up in its whole time for a start."""
     free = psutil.virtual_memory().available
     if free < servers * MEMORY_OF_ONE:
         return [{"what": f"{servers} servers together", "skipped": f"{free >> 20} MiB are free"}]
@@ -293,14 +294,18 @@ def together(running: Running, servers: int = 30, seconds: float = 120) -> list[
             return f"{agent}: {error.response.text}"
         return ""
 
+    def those(state: str) -> set[str]:
+        found = running.hub.get("/users", params={"state": state, "limit": 200}).raise_for_status().json()
+        return {one["name"].removeprefix("agent-") for one in found} & {*agents}
+
     with ThreadPoolExecutor(servers) as pool:
         said = [why for why in pool.map(refused, agents) if why]
     up: dict[str, float] = {}
-    while len(up) < servers and time.monotonic() < begin + seconds:
+    while len(up) < servers and time.monotonic() < begin + WHOLE_START:
         time.sleep(0.5)
-        ready = running.hub.get("/users", params={"state": "ready", "limit": 200}).raise_for_status().json()
-        for name in {one["name"].removeprefix("agent-") for one in ready} & {*agents} - {*up}:
-            up[name] = (time.monotonic() - begin) * 1000
+        up |= {name: (time.monotonic() - begin) * 1000 for name in those("ready") - {*up}}
+        if {*agents} - {*up} <= those("inactive"):  # the Hub has given up the rest
+            break
     failed = [agent for agent in agents if agent not in up]
     where = [one["microserver"] for one in asyncio.run(running.fleet.units()) if one["state"] == "running"]
     counts = " ".join(f"{name} {where.count(name)}" for name in sorted(set(where)))

@@ -14,6 +14,8 @@ from typing import Any
 
 from agentfarm_sdk.protocol import Definition, Event
 
+from .errors import Invalid
+
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # what the service and the model's own server call it
 EMBEDDED_CONTEXT = 4096  # tokens that it can take, with its reply
 
@@ -26,6 +28,14 @@ def new_id(prefix: str) -> str:
 def hub_user(agent: str) -> str:
     """Return the Hub's user name of an agent."""
     return f"agent-{agent}"
+
+
+def microserver_name(text: str) -> str:
+    """Return the name of a machine that joins. Raises Invalid: it is none."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", text) or text == "local":
+        hint = "lowercase letters, digits and hyphens, at most 40, a letter first; local is the farm's own machine"
+        raise Invalid(f"{text!r} is no name for a microserver", hint=hint)
+    return text
 
 
 def unit_name(user: str, server: str = "") -> str:

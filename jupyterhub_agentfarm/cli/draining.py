@@ -77,7 +77,7 @@ def drain_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> int |
             out.value(begun)
         for one in begun if not out.as_json else []:
             out.line(
-                f"{one['microserver']} is being drained: {len(one['items'])} workspaces leave it; agentfarm microserver progress {one['microserver']}"
+                f"{one['microserver']} is being drained; workspaces that leave it: {len(one['items'])}; how far it is: agentfarm microserver progress {one['microserver']}"
             )
         return None
     return _wait(farm, asked.names, out)

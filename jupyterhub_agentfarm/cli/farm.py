@@ -59,18 +59,19 @@ def _agents(farm: Farm) -> list[dict[str, Any]]:
         return []
 
 
-def _ill(farm: Farm) -> list[dict[str, Any]]:
-    """Return the microservers with which something is the matter; one line of it where the fleet daemon is away."""
+def _microservers(farm: Farm) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the microservers with which something is the matter, and people's own servers; one line of it where the fleet daemon is away."""
     try:
-        return ill(farm)
+        found = farm.microservers()
     except (Unauthenticated, Forbidden):
-        return []
+        return [], []
     except Transient as error:
-        return [{"microserver": "fleet daemon", "state": "away", "since": "", "why": error.detail}]
+        return [{"microserver": "fleet daemon", "state": "away", "since": "", "why": error.detail}], []
+    return ill(found), [{**one, "microserver": micro["name"]} for micro in found for one in micro.get("people") or ()]
 
 
 def show_status(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
-    """Print the service's health, what is the matter with which microserver, and where each agent's server runs and why.
+    """Print the service's health, what is the matter with which microserver, and where each server runs and why.
 
     1 where the service is not well.
     """
@@ -80,13 +81,24 @@ def show_status(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
         for one in _agents(farm)
         if (server := one.get("server")) and (server["microserver"] or server["pending"] or server["reasons"])
     ]
-    troubles = _ill(farm)
-    out.record({**health, "servers": servers, "microservers": troubles} if out.as_json else health)
-    if troubles and not out.as_json:
-        print()
-        print(table([[cell(one[name], None) for name in ILL] for one in troubles], ILL))
-    if servers and not out.as_json:
-        print()
-        shown = [{**one, "why": one["why"] or one["reasons"]} for one in servers]
-        out.rows(shown, ("agent", "state", "microserver", "why"))
+    troubles, people = _microservers(farm)
+    if out.as_json:
+        out.record({**health, "servers": servers, "people": people, "microservers": troubles})
+        return 0 if health.get("status") == "ok" else 1
+    out.record(health)
+    if troubles:
+        print("\n" + table([[cell(one[name], None) for name in ILL] for one in troubles], ILL))
+    rows = [
+        *((one["agent"], one["state"], one["microserver"], one["why"] or one["reasons"]) for one in servers),
+        *((_persons(one), one["state"], one["microserver"], one["why"]) for one in people),
+    ]
+    if rows:
+        print(
+            "\n"
+            + table([[cell(one, None) for one in row] for row in rows], ("server of", "state", "microserver", "why"))
+        )
     return 0 if health.get("status") == "ok" else 1
+
+
+def _persons(one: dict[str, Any]) -> str:
+    return f"{one['person']}, a person" + (f": {one['server']}" if one["server"] else "")

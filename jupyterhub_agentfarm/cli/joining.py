@@ -7,19 +7,26 @@ and told the result. The farm's own key can do no more there than ask the helper
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import msgspec
 
 from agentfarm_sdk.errors import Conflict, Invalid, NotFound
 from agentfarm_sdk.farm import Farm
 
+from ..demands import Labels
 from ..errors import StartError
 from ..fleet.bootstrap import machine, steps
-from ..fleet.bootstrap.login import Machine, confirmed, host_keys
+from ..fleet.bootstrap.login import COMPARE, Machine, confirmed, host_keys
 from ..fleet.connection import Target, once_only, target
 from ..fleet.findings import Finding
 from ..fleet.zipped import helper_version
+from ..records import microserver_name
 from .show import Adder, Out
 from .sizes import pairs, shown_size
 
@@ -64,6 +71,17 @@ def signing_in(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@contextlib.contextmanager
+def going_on() -> Iterator[None]:
+    """Say at a Ctrl-C how to go on: every step is looked for first."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        say("broken off; the same command goes on from there")
+        raise
+
+
 def say(text: str) -> None:
     """Tell of the way, beside the answer."""
     print(f"  {text}", file=sys.stderr, flush=True)
@@ -78,14 +96,15 @@ def show(findings: list[Finding]) -> None:
 
 
 def add_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
+    microserver_name(asked.name)  # what the farm would refuse in the end is refused before anything is done
+    labels = _labels(asked.label)
     needs = joining(farm)
     known = needs["microservers"].get(asked.name, {})
     to = login_of(asked, asked.name, known)
-    labels = pairs(asked.label, "--label")
     host_key = host_key_of(asked, to, known)
     once_only(asked.name, to, [host_key], needs["microservers"])
     say(f"signing in as {to}")
-    with Machine(to, host_key, asked.key) as there:
+    with going_on(), Machine(to, host_key, asked.key) as there:
         seen, findings = steps.look(there)
         show(findings)
         steps.stop_at(findings)
@@ -104,10 +123,29 @@ def add_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
     if out.as_json:
         out.value({**now, "findings": [vars(one) for one in findings], "environment": joined.environment})
         return 0
-    figures = joined.measured
-    has = f"{now['cpus']} cores, {shown_size(now['memory'])}, writes {shown_size(int(figures['disk_write']))} a second, a durable write takes {figures['fsync'] * 1000:.1f} ms"
+    has = f"{now['cpus']} cores, {shown_size(now['memory'])}, {measured(joined.measured)}"
     out.line(f"{asked.name} is {now['state']}{'' if joined.changed else ', as before'}: {has}")
     return 0
+
+
+def _labels(named: list[str]) -> dict[str, str]:
+    """Return what --label says. Raises Invalid."""
+    found = pairs(named, "--label")
+    try:
+        return msgspec.convert(found, Labels)
+    except msgspec.ValidationError:
+        hint = "letters, digits and ._/- in names; in values also :, + and spaces; 63 characters at most"
+        raise Invalid(f"--label {' '.join(named)}: these are no labels", hint=hint) from None
+
+
+def measured(figures: Mapping[str, float]) -> str:
+    """Return in words what was measured when a machine joined."""
+    words = {
+        "disk_write": lambda value: f"writes {shown_size(int(value))} a second",
+        "fsync": lambda value: f"a durable write takes {value * 1000:.1f} ms",
+        "cpu": lambda value: f"a fixed piece of Python takes {value * 1000:.0f} ms",
+    }
+    return ", ".join(told(figures[name]) for name, told in words.items() if name in figures)
 
 
 def joining(farm: Farm) -> dict[str, Any]:
@@ -121,6 +159,8 @@ def joining(farm: Farm) -> dict[str, Any]:
 
 
 def login_of(asked: argparse.Namespace, name: str, known: dict[str, Any]) -> Target:
+    if asked.key and not Path(asked.key).expanduser().is_file():
+        raise Invalid(f"--key {asked.key}: there is no such file", hint="the private key that you sign in there with")
     text = getattr(asked, "ssh", None) or known.get("login") or known.get("ssh")
     if not text:
         raise Invalid(f"how is {name} reached?", hint="--ssh USER@HOST")
@@ -135,16 +175,17 @@ def host_key_of(asked: argparse.Namespace, to: Target, known: dict[str, Any]) ->
     )
 
 
-def _yes(asked: argparse.Namespace, question: str) -> bool:
+def _yes(asked: argparse.Namespace, shown: str) -> bool:
     if asked.yes:
-        say(f"{question} Taken as it is (--yes)")
+        say(f"{shown}: taken as it is (--yes)")
         return True
     if not sys.stdin.isatty():
         raise Invalid(
-            question.replace(" Is it?", ""),
-            hint="there is no terminal to ask at: confirm it by --host-key FINGERPRINT, or take it by --yes",
+            shown, hint="there is no terminal to ask at: confirm it by --host-key FINGERPRINT, or take it by --yes"
         )
-    print(f"{question} [yes/no] ", end="", file=sys.stderr, flush=True)
+    say(shown)
+    say(COMPARE)
+    print("  is it the same? [yes/no] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -177,9 +218,13 @@ def _empty(farm: Farm, name: str, path: str) -> None:
     live = [one["user"] for one in farm.request("POST", f"{path}/drain", {"dry_run": True})["items"]]
     if live:
         raise Conflict(
-            f"{len(live)} workspaces live on {name}: {', '.join(live[:5])}",
+            f"workspaces live on {name}: {_some(live)}",
             hint=f"agentfarm microserver drain {name} takes them elsewhere; --force leaves them there, and who had them begins without",
         )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _clear(asked: argparse.Namespace, needs: dict[str, Any], known: dict[str, Any]) -> list[str]:
@@ -187,7 +232,7 @@ def _clear(asked: argparse.Namespace, needs: dict[str, Any], known: dict[str, An
     to = login_of(asked, asked.name, known)
     host_key = host_key_of(asked, to, known)
     say(f"signing in as {to}")
-    with Machine(to, host_key, asked.key) as there:
+    with going_on(), Machine(to, host_key, asked.key) as there:
         say("removing units, users, programs and the farm's key")
         done = there.call(
             machine,
@@ -199,7 +244,7 @@ def _clear(asked: argparse.Namespace, needs: dict[str, Any], known: dict[str, An
         )
     if done["running"]:
         raise Conflict(
-            f"{len(done['running'])} servers run on {asked.name}: {', '.join(done['running'][:5])}",
+            f"servers run on {asked.name}: {_some(done['running'])}",
             hint="it takes nothing new; stop them (agentfarm agent stop …), or end them by --force",
         )  # fmt: skip
     return list(done["left"])

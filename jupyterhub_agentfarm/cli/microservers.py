@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -87,10 +88,10 @@ def why(one: dict[str, Any]) -> str:
     )
 
 
-def ill(farm: Farm) -> list[dict[str, Any]]:
+def ill(microservers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return {microserver, state, since, why} of what is the matter with microservers: one that is not ready, each taint by itself."""
     found = []
-    for one in farm.microservers():
+    for one in microservers:
         if one["state"] != "ready":
             found.append((one["name"], one["state"], one.get("since") or one.get("at"), one.get("reason", "")))
         for taint, told in sorted((one.get("health") or {}).items()):
@@ -112,6 +113,9 @@ def shown(one: dict[str, Any]) -> dict[str, Any]:
     told = {name: value for name, value in one.items() if name not in NESTED}
     for name in SIZES:
         told[name] = shown_size(told[name]) if told.get(name) else None
+    told["measured"] = joining.measured(one.get("measured") or {})
+    told["agents"] = ", ".join(one.get("agents") or ())
+    told["people"] = ", ".join(own["person"] for own in one.get("people") or ())
     for taint, health in sorted((one.get("health") or {}).items()):
         told[f"tainted {taint}"] = f"{health['reason']} (since {health['since']})"
     for what, kinds in sorted((one.get("pressure") or {}).items()):
@@ -170,4 +174,4 @@ def _mark(farm: Farm, asked: argparse.Namespace, out: Out, change: dict[str, Any
 
 def turn_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     now = farm.request("POST", f"{_path(asked.name)}/{asked.verb}", {"reason": asked.reason})
-    out.line(f"{now['name']} is {now['state']}; {now['servers']} servers run there", now)
+    out.line(f"{now['name']} is {now['state']}; servers that run there: {now['servers']}", now)

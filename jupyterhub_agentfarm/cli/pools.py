@@ -46,7 +46,7 @@ def set_pool(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
         rules["idle_seconds"] = None if asked.idle == "default" else 0 if asked.idle == "never" else seconds(asked.idle)
     now = farm.request("PUT", f"/pools/{quote(asked.name, safe='')}", rules)
     most = "any number" if now["max_servers"] is None else now["max_servers"]
-    out.line(f"{now['name']}: {now['up']} servers are up; at least {now['min_servers']}, at most {most}", now)
+    out.line(f"{now['name']}: servers that are up: {now['up']}; at least {now['min_servers']}, at most {most}", now)
 
 
 def _number(text: str) -> int:

@@ -74,7 +74,7 @@ def _upgrade(
     to = joining.login_of(asked, name, known)
     host_key = joining.host_key_of(asked, to, known)
     entry = {"ssh": known["ssh"], "login": str(to)}
-    with Machine(to, host_key, asked.key) as there:
+    with joining.going_on(), Machine(to, host_key, asked.key) as there:
         seen, findings = steps.look(there)
         joining.show([one for one in findings if one.state != "ok"])
         steps.stop_at(findings)

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..demands import DEFAULT_MEMORY
+
 MIB, GIB = 2**20, 2**30
 LEAST_PYTHON, LEAST_HELPER_PYTHON, LEAST_SYSTEMD = (3, 10), (3, 9), 247
 ARCHITECTURES = ("x86_64", "aarch64")  # those that the packages have wheels for
-SERVER = 512 * MIB  # what a server is promised unless told otherwise
+SMALLEST = 384 * MIB  # a server and one kernel
 ENVIRONMENT = 1200 * MIB  # two releases beside each other
 MAPS = FILES = 1_048_576  # QuestDB's manual
 OFFSET_SECONDS = 1.0
@@ -139,17 +141,16 @@ def _cpu(seen: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _memory(seen: Mapping[str, Any]) -> Iterator[Finding]:
     size = seen["memory"]
-    servers = int((size - min(size // 10, GIB)) // SERVER)
-    found = f"{size // MIB} MiB: {servers} servers of {SERVER // MIB} MiB"
-    if servers < 1:
+    for_servers, promise = size - min(size // 10, GIB), DEFAULT_MEMORY // MIB
+    servers, less = int(for_servers // DEFAULT_MEMORY), "agentfarm placement settings --memory 384MiB, or add memory"
+    found = f"{size // MIB} MiB: room for {servers} server{'' if servers == 1 else 's'} of {promise} MiB"
+    if for_servers < SMALLEST:
         yield Finding("memory", "fail", f"{size // MIB} MiB", "not one server fits there: it needs 1 GiB, better 4")
+    elif not servers:
+        found = f"{size // MIB} MiB: too little for the {promise} MiB that a server is promised: none will go there"
+        yield Finding("memory", "warn", found, f"promise servers less: {less}")
     elif size < 2 * GIB:
-        yield Finding(
-            "memory",
-            "warn",
-            found,
-            "promise servers less (agentfarm placement settings --memory 256MiB), or add memory",
-        )
+        yield Finding("memory", "warn", found, f"for more of them promise them less: {less}")
     else:
         yield Finding("memory", "ok", found)
 

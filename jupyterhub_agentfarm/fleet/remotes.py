@@ -17,13 +17,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import Conflict, FleetError, Invalid, NotFound, StartError
+from ..records import microserver_name
 from .connection import Connection, Files, once_only, target
 from .microserver import VENV_AT, AnyMicroserver, SshMicroserver
 from .state import FleetState
 from .zipped import helper_version
 
 log = logging.getLogger("agentfarm.fleet")
-NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 HOST_KEY = re.compile(r"(ssh-ed25519|ecdsa-sha2-nistp(256|384|521)|ssh-rsa) [A-Za-z0-9+/=]{20,2000}")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,62}")
 LED_BACK = (
@@ -229,7 +229,8 @@ class Remotes:
                     ) from error
             if there:
                 raise Conflict(
-                    f"{len(there)} servers run on {name}: {', '.join(there[:5])}", hint="drain it, or stop them, first"
+                    f"servers run on {name} ({len(there)}): {', '.join(there[:5])}",
+                    hint="drain it, or stop them, first",
                 )
         await self._disconnect(name)
         del self.microservers[name], self.farm[name]
@@ -374,11 +375,7 @@ def socket_of(unit: str) -> str:
 
 def _registration(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a registration says, each field of the type that it must have. Raises Invalid."""
-    if not NAME.fullmatch(name) or name == "local":
-        raise Invalid(
-            f"{name!r} is no name for a microserver",
-            hint="lowercase letters, digits and hyphens, at most 40; not local",
-        )
+    microserver_name(name)
     ssh, keys, labels, taints = (
         asked.get("ssh", ""),
         asked.get("host_keys", []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -46,8 +47,17 @@ class HealthTaint(msgspec.Struct, frozen=True):
     since: str | None
 
 
+class PersonsServer(msgspec.Struct, frozen=True, kw_only=True):
+    """A person's own server that runs on a microserver. `server`: its name, "" for the default one; `why` it is there."""
+
+    person: str
+    server: str = ""
+    state: str
+    why: str = ""
+
+
 class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
-    """`state`: ready, cordoned, draining; silent: the farm cannot reach it; lost: nor is any run there heard of. `silent`: why, `since` when. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there.
+    """`state`: ready, cordoned, draining; silent: the farm cannot reach it; lost: nor is any run there heard of. `silent`: why, `since` when. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there, `people`: people's own (for operators).
 
     `by`, `at`: who changed what operators say of it last; `rev` is its ETag. `taints`: name and reason. `promised_…`: to the servers
     there, `reserve_…`: kept for the system. `health`: the taints that its own figures gave it, by name. `seen_at`: when it told its figures.
@@ -79,6 +89,7 @@ class MicroserverView(msgspec.Struct, frozen=True, kw_only=True):
     cpu_flags: list[str] = []
     servers: int = 0
     agents: list[str] = []
+    people: list[PersonsServer] = []
     drain: DrainView | None = None
     verbs: list[str] = []
     cpus: int = 0
@@ -147,7 +158,18 @@ async def listed(call: Call) -> Listed[MicroserverView]:
     there: dict[str | None, list[str]] = {}
     for one in await call.read(lambda c: agents.brief(c, _names(c, call))):
         there.setdefault(seen.server(one["name"]).microserver, []).append(one["name"])
-    return Listed([_view(call, one, there.get(one["name"], [])) for one in found])
+    people = _peoples(seen.units.values()) if call.asker.operator else {}
+    return Listed([_view(call, one, there.get(one["name"], []), people.get(one["name"], [])) for one in found])
+
+
+def _peoples(units: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the servers of people that run, or may run, by microserver."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for unit in units:
+        if unit.get("user") and not unit["user"].startswith("agent-") and unit["state"] != "exited":
+            about = {name: unit.get(name) or "" for name in ("server", "state", "why")}
+            found.setdefault(unit["microserver"], []).append({"person": unit["user"], **about})
+    return found
 
 
 def _names(connection: Any, call: Call) -> list[str] | None:
@@ -161,7 +183,7 @@ def admitted(asker: Asker, row: dict[str, Any]) -> dict[str, Any]:
     return row if asker.operator else {name: value for name, value in row.items() if name not in ("ssh", "login")}
 
 
-def _view(call: Call, row: dict[str, Any], there: list[str]) -> MicroserverView:
+def _view(call: Call, row: dict[str, Any], there: list[str], people: Sequence[dict[str, Any]] = ()) -> MicroserverView:
     verbs = VERBS.get(str(row.get("turned", row.get("state"))), ["cordon", "drain"]) if call.asker.operator else []
     timed = {name: when(row.get(name)) for name in ("at", "since", "seen_at")}
     health = {taint: {**one, "since": when(one["since"])} for taint, one in row.get("health", {}).items()}
@@ -171,6 +193,7 @@ def _view(call: Call, row: dict[str, Any], there: list[str]) -> MicroserverView:
             **timed,
             "health": health,
             "agents": there,
+            "people": people,
             "verbs": verbs,
             "drain": drain_view(row),
         },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import msgspec
@@ -11,12 +10,12 @@ from agentfarm_sdk.protocol import new_event
 
 from ..demands import Name, Value
 from ..errors import Conflict, Forbidden, Invalid
+from ..records import microserver_name
 from ..store import ledger
 from ..store.tables import FARM_RUN
 from .farm import MicroserverView, show
 from .routes import Call, Empty, Route
 
-NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 Target = Annotated[
     str, msgspec.Meta(max_length=300, pattern=r"^[a-z_][a-z0-9_-]{0,31}@[A-Za-z0-9\[][A-Za-z0-9.:\]-]*$")
 ]
@@ -68,12 +67,7 @@ async def joining(call: Call) -> Joining:
 
 async def register(call: Call) -> MicroserverView:
     _operators_only(call)
-    name, asked = call.path["name"], msgspec.to_builtins(call.body)
-    if not NAME.fullmatch(name) or name == "local":
-        raise Invalid(
-            f"{name!r} is no name for a microserver",
-            hint="lowercase letters, digits and hyphens, at most 40; not local",
-        )
+    name, asked = microserver_name(call.path["name"]), msgspec.to_builtins(call.body)
     body = {"microserver": name, "ssh": asked["ssh"], "host_keys": asked["host_keys"]}
     await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [new_event("microserver.added", body)]))
     await call.parts.fleet.register(name, asked)
@@ -89,7 +83,7 @@ async def remove(call: Call) -> Empty:
         raise Invalid("the farm's own machine cannot be removed", hint="agentfarm microserver cordon local")
     known = await show(call)
     if known.servers and not force:
-        raise Conflict(f"{known.servers} servers run on {name}", hint="drain it, or stop them, first")
+        raise Conflict(f"servers run on {name} ({known.servers})", hint="drain it, or stop them, first")
     body = {"microserver": name, "forced": force}
     await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [new_event("microserver.removed", body)]))
     await call.parts.fleet.remove(name, force)

@@ -634,7 +634,7 @@ export interface MemoryPage {
   query?: string;
 }
 
-/** `state`: ready, cordoned, draining; silent: the farm cannot reach it; lost: nor is any run there heard of. `silent`: why, `since` when. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there. */
+/** `state`: ready, cordoned, draining; silent: the farm cannot reach it; lost: nor is any run there heard of. `silent`: why, `since` when. Memory and disk in bytes, `load` of the last minute. `agents`: whose servers run there, `people`: people's own (for operators). */
 export interface MicroserverView {
   name: string;
   state: string;
@@ -658,6 +658,7 @@ export interface MicroserverView {
   cpu_flags?: string[];
   servers?: number;
   agents?: string[];
+  people?: PersonsServer[];
   drain?: DrainView | null;
   verbs?: string[];
   cpus?: number;
@@ -866,6 +867,14 @@ export interface Page {
 export interface PersonView {
   person: string;
   agents: Owned[];
+}
+
+/** A person's own server that runs on a microserver. `server`: its name, "" for the default one; `why` it is there. */
+export interface PersonsServer {
+  person: string;
+  server?: string;
+  state: string;
+  why?: string;
 }
 
 export interface PoolMember {

@@ -300,13 +300,13 @@ async def test_a_machine_that_is_removed_keeps_nothing_of_the_farm(operator: Ope
     await daemon.client.cordon("local", "the test is about another one")
     await daemon.client.start("af-a", user="agent-a", server="", args=[python_of(lab), "-c", SERVER], env={})
     code, _, told = await operator.run("remove")
-    assert code == 2 and "1 workspaces live on micro2: agent-a" in told, told
+    assert code == 2 and "workspaces live on micro2: agent-a" in told, told
     code, _, told = await operator.run("remove", "--delete-workspaces")
     assert code == 2 and "servers run on micro2" in told, told
     assert (await daemon.client.show("af-a"))["state"] == "running"
     await daemon.client.stop("af-a")
     code, _, told = await operator.run("remove")
-    assert code == 2 and "1 workspaces live on micro2: agent-a" in told, told
+    assert code == 2 and "workspaces live on micro2: agent-a" in told, told
     code, out, told = await operator.run("remove", "--force")
     assert code == 0 and "/var/lib/agentfarm/workspaces: a" in out, told
     assert [one["name"] for one in await daemon.client.microservers()] == ["local"]

@@ -226,6 +226,11 @@ def refused(to: Target, said: str) -> AgentFarmError:
 
 # -- whom we speak to --------------------------------------------------------------------------------------------
 
+# What the machine itself prints of each of its keys: nobody stands between there.
+COMPARE = (
+    "compare it with what the machine itself says: for f in /etc/ssh/ssh_host_*_key.pub; do ssh-keygen -lf $f; done"
+)
+
 
 def host_keys(to: Target) -> list[str]:
     """Return the host's public keys ("ssh-ed25519 AAAA…") as the network tells them, the best kind first. Raises StartError."""
@@ -244,8 +249,15 @@ def host_keys(to: Target) -> list[str]:
     )
     keys = sorted((key for key in found if key.split()[0] in KINDS), key=lambda key: KINDS.index(key.split()[0]))
     if not keys:
+        told = said.stderr.lower() if said else ""
+        if "getaddrinfo" in told or "name or service" in told:
+            raise StartError(
+                f"{to.bare}: its name is not known to DNS", hint="is it written right? Else name its address"
+            )
+        why = "nothing listens there" if "refused" in told else "it does not answer"
         raise StartError(
-            f"{to.bare} shows no host key at port {to.port}", hint="see its power and network; is sshd started there?"
+            f"{to.bare} shows no host key at port {to.port}: {why}",
+            hint="are address and port right? See its power and network; is sshd started there?",
         )
     return keys
 
@@ -277,11 +289,8 @@ def confirmed(keys: list[str], known: list[str], said: str, ask: Callable[[str],
     if known:
         raise Conflict(
             f"its host key is not the one that the farm knows; it shows {shown}",
-            hint="compare at the machine itself: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub; then again with --host-key FINGERPRINT",
-        )  # fmt: skip
-    if not ask(f"its host key is {keys[0].split()[0]} {fingerprint(keys[0])}. Is it?"):
-        raise Invalid(
-            "the host key was not confirmed",
-            hint="at the machine itself: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
+            hint=f"{COMPARE}; then again with --host-key FINGERPRINT",
         )
+    if not ask(f"it shows the host key {keys[0].split()[0]} {fingerprint(keys[0])}"):
+        raise Invalid("the host key was not confirmed: nothing was done", hint=COMPARE)
     return keys[0]

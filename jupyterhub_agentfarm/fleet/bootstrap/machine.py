@@ -413,6 +413,8 @@ def leave(key: str, farm: str, workspaces: bool, force: bool) -> dict[str, Any]:
         kept = [one for one in old if blob not in one.split()]
         if len(kept) != len(old):
             write(path, "".join(f"{one}\n" for one in kept).encode(errors="surrogateescape"), 0o600)
+            if not kept:
+                path.unlink()  # it may be ours; and an empty one lets nobody in
         for unit in own:
             command("systemctl", "stop", unit)
             command("systemctl", "reset-failed", unit)

@@ -60,6 +60,7 @@ function Machine({ one }: { one: MicroserverView }): JSX.Element {
       <p>
         {(one.servers ?? 0) === 1 ? t('1 server runs here') : t('%1 servers run here', one.servers ?? 0)}
         {(one.agents ?? []).map((agent, at) => <React.Fragment key={agent}>{at ? ', ' : t('; agents: ')}<Go to={`agents/${agent}`}>{agent}</Go></React.Fragment>)}
+        {(one.people ?? []).length > 0 && t('; people: %1', one.people!.map(own => own.person + (own.server ? ` (${own.server})` : '')).join(', '))}
       </p>
       <p className="af-quiet">{facts.filter(Boolean).join(' · ')}</p>
       {gpus.length > 0 && <p className="af-quiet">{t('%1 of %2 GPUs are taken', (one.gpus_taken ?? []).length, gpus.length)} · {[...new Set(gpus.map(gpu => String(gpu.name ?? 'GPU')))].join(', ')}</p>}

@@ -42,7 +42,8 @@ def test_a_machine_as_it_should_be_passes_every_check() -> None:
     [
         ({"flags": ["avx"]}, "cpu", "warn", "no AVX2"),
         ({"arch": "riscv64"}, "cpu", "fail", "riscv64"),
-        ({"memory": 600 * 2**20}, "memory", "warn", "1 servers"),
+        ({"memory": 600 * 2**20}, "memory", "warn", "none will go there"),
+        ({"memory": 1600 * 2**20}, "memory", "warn", "1 server of 1024"),
         ({"memory": 400 * 2**20}, "memory", "fail", "400 MiB"),
         ({"disks": {**GOOD["disks"], "/opt": {"total": GIB, "free": GIB // 2}}}, "disk", "fail", "at /opt"),
         ({"disks": {**GOOD["disks"], "/var/lib": {"total": 9 * GIB, "free": GIB}}}, "disk", "warn", "at /var/lib"),
