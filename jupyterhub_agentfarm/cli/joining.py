@@ -58,7 +58,11 @@ def add(verb: Adder) -> None:
 
 def signing_in(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--key", metavar="FILE", default="", help="the private key that you sign in with (else as ssh finds it)"
+        "--key",
+        metavar="FILE",
+        default="",
+        type=_key,
+        help="the private key that you sign in with (else as ssh finds it)",
     )
     parser.add_argument(
         "--host-key",
@@ -69,6 +73,12 @@ def signing_in(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--yes", action="store_true", help="do not ask: a host key that is new is taken as the network shows it"
     )
+
+
+def _key(file: str) -> str:
+    if not Path(file).expanduser().is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {file}")
+    return file
 
 
 @contextlib.contextmanager
@@ -159,8 +169,6 @@ def joining(farm: Farm) -> dict[str, Any]:
 
 
 def login_of(asked: argparse.Namespace, name: str, known: dict[str, Any]) -> Target:
-    if asked.key and not Path(asked.key).expanduser().is_file():
-        raise Invalid(f"--key {asked.key}: there is no such file", hint="the private key that you sign in there with")
     text = getattr(asked, "ssh", None) or known.get("login") or known.get("ssh")
     if not text:
         raise Invalid(f"how is {name} reached?", hint="--ssh USER@HOST")
