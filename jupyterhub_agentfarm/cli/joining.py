@@ -76,7 +76,7 @@ def signing_in(parser: argparse.ArgumentParser) -> None:
 
 
 def _key(file: str) -> str:
-    if not Path(file).expanduser().is_file():
+    if file and not Path(file).expanduser().is_file():
         raise argparse.ArgumentTypeError(f"there is no file {file}")
     return file
 
@@ -150,12 +150,12 @@ def _labels(named: list[str]) -> dict[str, str]:
 
 def measured(figures: Mapping[str, float]) -> str:
     """Return in words what was measured when a machine joined."""
-    words = {
-        "disk_write": lambda value: f"writes {shown_size(int(value))} a second",
-        "fsync": lambda value: f"a durable write takes {value * 1000:.1f} ms",
-        "cpu": lambda value: f"a fixed piece of Python takes {value * 1000:.0f} ms",
+    told = {
+        "disk_write": f"writes {shown_size(int(figures.get('disk_write', 0)))} a second",
+        "fsync": f"a durable write takes {figures.get('fsync', 0) * 1000:.1f} ms",
+        "cpu": f"a fixed piece of Python takes {figures.get('cpu', 0) * 1000:.0f} ms",
     }
-    return ", ".join(told(figures[name]) for name, told in words.items() if name in figures)
+    return ", ".join(words for name, words in told.items() if name in figures)
 
 
 def joining(farm: Farm) -> dict[str, Any]:
