@@ -21,10 +21,11 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketExce
 
 from agentfarm_sdk.errors import from_problem
 from agentfarm_sdk.protocol import PROTOCOL, Event
-from jupyterhub_agentfarm.errors import Transient
+from jupyterhub_agentfarm.errors import Transient, Unauthenticated
 
 LONGEST_WAIT_SECONDS = 10.0  # between attempts while the service is away
-REFUSED_WAIT_SECONDS = 30.0  # after a refused token: only a new start of the server brings another
+REFUSED_WAIT_SECONDS = 30.0  # after a refusal; as long as the farm keeps what the Hub said of a token
+REFUSALS = 3  # of a token that the Hub does not know: only a new start of the server brings another
 ANSWER_SECONDS = 15.0  # within which an answer comes, beyond what the request itself allows
 MAX_FRAME = 16 * 1024 * 1024
 
@@ -67,8 +68,11 @@ class Link:
         self._numbers = itertools.count(1)
 
     async def run(self) -> None:
-        """Connect, read until it falls, wait, again; until cancelled."""
-        attempt = 0
+        """Connect, read until it falls, wait, again; until cancelled.
+
+        Raises Unauthenticated: the Hub does not know this server's token any more, and said so several times. It can never work again.
+        """
+        attempt = refusals = 0
         while True:
             wait = 0.0
             try:
@@ -76,11 +80,12 @@ class Link:
                 async with connect(
                     self.url, additional_headers=headers, max_size=MAX_FRAME, compression=None, proxy=None
                 ) as socket:
-                    attempt = 0
+                    attempt = refusals = 0
                     await self._serve(socket)
             except InvalidStatus as error:
                 status = error.response.status_code
                 said = _problem(error.response.body)
+                refusals = refusals + 1 if status == 401 else 0
                 if status in (401, 403, 426):
                     wait = REFUSED_WAIT_SECONDS
                     self._log.error(
@@ -88,6 +93,8 @@ class Link:
                     )  # fmt: skip
                 else:
                     self._log.warning("the farm at %s is not ready (%d: %s)", self.url, status, said)
+                if refusals >= REFUSALS:
+                    raise Unauthenticated(said, hint="the hub starts another server with another token") from error
             except (OSError, WebSocketException, InvalidHandshake) as error:
                 if attempt in (0, 10):  # a long outage is not said every few seconds
                     self._log.warning("no connection to the farm at %s: %s; trying again", self.url, error)

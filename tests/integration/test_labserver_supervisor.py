@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -14,6 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 from labserverkit import HUB_TOKEN, FakeService, Server, until
+
+from jupyterhub_agentfarm.errors import Unauthenticated
+from jupyterhub_agentfarm.labserver import link
+from jupyterhub_agentfarm.labserver.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -147,6 +152,25 @@ async def test_a_refused_token_is_said_in_the_log_with_the_way_out(tmp_path: Pat
         assert "Start the server again from the hub" in server.log.read_text()
     finally:
         await server.stop()
+
+
+async def test_a_token_that_the_hub_forgot_for_good_ends_the_server_for_another_one(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "REFUSED_WAIT_SECONDS", 0.01)
+    service.refuse, broken = 401, asyncio.get_running_loop().create_future()
+    supervisor = Supervisor(
+        url=service.url, token=HUB_TOKEN, agent="analyst", slots=1, manager=None, sessions=None, kernel_env={}, active=lambda: None,
+        broken=broken.set_result, log=logging.getLogger("supervisor"),
+    )  # fmt: skip
+    monkeypatch.setattr(supervisor.plan, "tick", lambda now: [])  # without kernels
+    supervisor.start()
+    try:
+        error = await asyncio.wait_for(broken, 20)
+    finally:
+        await supervisor.stop()
+    assert isinstance(error, Unauthenticated) and error.detail == "this token is not known"
+    assert len(service.handshakes) == link.REFUSALS
 
 
 def environment_of(process: psutil.Process) -> str:
