@@ -198,20 +198,26 @@ class Draining:
     async def _sent(self, microserver: str, one: Mapping[str, Any], act: Act) -> None:
         """Have the workspace moved, and its server stopped: by the Hub, so that it knows; by the daemon a person's, without grace, or one
         that the Hub thinks it has stopped: it asked while the daemon was away.
+
+        A move ends no server that started where it arrived, however old the look is that asked for it.
         """
         user, up = one["user"], one["state"] != "exited"
-        agent = bool(one["agent"])
-        if act.do == "move":
-            how = act.how if not agent or act.how == "kill" else ""
-            await self.fleet.move(user, up and agent, how, microserver)
-        elif up and (not agent or act.how == "kill"):
-            for unit in one["units"]:
-                await self.fleet.stop(unit, now=act.how == "kill")
+        agent, moves = bool(one["agent"]), act.do == "move" or there(one, []).moving
+        how = act.how if not agent or act.how == "kill" else ""
+        if moves:
+            move = await self.fleet.move(user, up and agent, how, microserver)
+            if move.get("phase") in (None, "moved"):  # who has moved meanwhile stays where it is
+                return
+        elif up and how:
+            await self._stop_units(one, how)
         if up and agent:
             await self.hub.stop_server(user)
             if act.how == "stop" and await self.hub.server(user) is None:
-                for unit in one["units"]:
-                    await self.fleet.stop(unit)
+                await (self.fleet.move(user, stop="stop", away=microserver) if moves else self._stop_units(one, "stop"))
+
+    async def _stop_units(self, one: Mapping[str, Any], how: str) -> None:
+        for unit in one["units"]:
+            await self.fleet.stop(unit, now=how == "kill")
 
     async def _arrived(self, move: Mapping[str, Any]) -> None:
         """Start the server where its workspace is now; then the move is forgotten."""

@@ -16,6 +16,7 @@ from test_placement_api import command
 
 from jupyterhub_agentfarm.errors import Transient
 from jupyterhub_agentfarm.records import hub_user, unit_name
+from jupyterhub_agentfarm.scheduling.draining import Act
 from jupyterhub_agentfarm.store.tables import FARM_RUN
 
 
@@ -182,21 +183,21 @@ async def test_whole_runs_end_there_where_that_was_asked_and_nothing_new_begins(
     await farm.ok("operator", "POST", "/microservers/micro1/drain", {"reason": "r", "until": "finish-run"})
     await until(lambda: "analyst" in farm.parts.claims.held)
     assert await farm.claim() is None and hub_user("analyst") in farm.hub.running
-    stopped: list[str] = []
+    user = hub_user("analyst")
 
     async def states(_: str) -> dict[str, str]:
-        return {} if stopped else {unit_name(hub_user("analyst")): "running"}
-
-    async def stop(unit: str, now: bool = False) -> dict[str, Any]:
-        stopped.append(unit)
-        return {}
+        return {unit_name(user): "running"}
 
     monkeypatch.setattr(farm.fleet, "states", states)  # the Hub has stopped it while the daemon was away: it runs on
-    monkeypatch.setattr(farm.fleet, "stop", stop)
     await append(farm, claim, 1, "run.succeeded", {"result": "4"})
-    await until(lambda: hub_user("analyst") not in farm.hub.running)
-    await until(lambda: stopped)
-    assert farm.fleet.moving.told(hub_user("analyst"))["up"] is True
+    await until(lambda: user not in farm.hub.running)
+    await until(lambda: farm.fleet.moving.state.moves[user]["stop"] == "stop")  # the daemon ends it
+    assert farm.fleet.moving.told(user)["up"] is True
+    arrive(farm, user)  # however old a look is: who has moved is not stopped
+    farm.hub.running.add(user)
+    old = {"user": user, "agent": "analyst", "state": "running", "to": "local", "why": "", "move": None, "units": []}
+    await farm.parts.draining._sent("micro1", old, Act("move", "an old look"))
+    assert user in farm.hub.running
 
 
 async def test_until_kill_ends_a_server_in_the_middle_of_a_step_without_grace_and_its_run_goes_on_elsewhere(
