@@ -17,6 +17,7 @@ from ..hub import Hub
 from ..records import hub_user
 from ..store import leases, queue
 from ..store.db import Database
+from .beside import Beside
 from .places import Places
 from .resources import Resourcing
 
@@ -40,7 +41,7 @@ class Astray:
     def __init__(self, db: Database, hub: Hub, claims: Claiming, places: Places, resources: Resourcing) -> None:
         self.db, self.hub, self.claims, self.places, self.resources = db, hub, claims, places, resources
         self.wanted: set[str] = set()
-        self._homeward: dict[str, asyncio.Task[None]] = {}
+        self._homeward = Beside()
         self._looked = -LOOK_SECONDS
 
     async def look(self) -> None:
@@ -52,15 +53,13 @@ class Astray:
                 self.wanted.add(agent)
         if (now := time.monotonic()) - self._looked >= LOOK_SECONDS:
             self._looked = now
-            for agent in (self.claims.scratch | self.wanted) - self._homeward.keys():
-                self._homeward[agent] = asyncio.create_task(self._call_back(agent), name=f"call back {agent}")
-                self._homeward[agent].add_done_callback(lambda _done, agent=agent: self._homeward.pop(agent, None))  # type: ignore[misc]
+            self._homeward.check()
+            for agent in self.claims.scratch | self.wanted:
+                self._homeward.begin(agent, self._call_back, agent)
 
     async def stop(self) -> None:
         """Break off what is under way; it is begun anew."""
-        for one in (tasks := [*self._homeward.values()]):
-            one.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._homeward.stop()
 
     async def _call_back(self, agent: str) -> None:
         try:

@@ -22,6 +22,7 @@ from ..store import draining, ledger
 from ..store.db import Database
 from ..store.draining import Held
 from ..store.tables import FARM_RUN
+from .beside import Beside
 from .resources import Resourcing
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Draining:
         self._changed = changed  # the farm is otherwise: who watches looks again
         self.notes: dict[str, str] = {}
         self._open = True  # something may be left of a former life
-        self._doing: dict[str, asyncio.Task[None]] = {}
+        self._beside = Beside()
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -138,12 +139,11 @@ class Draining:
                     woken.cancel()
                 self._woken.clear()
         finally:
-            for one in self._doing.values():
-                one.cancel()
-            await asyncio.gather(*self._doing.values(), return_exceptions=True)
+            await self._beside.stop()
 
     async def look(self) -> None:
         """Do what is due now. Raises FleetError, Transient: somebody cannot be asked."""
+        self._beside.check()
         told = await self.fleet.drains()
         drains, moves = told["drains"], told["moves"]
         if not (drains or moves or self._open):
@@ -164,7 +164,7 @@ class Draining:
         await self._take_up({drain["microserver"] for drain in drains})
         for move in moves:
             if move["phase"] == "moved":
-                self._begin(move["user"], self._arrived(move))
+                self._beside.begin(move["user"], self._logged, move["user"], self._arrived, move)
         for drain in drains:
             if not drain["workspaces"]:
                 await self._emptied(drain)
@@ -179,19 +179,11 @@ class Draining:
                 aside = partial(draining.put_aside, run_id=run_id, microserver=drain["microserver"], reason=reason)
                 await self.db.write(aside)
         elif act.do in ("move", "stop"):
-            self._begin(one["user"], self._sent(drain["microserver"], one, act))
+            self._beside.begin(one["user"], self._logged, one["user"], self._sent, drain["microserver"], one, act)
 
-    def _begin(self, user: str, work: Any) -> None:
-        """Do it beside the others, one thing at a time for each user."""
-        if user in self._doing:
-            work.close()
-            return
-        self._doing[user] = asyncio.create_task(self._logged(user, work), name=f"drain {user}")
-        self._doing[user].add_done_callback(lambda _done: self._doing.pop(user, None))
-
-    async def _logged(self, user: str, work: Awaitable[None]) -> None:
+    async def _logged(self, user: str, work: Callable[..., Awaitable[None]], *given: Any) -> None:
         try:
-            await work
+            await work(*given)
         except AgentFarmError as error:
             log.warning("%s: %s; it is tried again", user, error.detail)
 

@@ -19,6 +19,7 @@ from ..records import Committed, Task, hub_user
 from ..store import leases, ledger, pools, queue, tasks
 from ..store.db import Database, Tx
 from .astray import Astray, Claiming
+from .beside import Beside
 from .lifecycle import ASSIGNED_SECONDS, Attempts, Move, next_move
 from .places import Fleet, Places
 from .pools import Listening, Pools, Stuck
@@ -54,7 +55,7 @@ class Scheduler:
         self.astray = Astray(db, hub, supervisors, self.places, resources)
         self.pools = Pools(db, supervisors, resources.lacking)
         self.attempts: dict[str, Attempts] = {}
-        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._starting = Beside()
         self._pools_wait: dict[str, str] = {}  # targets none of whose members has a place, and why
         self._woken = asyncio.Event()
         self._ends = False  # the end of a run may let one of another agent, or a pool's task, go on
@@ -103,9 +104,8 @@ class Scheduler:
                     woken.cancel()
                 self._woken.clear()
         finally:
-            for one in (placing, *self._starting.values()):
-                one.cancel()
-            await asyncio.gather(placing, *self._starting.values(), self.astray.stop(), return_exceptions=True)
+            placing.cancel()
+            await asyncio.gather(placing, self._starting.stop(), self.astray.stop(), return_exceptions=True)
 
     def _pause(self) -> float:
         """Return for how long there is nothing to do, unless woken (seconds)."""
@@ -115,6 +115,7 @@ class Scheduler:
 
     async def look(self) -> None:
         """Make the moves that are due now."""
+        self._starting.check()
         now = self.db.now()
         stuck = await self.pools.look()
         waiting, (overdue, deadline), pause_ends, self._ends = await self.db.read(
@@ -162,8 +163,7 @@ class Scheduler:
         now = time.monotonic()
         begun = self.attempts.get(agent) or Attempts(first=now, last=now)
         self.attempts[agent] = replace(begun, last=now, tries=begun.tries + 1)
-        self._starting[agent] = asyncio.create_task(self._start(agent), name=f"start {agent}")
-        self._starting[agent].add_done_callback(lambda _done: self._starting.pop(agent, None))
+        self._starting.begin(agent, self._start, agent)
 
     async def _serve(self, waiting: queue.Waiting) -> None:
         """Do what an agent with waiting runs needs."""
