@@ -27,6 +27,16 @@ SKIPPED = "no PostgreSQL server here: install the package postgresql (make test 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
+    yield from served()
+
+
+@pytest.fixture(scope="module")
+def breakable() -> Iterator[Postgres]:
+    """A server that a test may kill: nobody else waits for its recovery, which looks at the files of all databases."""
+    yield from served()
+
+
+def served() -> Iterator[Postgres]:
     found = programs()
     if found is None:
         pytest.skip(SKIPPED)

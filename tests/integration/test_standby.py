@@ -151,14 +151,14 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[Pair]:
+def pair(tmp_path_factory: pytest.TempPathFactory, breakable: Postgres) -> Iterator[Pair]:
     hub, loop = FakeHub(), asyncio.new_event_loop()
     looping = threading.Thread(target=loop.run_forever)
     looping.start()
     asyncio.run_coroutine_threadsafe(hub.start(), loop).result(30)
     turns = [calls("charge", number=number) for number in range(STEPS)]
     with ScriptedServer(*turns, says("done"), delay=0.1) as model:
-        made = Pair(tmp_path_factory.mktemp("standby"), postgres, hub.url, model)
+        made = Pair(tmp_path_factory.mktemp("standby"), breakable, hub.url, model)
         yield made
         made.close()
     asyncio.run_coroutine_threadsafe(hub.stop(), loop).result(30)

@@ -380,16 +380,16 @@ async def test_a_newer_and_an_older_schema_are_refused_with_the_way_out(database
     writer.dispose()
 
 
-async def test_a_postgresql_that_is_gone_is_said_and_work_goes_on_when_it_is_back(postgres: Any) -> None:
-    db = Database.open(postgres.create())
+async def test_a_postgresql_that_is_gone_is_said_and_work_goes_on_when_it_is_back(breakable: Any) -> None:
+    db = Database.open(breakable.create())
     try:
         run = await running(db)
-        postgres.stop()
+        breakable.stop()
         with pytest.raises(Transient):
             await append(db, run, 1, VALUE)
         with pytest.raises(Transient):
             await db.read(lambda c: ledger.read_run(c, run.run_id))
-        postgres.start()
+        breakable.start()
         assert (await append(db, run, 1, VALUE)).n == 1
         assert (await db.read(lambda c: ledger.verify(c, run.run_id))).ok
     finally:
