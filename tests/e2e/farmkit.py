@@ -192,6 +192,12 @@ class Farm:
                 continue
         return found
 
+    def told(self, lines: int = 40) -> str:
+        """Return the ends of the farm's logs, for a failure whose cause only they tell."""
+        logs = sorted((self.state / "logs").glob("*.log"))
+        ends = {one.name: one.read_text(errors="replace").splitlines()[-lines:] for one in logs}
+        return "\n".join(f"{name}: {line}" for name, end in ends.items() for line in end)
+
     def kill(self, name: str) -> None:
         """Kill -9 one of the launcher's processes, and wait until it is started anew and answers."""
         before = self.ready["pids"][name]
