@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
 
 
-PATIENCE = 4.0  # deadlines are for a machine of one's own; tests share two cores with other tests and their farms
+# deadlines are for a machine of one's own; tests share two cores with other tests and their farms
+PATIENCE = 4.0 * float(os.environ.get("AGENTFARM_SLOWNESS", "1"))
 
 
 def until(look: Callable[[], T | None], seconds: float, what: str, every: float = 0.1) -> T:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from labkit import ALIVE, Daemon, Lab, skip_without_lab
+
+# Before anybody reads it: an emulated CPU computes ten times slower, and waits as well as any.
+if os.environ.get("AGENTFARM_LAB") == "vm":
+    os.environ.setdefault("AGENTFARM_SLOWNESS", "6")
+
+from labkit import ALIVE, HERE, SLOWNESS, Daemon, Lab, skip_without_lab
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests more time on slow hosts."""
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        if SLOWNESS > 1 and limit and item.path.parent == HERE:
+            item.add_marker(pytest.mark.timeout(limit.args[0] * SLOWNESS))
 
 
 @pytest.fixture(scope="session")

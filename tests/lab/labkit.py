@@ -31,7 +31,10 @@ ROOT = HERE.parents[1]
 FARM = "0123456789ab"  # hosts are lent from test to test: what one leaves there must not be another farm's for the next
 HELPER = "/opt/agentfarm/helper.pyz"
 COMMAND = f"/usr/bin/python3 -I {HELPER}"
-PATIENCE = 2.0  # deadlines are for a machine of one's own; tests share two cores with other tests and their farms
+VIRTUAL = os.environ.get("AGENTFARM_LAB") == "vm"  # machines with a kernel of their own
+SLOWNESS = float(os.environ.get("AGENTFARM_SLOWNESS", "1"))  # conftest.py sets it for those
+# deadlines are for a machine of one's own; tests share two cores with other tests and their farms
+PATIENCE = 2.0 * SLOWNESS
 # Seconds between two questions of SSH, of which three stay unanswered before a connection ends: that outlasts what a busy machine takes
 # to answer. A test that waits for the silence of a microserver has them come each second (`alert`), and takes a false alarm.
 ALIVE = 4
@@ -54,8 +57,14 @@ class Lab:
             **os.environ, "AFLAB_NAME": f"a{number:x}", "AFLAB_NET": f"10.{100 + number % 100}.{number // 100}", "AFLAB_DIR": str(self.folder),
             **({"AFLAB_DISK": "1G"} if os.environ.get("AGENTFARM_FAULTS", "release") != "release" else {}),  # one can be full
             "AFLAB_TREES": cache, "AFLAB_HOOK": str(HERE / "hook"),
-            "AFLAB_BIND": f"{packages}:/opt/agentfarm/lab/packages {ROOT}:/opt/agentfarm/lab/checkout",
+            "AFLAB_KIND": "vm" if VIRTUAL else "container", "AFLAB_BIND": f"{packages}:/opt/agentfarm/lab/packages {self._code()}",
         }  # fmt: skip
+
+    def _code(self) -> str:
+        """Return what hosts see of the checkout: containers the folder itself, virtual machines images of what servers run."""
+        there = "/opt/agentfarm/lab/checkout"
+        folders = ("agentfarm_sdk", "jupyterhub_agentfarm")
+        return " ".join(f"{ROOT / one}:{there}/{one}" for one in folders) if VIRTUAL else f"{ROOT}:{there}"
 
     def need(self, hosts: int) -> None:
         """Have so many hosts; those that run stay as they are."""
@@ -78,7 +87,7 @@ class Lab:
         elif verb in ("kill", "stop"):
             self.off.add(int(str(words[0])))
         done = subprocess.run(
-            [HERE / "hosts", verb, *map(str, words)], text=True, capture_output=True, env=self.environ, timeout=240, check=False
+            [HERE / "hosts", verb, *map(str, words)], text=True, capture_output=True, env=self.environ, timeout=240 * SLOWNESS, check=False
         )  # fmt: skip
         if done.returncode != 0:
             raise RuntimeError(f"hosts {verb} {words}: {done.stdout[-1000:]} {done.stderr[-2000:]}")
@@ -109,6 +118,10 @@ class Lab:
         if line not in keys.read_text():
             with open(keys, "a") as sink:
                 sink.write(line)
+
+    def own(self, host: int, home: str) -> None:
+        """Let all in a workspace belong to its user, links too (which a mount over sftp would follow)."""
+        self("exec", host, "sh", "-c", f'chown -hR "$(stat -c %u:%g {home})" {home}')
 
     def down(self) -> None:
         self("down")
@@ -152,7 +165,7 @@ class Daemon:
         self.state, self.farm = Path(tempfile.mkdtemp(prefix="afl-", dir="/tmp")), farm
         self.state.joinpath("farm.id").write_text(farm)
         self.state.joinpath("token").write_text("t")
-        self.client = FleetClient(self.state / "fleet.sock", timeout=90)
+        self.client = FleetClient(self.state / "fleet.sock", timeout=90 * SLOWNESS)
         self.environ = {
             **os.environ, "AGENTFARM_STATE": str(self.state), "JUPYTERHUB_API_URL": hub, "AGENTFARM_FLEET_TOKEN_FILE": str(self.state / "token"), "AGENTFARM_SSH_ALIVE_SECONDS": str(alive),
         }  # fmt: skip

@@ -35,9 +35,9 @@ def sums(home: Path) -> dict[str, Any]:
     return found
 
 
-def fill(home: Path) -> None:
+def fill(lab: Lab, host: int, workspace: str) -> None:
     """Leave files there as an agent would."""
-    uid = home.stat().st_uid
+    home = lab.inside(host, workspace)
     (home / "data" / "deep").mkdir(parents=True)
     (home / "data" / "deep" / "noise").write_bytes(os.urandom(3 << 20))
     (home / "data" / "b\xe4d name \n").write_text("x")
@@ -47,8 +47,7 @@ def fill(home: Path) -> None:
     (home / "out").symlink_to("/etc/shadow")
     (home / "script").write_text("#!/bin/sh\n")
     (home / "script").chmod(0o750)
-    for path in (home, *home.rglob("*")):
-        os.chown(path, uid, uid, follow_symlinks=False)
+    lab.own(host, workspace)
 
 
 async def move_of(daemon: Daemon) -> dict[str, Any]:
@@ -88,7 +87,7 @@ async def test_a_workspace_moves_whole_through_a_killed_daemon_and_power_cuts_on
     assert (await begin(daemon, "af-a"))["microserver"] == "micro1"
     await daemon.client.uncordon("micro2")
     here, there = lab.inside(1, HOME), lab.inside(2, HOME)
-    fill(here)
+    fill(lab, 1, HOME)
     before = sums(here)
     assert (await daemon.client.move("agent-a"))["phase"] == "waiting"
     with pytest.raises(FleetError, match="being moved"):
@@ -135,7 +134,7 @@ async def test_after_a_loss_an_operator_decides_whether_a_snapshot_or_nothing_is
     await begin(daemon, "af-c", user="agent-c")
     await begin(daemon, "af-d", user="agent-d")
     await daemon.client.uncordon("micro2")
-    fill(lab.inside(1, LOST))
+    fill(lab, 1, LOST)
     before = sums(lab.inside(1, LOST))
     [kept] = [one for one in await daemon.client.snapshot("micro1") if one["user"] == "agent-c"]  # while it runs
     assert kept["snapshot"] and kept["changed"] == 0, kept

@@ -37,8 +37,8 @@ SOCKET_BYTES = 107
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # older systemds' words in the journal have them
 # Of the machine's memory at most so much for one unit that names no limit.
 MEMORY_SHARE = 0.5
-# Where a unit has so much less left it is slowed down before it is killed (cgroup version 2): its page cache goes, and the pressure shows.
-MEMORY_HIGH = 1 - 1 / 16
+# There is no MemoryHigh below MemoryMax (cgroup version 2): without swap, who takes more was held there for minutes instead of being
+# killed, its whole server with it, and the machine's pressure showed it as ill. Page cache goes at MemoryMax as well.
 FIXED = [
     "KillMode=control-group", "CPUAccounting=yes", f"TimeoutStopSec={STOP_SECONDS}", "OOMPolicy=continue", "CollectMode=inactive", "UMask=0077", "LimitCORE=0",
     "LimitNOFILE=65536", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateDevices=yes", "ProtectSystem=strict", "ProtectHome=yes",
@@ -235,7 +235,7 @@ def properties(spec: Start, user: str, home: Path) -> list[str]:
     memory = limits.memory or int(facts.meminfo()["MemTotal"] * MEMORY_SHARE)
     own = [
         f"User={user}", f"Group={user}", f"WorkingDirectory={home}", f"ReadWritePaths={home}", f"RuntimeDirectory=agentfarm/{spec.unit}",
-        f"EnvironmentFile=-{SECRET / spec.unit}.env", f"MemoryMax={memory}", f"MemoryHigh={int(memory * MEMORY_HIGH)}", f"TasksMax={limits.tasks}", f"SyslogIdentifier={spec.unit}",
+        f"EnvironmentFile=-{SECRET / spec.unit}.env", f"MemoryMax={memory}", f"TasksMax={limits.tasks}", f"SyslogIdentifier={spec.unit}",
         f"ExecStopPost=+/bin/sh {SECRET}/ended {spec.unit}", *([f"CPUQuota={limits.cpu * 100:g}%"] if limits.cpu else []),
     ]  # fmt: skip
     write_secret(SECRET / "ended", ENDED)

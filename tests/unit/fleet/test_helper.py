@@ -138,6 +138,7 @@ def test_no_value_of_a_request_becomes_a_property_of_its_own(monkeypatch: pytest
     )
     assert all(word.startswith("--") and "\n" not in word for word in words)
     assert [word for word in words if "User=" in word] == ["--property=User=agentfarm-200000"]
+    assert not any("MemoryHigh" in word for word in words), "it holds a server for minutes that should lose a kernel"
     assert "--property=CPUQuota=50%" in words and "--property=KillMode=control-group" in words
 
 
