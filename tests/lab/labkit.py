@@ -37,7 +37,7 @@ SLOWNESS = float(os.environ.get("AGENTFARM_SLOWNESS", "1"))  # conftest.py sets 
 PATIENCE = 2.0 * SLOWNESS
 # Seconds between two questions of SSH, of which three stay unanswered before a connection ends: that outlasts what a busy machine takes
 # to answer. A test that waits for the silence of a microserver has them come each second (`alert`), and takes a false alarm.
-ALIVE = 4
+ALIVE = int(4 * SLOWNESS)
 alert = pytest.mark.parametrize("daemon", [1], indirect=True, ids=["alert"])
 AWAY = ("it is silent", "cannot be asked", "does not answer")  # what is said of one that is not reached at the moment
 

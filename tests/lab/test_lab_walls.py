@@ -41,7 +41,10 @@ SERVICE = "import socket, time\ns = socket.create_server(('0.0.0.0', 8900))\ntim
 
 async def begin(daemon: Daemon, unit: str, user: str, code: str, **rest: Any) -> dict[str, Any]:
     env = {"SECRET": "s3cret", **rest.pop("env", {})}
-    started = await daemon.client.start(unit, user=user, server="", args=[PYTHON, "-c", code], env=env, **rest)
+    args = [PYTHON, "-c", code]
+    started = await daemon.patiently(
+        lambda: daemon.client.start(unit, user=user, server="", args=args, env=env, **rest)
+    )
 
     async def is_up() -> bool:
         return "up" in await daemon.client.logs(unit)
