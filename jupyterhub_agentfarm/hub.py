@@ -14,10 +14,8 @@ import aiohttp
 from .errors import Conflict, Transient, UserError
 
 SECONDS = 20.0  # starting a server answers after up to 10 s
-ENDING_TRIES, ENDING_PAUSE = (
-    20,
-    0.5,
-)  # how often, and after how many seconds, a start is asked for again while a server ends
+# How often, and after how many seconds, a start is asked for again while a server ends.
+ENDING_TRIES, ENDING_PAUSE = 20, 0.5
 PAGE, MOST_USERS = 200, 20_000  # users asked for at once, and at most
 SHARED = {  # each scope by itself: tokens do not expand the subscopes of shares
     "view": ("custom:agentfarm:view",),

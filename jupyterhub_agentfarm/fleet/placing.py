@@ -29,12 +29,10 @@ from .health import Health
 from .kept import OLDEST_SECONDS, PATIENCE
 from .state import FleetState
 
-START_SECONDS = (
-    200.0  # for which a place is held for a server that has not been started yet: a Hub waits 180 for its turn
-)
-SETTLE_SECONDS = (
-    60.0  # after which a server uses what it will use: until then its promise counts beside what is measured
-)
+# For which a place is held for a server that has not been started yet: a Hub waits 180 for its turn.
+START_SECONDS = 200.0
+# After which a server uses what it will use: until then its promise counts beside what is measured.
+SETTLE_SECONDS = 60.0
 MOST_RESERVED = 1 << 30
 SHOWN_LABELS = ("arch", "os")  # facts that are labels by themselves
 AGENT = "agent-"

@@ -20,10 +20,8 @@ FARM = re.compile(r"[0-9a-f]{12}")
 NOTICES = 500  # that are kept: the service takes them within seconds
 AGENT_USER = re.compile(r"^agent-[a-z][a-z0-9-]{0,40}$")
 FIRST_UID = 200_000  # above people's and systemd's ranges
-UIDS, PLACES = (
-    1_000,
-    300,
-)  # each farm begins at one of so many places: farms that share a microserver do not share users there
+# Each farm begins at one of so many places: farms that share a microserver do not share users there.
+UIDS, PLACES = 1_000, 300
 
 
 class FleetState:

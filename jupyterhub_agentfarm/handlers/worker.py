@@ -40,9 +40,8 @@ from .wire import Wire, upgrade
 log = logging.getLogger(__name__)
 PING_SECONDS = 15.0
 MAX_WAITING = 64  # messages of a connection that are not begun; then nothing more is read
-MAX_CONNECTIONS = (
-    64  # of one run, or of one agent's supervisors: each needs one, and may have left some that are not over yet
-)
+# Of one run, or of one agent's supervisors: each needs one, and may have left some that are not over yet.
+MAX_CONNECTIONS = 64
 MAX_BEGUN = 256  # that are begun and not answered: a supervisor has one for each of its kernels, a worker a few
 
 

@@ -29,9 +29,8 @@ from .parts import CHECKOUT, TURNS, leads, model_directory, parts
 from .state import State, any_free_port, choose_ports, held, is_free, prepare, write_atomically
 
 LEFTOVER_SECONDS = 15.0
-OPEN_FILES = (
-    65_536  # of each process: a page, a worker and a kernel hold one or two each; many machines begin with 1,024
-)
+# Of each process: a page, a worker and a kernel hold one or two each; many machines begin with 1,024.
+OPEN_FILES = 65_536
 LEAD_SECONDS = 90.0
 
 

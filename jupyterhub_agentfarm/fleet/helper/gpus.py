@@ -20,10 +20,8 @@ QUESTION = (
 SECONDS = 5.0  # waking a driver that sleeps takes some
 MIB = 1 << 20
 DEV, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/gpus")
-CONTROL, MEMORY = (
-    "nvidiactl",
-    ("nvidia-uvm", "nvidia-uvm-tools"),
-)  # nodes that all GPUs share; CUDA needs the second ones
+# Nodes that all GPUs share; CUDA needs the second ones.
+CONTROL, MEMORY = "nvidiactl", ("nvidia-uvm", "nvidia-uvm-tools")
 
 
 def told(folder: Path) -> dict[str, Any]:

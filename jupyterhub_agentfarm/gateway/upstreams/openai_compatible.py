@@ -249,9 +249,8 @@ class OpenAICompatible:
         return self._reading if self.settings.catalog else None
 
     async def _read_catalog(self) -> None:
-        self._catalog_at = (
-            time.monotonic()
-        )  # also where it fails: then models have no price for so long, and runs say so
+        # Also where it fails: then models have no price for so long, and runs say so.
+        self._catalog_at = time.monotonic()
         try:
             self._catalog = catalog.read(await self.models())
         except UpstreamError as error:

@@ -79,11 +79,8 @@ class _Line:
         self.rooms = {room.micro.name: room for room in rooms}
         self.heap = [(room.key(first, rank), name) for name, room in self.rooms.items()]
         heapq.heapify(self.heap)
-        self.memory, self.cpu, self.gpus = (
-            first.memory,
-            first.cpu,
-            first.gpus,
-        )  # the least that any of the line asks for
+        # The least that any of the line asks for.
+        self.memory, self.cpu, self.gpus = first.memory, first.cpu, first.gpus
         self.failed: list[Demand] = []
         self.parked: list[
             tuple[int, float, str]
