@@ -9,6 +9,7 @@ import hashlib
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +100,29 @@ class Task:
     parent_call: str | None = None
     batch_id: str | None = None
     place: int | None = None  # in the batch, from 1
+
+
+BEGINS = ("queued", "assigned")  # statuses of a task that has not begun
+
+
+@dataclass(frozen=True)
+class Placeless:
+    """Which tasks that have not begun wait for a place for a server, and why: as the scheduler knows it at one moment; no row says so.
+
+    agents: why those have none; pools: the same of targets whose tasks nobody has yet; astray: agents whose servers are away from their files.
+    """
+
+    agents: Mapping[str, str] = field(default_factory=dict)
+    pools: Mapping[str, str] = field(default_factory=dict)
+    astray: frozenset[str] = frozenset()
+
+    def why(self, task: Task) -> str:
+        """Return why the task waits for a place, "" where it does not."""
+        if task.status not in BEGINS:
+            return ""
+        if task.agent in self.astray and task.workspace == "home":
+            return "its agent's files cannot be reached: it waits for them"
+        return (self.agents.get(task.agent) if task.agent else self.pools.get(task.target)) or ""
 
 
 @dataclass(frozen=True)

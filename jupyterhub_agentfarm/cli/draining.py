@@ -128,7 +128,9 @@ def show_drain(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     if out.as_json:
         out.value(told)
         return
-    drain = told["drain"]
+    if (drain := told["drain"]) is None:
+        print(f"{asked.name} is not being drained: agentfarm microserver show {asked.name}")
+        return
     deadline = f"; deadline {drain['deadline']}" if drain["deadline"] else ""
     print(
         f"{asked.name}: {drain['left']} of {drain['of']} workspaces are still there{deadline} ({drain['by']}: {drain['reason']})"

@@ -8,8 +8,10 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from ..errors import Conflict, NotFound
+from ..records import Placeless
 from ..store import batches, tasks
 from ..store.db import Tx
+from ..store.lists import NONE
 from .asking import Asker, may
 from .feed import ENDS, Sse, resume_from
 from .routes import Call, Place, Route
@@ -47,16 +49,17 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after: Place = 0
 
 
-def reach_batch(connection: Connection, asker: Asker, batch_id: str) -> dict[str, Any]:
+def reach_batch(connection: Connection, asker: Asker, batch_id: str, placeless: Placeless = NONE) -> dict[str, Any]:
     """Return the batch. Raises NotFound, also where it may not be seen."""
-    found = batches.show(connection, batch_id)
+    found = batches.show(connection, batch_id, placeless)
     if not may(connection, asker, found, "view"):
         raise NotFound(f"there is no batch {batch_id}", hint="its id is in each of its tasks: agentfarm task show TASK")
     return found
 
 
 async def show(call: Call) -> BatchView:
-    found = await call.read(lambda c: reach_batch(c, call.asker, call.path["batch"]))
+    placeless = call.parts.placeless()
+    found = await call.read(lambda c: reach_batch(c, call.asker, call.path["batch"], placeless))
     return msgspec.convert(found, BatchView)
 
 

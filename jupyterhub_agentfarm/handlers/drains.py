@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ..errors import Conflict, Forbidden, Invalid, NotFound
+from ..errors import Conflict, Forbidden, Invalid
 from ..records import hub_user
 from ..store import draining
 from .farm import DrainView, changed, changing, drain_view
@@ -52,7 +52,7 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Draining(msgspec.Struct, frozen=True, kw_only=True):
-    """`drain`: null where nothing was begun. `items`: what is still there."""
+    """`drain`: null where none was begun, or it has ended. `items`: what is still there of it, or would leave by it."""
 
     microserver: str
     drain: DrainView | None
@@ -77,13 +77,14 @@ async def drain(call: Call) -> Draining:
 
 
 async def show(call: Call) -> Draining:
-    """What is still there of a microserver that is drained, and what each workspace waits for."""
+    """What is still there of a microserver that is drained, and what each workspace waits for; nothing where it is not, or no more."""
     _operators(call)
     name = call.path["name"]
     for told in (await call.parts.fleet.drains())["drains"]:
         if told["microserver"] == name:
             return await _view(call, told)
-    raise NotFound(f"{name} is not being drained", hint="agentfarm microserver drain, or list")
+    await show_microserver(call)
+    return Draining(microserver=name, drain=None, items=[])
 
 
 def _operators(call: Call) -> None:

@@ -9,9 +9,9 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from ..errors import Invalid
-from ..records import Run, Task
+from ..records import Placeless, Run, Task
 from ..store import lists, tasks
-from ..store.lists import Wanted
+from ..store.lists import NONE, Wanted
 from ..store.tables import STATUSES
 from .asking import visible
 from .routes import Call, Page, Route
@@ -63,8 +63,8 @@ class Counts(msgspec.Struct, frozen=True):
     counts: dict[str, int]
 
 
-def wanted(query: Any) -> Wanted:
-    """Read what a list is narrowed to. Raises Invalid."""
+def wanted(query: Any, placeless: Placeless = NONE) -> Wanted:
+    """Read what a list is narrowed to. placeless: of a list of tasks. Raises Invalid."""
     given = {
         name: getattr(query, name)
         for name in ("agent", "owner", "mode", "text", "thread", "batch", "parent", "task")
@@ -73,7 +73,8 @@ def wanted(query: Any) -> Wanted:
     chosen = tuple(one.strip() for one in (query.status or "").split(",") if one.strip())
     if wrong := [one for one in chosen if one not in STATUSES[:-1]]:
         raise Invalid(f"there is no status {wrong[0]!r} - at `$.status`", hint=", ".join(STATUSES[:-1]))
-    return Wanted(status=chosen, since=_time(query.since, "since"), until=_time(query.until, "until"), **given)
+    since, until = _time(query.since, "since"), _time(query.until, "until")
+    return Wanted(status=chosen, since=since, until=until, placeless=placeless, **given)
 
 
 def _time(text: str | None, name: str) -> float | None:
@@ -90,18 +91,19 @@ def _time(text: str | None, name: str) -> float | None:
 
 async def list_tasks(call: Call) -> Listed[TaskView]:
     query: TasksPage = call.query
-    narrowed = wanted(query)
+    placeless = call.parts.placeless()
+    narrowed = wanted(query, placeless)
 
     def read(connection: Connection) -> list[Task]:
         where = lists.tasks_where(narrowed, *visible(connection, call.asker))
         return tasks.listed(connection, *where, before=query.cursor or None, limit=query.limit + 1)
 
     found = page(await call.read(read), query.limit, lambda one: one.task_id)
-    return Listed([task_view(one, placeless=call.parts.placeless(one)) for one in found.items], found.next)
+    return Listed([task_view(one, placeless=placeless.why(one)) for one in found.items], found.next)
 
 
 async def count(call: Call) -> Counts:
-    narrowed = wanted(call.query)
+    narrowed = wanted(call.query, call.parts.placeless())
     found = await call.read(lambda c: lists.count_tasks(c, narrowed, *visible(c, call.asker)))
     return Counts(sum(found.values()), found)
 

@@ -145,7 +145,7 @@ async def _waits(call: Call, task: Task) -> list[str]:
     waits = await call.read(lambda c: standing.waits(c, task, call.parts.db.now()))
     if task.status in ("queued", "assigned") and (why := call.parts.claims.full()):
         waits.append(f"the ledger's disk is nearly full: {why}")
-    if placeless := call.parts.placeless(task):
+    if placeless := call.parts.placeless().why(task):
         waits.append(f"it waits for a place: {placeless}; it begins by itself when there is one")
     elif task.agent and task.status in ("queued", "assigned") and not call.parts.claims.seen(task.agent):
         waits.append(

@@ -16,7 +16,7 @@ from ..errors import Forbidden, Invalid, Unauthenticated
 from ..gateway.live import LiveRuns
 from ..gateway.models import Models
 from ..hub import Hub
-from ..records import Task
+from ..records import Placeless
 from ..store import idempotency
 from ..store.db import Database, Tx
 from .asking import Asker, Door
@@ -58,8 +58,9 @@ class Fleet(Protocol):
     async def cordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> Any: ...
     async def uncordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> Any: ...
     async def joining(self) -> Any: ...
-    async def register(self, name: str, registration: dict[str, Any]) -> Any: ...
-    async def remove(self, name: str, force: bool = False) -> Any: ...
+    async def register(self, name: str, registration: dict[str, Any], by: str = "") -> Any: ...
+    async def remove(self, name: str, force: bool = False, by: str = "") -> Any: ...
+    async def notices(self, after: int) -> Any: ...
     async def drain(
         self, name: str, until: str = "finish-step", deadline: float | None = None, reason: str = "", by: str = "", rev: int | None = None,
         preview: bool = False, besides: Sequence[str] = (),
@@ -84,7 +85,7 @@ class Parts:
     encrypt: Callable[[bytes], bytes]
     wake: Callable[[], None]  # the scheduler looks again
     why: Callable[[str], str]  # agent -> why its server is not up yet, "" where nothing is known
-    placeless: Callable[[Task], str]  # why a task waits for a place for a server, "" where it does not
+    placeless: Callable[[], Placeless]  # which tasks wait for a place for a server, and why
     metrics: Callable[[], Awaitable[bytes]]
     claims: Claims
     feed: Feed

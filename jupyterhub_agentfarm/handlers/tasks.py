@@ -288,7 +288,7 @@ def reach_task(connection: Connection, asker: Asker, task_id: str, need: Literal
 async def show(call: Call) -> TaskView:
     task = await call.read(lambda c: reach_task(c, call.asker, call.path["task"], "view"))
     waits = task.status in ("queued", "assigned") and task.agent
-    return task_view(task, call.parts.why(str(task.agent)) if waits else "", call.parts.placeless(task))
+    return task_view(task, call.parts.why(str(task.agent)) if waits else "", call.parts.placeless().why(task))
 
 
 async def cancel(call: Call) -> TaskView:

@@ -150,9 +150,6 @@ class InboxView(msgspec.Struct, frozen=True, kw_only=True):
     may_decide: bool | None = None  # whether the asker may, at a farm page; told where one item is asked for
 
 
-PLACE = "place"  # what a task waits for while no microserver takes its agent's server
-
-
 def when(seconds: float | None) -> str | None:
     return None if seconds is None else timestamp(seconds)
 
@@ -179,8 +176,8 @@ def version_view(version: Version) -> VersionView:
 
 def task_view(task: Task, note: str = "", placeless: str = "") -> TaskView:
     """placeless: why it waits for a place for its agent's server, "" where it does not; known to the scheduler alone."""
-    waiting = PLACE if placeless else task.waiting
-    return TaskView(**{**_values(TaskView, task), "waiting": waiting, "note": placeless or note})
+    waits = {"status": "waiting", "waiting": "place"} if placeless else {}  # as store/lists.py filters and counts it
+    return TaskView(**{**_values(TaskView, task), **waits, "note": placeless or note})
 
 
 def run_view(run: Run) -> RunView:

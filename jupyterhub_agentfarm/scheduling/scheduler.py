@@ -15,7 +15,7 @@ from agentfarm_sdk.protocol import ENDED
 
 from ..errors import AgentFarmError, Conflict, Transient, UserError
 from ..hub import Hub
-from ..records import Committed, Task, hub_user
+from ..records import Committed, Placeless, hub_user
 from ..store import leases, ledger, pools, queue, tasks
 from ..store.db import Database, Tx
 from .astray import Astray, Claiming
@@ -78,13 +78,9 @@ class Scheduler:
         known = self.attempts.get(agent)
         return self.supervisors.held.get(agent) or self.places.waits.get(agent) or (known.why if known else "")
 
-    def placeless(self, task: Task) -> str:
-        """Return why a task that is to begin waits for a place for a server, "" where it does not."""
-        if task.status not in ("queued", "assigned"):
-            return ""
-        if task.agent in self.supervisors.scratch and task.workspace == "home":
-            return "its agent's files cannot be reached: it waits for them"
-        return (self.places.waits.get(task.agent) if task.agent else self._pools_wait.get(task.target)) or ""
+    def placeless(self) -> Placeless:
+        """Return which tasks wait for a place for a server, and why."""
+        return Placeless(dict(self.places.waits), self._pools_wait, frozenset(self.supervisors.scratch))
 
     async def run(self) -> None:
         """Look for ever; end what was begun when cancelled."""
@@ -134,9 +130,10 @@ class Scheduler:
         for one in waiting:
             await self._serve(one)
         wanted = {one.agent for one in waiting}
-        self._pools_wait = {}
+        pools_wait: dict[str, str] = {}
         for left in stuck:
-            wanted |= await self._helped(left)
+            wanted |= await self._helped(left, pools_wait)
+        self._pools_wait = pools_wait
         self.places.keep({agent for agent in wanted if not self.supervisors.seen(agent)})
         await self.astray.look()
         for agent in set(self.attempts):
@@ -174,7 +171,7 @@ class Scheduler:
         elif move == "fail" and not await self._lacks_place(waiting.agent):
             await self._unplaceable(waiting)
 
-    async def _helped(self, stuck: Stuck) -> set[str]:
+    async def _helped(self, stuck: Stuck, pools_wait: dict[str, str]) -> set[str]:
         """Start members of a pool for what those that listen have no room for; return whose attempts still matter.
 
         Where none listens, and none could be started in time, the task fails with the reasons; it waits as long as one may get a place.
@@ -186,7 +183,7 @@ class Scheduler:
             if self._move(name) == "start":
                 self._begin(name)
         if stuck.alone and not placed:
-            self._pools_wait[stuck.task.target] = "; ".join(f"{name}: {self.why(name)}" for name in stuck.stopped)
+            pools_wait[stuck.task.target] = "; ".join(f"{name}: {self.why(name)}" for name in stuck.stopped)
         failed = stuck.alone and stuck.most != 0 and all(self._move(name) == "fail" for name in stuck.stopped)
         if failed and not any([await self._lacks_place(name) for name in stuck.stopped]):
             whys = "; ".join([await self._reasons(name) for name in stuck.stopped])

@@ -11,8 +11,9 @@ from sqlalchemy.engine import Connection
 from agentfarm_sdk.protocol import ENDED, timestamp
 
 from ..errors import NotFound
-from ..records import new_id
+from ..records import Placeless, new_id
 from .db import Tx
+from .lists import NONE, Wanted, count_tasks
 from .tables import batches, tasks
 
 _RESULT = ("place", "batch_ended", "task_id", "key", "status", "run_id", "result", "error")
@@ -46,15 +47,12 @@ def last_place(connection: Connection, batch_id: str) -> int:
     return connection.execute(sa.select(sa.func.max(tasks.c.place)).where(tasks.c.batch_id == batch_id)).scalar() or 0
 
 
-def show(connection: Connection, batch_id: str) -> dict[str, Any]:
-    """Return the batch: whose it is, how many tasks it has, how many of each status. Raises NotFound."""
+def show(connection: Connection, batch_id: str, placeless: Placeless = NONE) -> dict[str, Any]:
+    """Return the batch: whose it is, how many tasks it has, how many of each status as people are told it. Raises NotFound."""
     row = connection.execute(sa.select(batches).where(batches.c.batch_id == batch_id)).mappings().one_or_none()
     if row is None:
         raise NotFound(f"there is no batch {batch_id}", hint="its id is in each of its tasks: agentfarm task show TASK")
-    counted = connection.execute(
-        sa.select(tasks.c.status, sa.func.count()).where(tasks.c.batch_id == batch_id).group_by(tasks.c.status)
-    )
-    counts = {status: int(count) for status, count in counted}
+    counts = count_tasks(connection, Wanted(batch=batch_id, placeless=placeless), None, None)
     values = {str(name): value for name, value in row.items()}
     return {**values, "created_at": timestamp(row["created_at"]), "tasks": sum(counts.values()), "counts": counts}
 

@@ -9,16 +9,19 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ..records import Run
+from ..records import BEGINS, Placeless, Run
 from . import ledger
 from .tables import FARM_RUN, runs, tasks
+
+NONE = Placeless()
+WAITS = "waiting"
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What a list is narrowed to; None and () narrow nothing. Times are epoch seconds, of when it was submitted.
 
-    text: stands in the input, the result or the target, as it is written there.
+    text: stands in the input, the result or the target, as it is written there. placeless: tasks whose status is told as waiting.
     """
 
     status: tuple[str, ...] = ()
@@ -32,6 +35,7 @@ class Wanted:
     batch: str | None = None
     parent: str | None = None
     task: str | None = None
+    placeless: Placeless = NONE
 
 
 def _seen(table: Any, owners: Iterable[str] | None, agents: Iterable[str] | None) -> list[Any]:
@@ -45,12 +49,26 @@ def _common(table: Any, wanted: Wanted) -> list[Any]:
     named = ((c.agent, wanted.agent), (c.owner, wanted.owner), (c.mode, wanted.mode), (c.thread_id, wanted.thread))
     where = [column == value for column, value in named if value is not None]
     if wanted.status:
-        where.append(c.status.in_(wanted.status))
+        where.append(c.status.in_([*wanted.status, *(BEGINS if WAITS in wanted.status else ())]))  # by the index
+        where.append(_told(table, wanted).in_(wanted.status))
     if wanted.since is not None:
         where.append(c.created_at >= wanted.since)
     if wanted.until is not None:
         where.append(c.created_at < wanted.until)
     return where
+
+
+def _told(table: Any, wanted: Wanted) -> Any:
+    """Return the status as people are told it: of a task that waits for a place no row says so."""
+    c, lacks = table.c, wanted.placeless
+    if lacks == NONE:
+        return c.status
+    named = [
+        c.agent.in_(sorted(lacks.agents)),
+        sa.and_(c.agent.is_(None), c.target.in_(sorted(lacks.pools))),
+        sa.and_(c.agent.in_(sorted(lacks.astray)), c.workspace == "home"),
+    ]
+    return sa.case((sa.and_(c.status.in_(BEGINS), sa.or_(*named)), WAITS), else_=c.status)
 
 
 def tasks_where(wanted: Wanted, owners: Iterable[str] | None, agents: Iterable[str] | None) -> list[Any]:
@@ -68,9 +86,10 @@ def tasks_where(wanted: Wanted, owners: Iterable[str] | None, agents: Iterable[s
 def count_tasks(
     connection: Connection, wanted: Wanted, owners: Iterable[str] | None, agents: Iterable[str] | None
 ) -> dict[str, int]:
-    """Return how many tasks there are of each status."""
-    counted = sa.select(tasks.c.status, sa.func.count()).where(*tasks_where(wanted, owners, agents))
-    return {str(status): int(count) for status, count in connection.execute(counted.group_by(tasks.c.status))}
+    """Return how many tasks there are of each status, as people are told it."""
+    told = _told(tasks, wanted).label("told")
+    counted = sa.select(told, sa.func.count()).where(*tasks_where(wanted, owners, agents)).group_by("told")
+    return {str(status): int(count) for status, count in connection.execute(counted)}
 
 
 def listed_runs(

@@ -324,7 +324,7 @@ export interface DrainView {
   moved?: number;
 }
 
-/** `drain`: null where nothing was begun. `items`: what is still there. */
+/** `drain`: null where none was begun, or it has ended. `items`: what is still there of it, or would leave by it. */
 export interface Draining {
   microserver: string;
   drain: DrainView | null;

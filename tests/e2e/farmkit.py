@@ -125,7 +125,8 @@ class Person:
                 task = self.task(task_id)
             except httpx.HTTPError:
                 return None
-            return task if task["status"] in {"succeeded", "failed", "cancelled", "waiting"} else None
+            ended = task["status"] in {"succeeded", "failed", "cancelled"}
+            return task if ended or (task["status"] == "waiting" and task["waiting"] != "place") else None
 
         return until(look, seconds, f"{task_id} has ended or waits")
 

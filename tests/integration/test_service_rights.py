@@ -110,7 +110,7 @@ RIGHTS: dict[str, tuple[Any, ...]] = {
     "POST /microservers/{name}/drain": (NO, NO, NO, NO, IN, NO, NO, WHO),
     "POST /microservers/{name}/snapshot": (NO, NO, NO, NO, IN, NO, NO, WHO),
     "POST /microservers/{name}/lost": (NO, NO, NO, NO, IN, NO, NO, WHO),
-    "GET /microservers/{name}/drain": (NO, NO, NO, NO, HIDE, NO, NO, WHO),  # nothing is drained
+    "GET /microservers/{name}/drain": (NO, NO, NO, NO, IN, NO, NO, WHO),
     "GET /people": PEOPLE,
     "GET /templates": USERS,
     "GET /tasks/counts": USERS,

@@ -22,9 +22,8 @@ from jupyterhub_agentfarm.chaos import checks, work
 from jupyterhub_agentfarm.chaos.judge import Judge
 
 TRUE_SECONDS = 30.0  # within which an operator sees what is
-SLOWER = (
-    3.0  # times as long as in calm, and so many seconds besides: so long may the tasks of others take on one machine
-)
+# Times as long as in calm, and so many seconds besides: so long may the tasks of others take on one machine.
+SLOWER = 3.0
 GIVEN_UP = frozenset({"given-up"})  # what a run of ours may fail of: we have said so
 
 
@@ -205,8 +204,9 @@ class Walk:
 
     def _nameless(self, agents: list[str]) -> list[str]:
         """Return the tasks of these agents that nobody works on, and of which the farm does not say for which microserver they wait."""
+        begins = [("queued", None), ("assigned", None), ("waiting", "place")]
         waiting = [
-            one for one in self.work.flying() if one["agent"] in agents and one["status"] in ("queued", "assigned")
+            one for one in self.work.flying() if one["agent"] in agents and (one["status"], one["waiting"]) in begins
         ]
         told = {
             one["task_id"]: self.rig.ask("GET", f"/placements/explain?task={one['task_id']}")["queue"]
