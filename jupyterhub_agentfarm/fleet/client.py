@@ -86,13 +86,14 @@ class FleetClient:
     async def microservers(self) -> list[dict[str, Any]]:
         return list((await self._call("GET", "/microservers"))["items"])
 
-    async def register(self, name: str, registration: dict[str, Any]) -> dict[str, Any]:
+    async def register(self, name: str, registration: dict[str, Any], by: str = "") -> dict[str, Any]:
         """Take a microserver in: {ssh, host_keys, labels, taints, login, measured}; returns it, `silent` saying why it cannot be asked yet."""
-        return await self._call("PUT", f"/microservers/{quote(name)}", registration)
+        return await self._call("PUT", f"/microservers/{quote(name)}", {**registration, "by": by})
 
-    async def remove(self, name: str, force: bool = False) -> None:
+    async def remove(self, name: str, force: bool = False, by: str = "") -> None:
         """Forget a microserver. Raises NotFound, Conflict."""
-        await self._call("DELETE", f"/microservers/{quote(name)}" + ("?force=1" if force else ""))
+        words = {**({"force": "1"} if force else {}), "by": by}
+        await self._call("DELETE", f"/microservers/{quote(name)}?{urlencode(words)}")
 
     async def joining(self) -> dict[str, Any]:
         """Return {public_key, farm: its id, helper: SHA-256 of its release's, microservers: {name: {ssh, login, host_keys}}}."""

@@ -33,6 +33,7 @@ from .placing import Placing
 from .ports import FORWARDS, answers, forwards_of
 from .reconciler import LOOK_SECONDS, Reconciler
 from .remotes import Remotes
+from .retired import Retired
 from .settings import seconds_of
 from .state import FleetState, workspace_of
 from .turns import Turns
@@ -43,7 +44,7 @@ log = logging.getLogger("agentfarm.fleet")
 LOCAL = "local"
 NEEDED = ("AGENTFARM_STATE", "JUPYTERHUB_API_URL", "AGENTFARM_FLEET_TOKEN_FILE")
 HEALTH_SECONDS = 30.0  # between looks at figures that nobody asks for
-DISKS_SECONDS = 3600.0  # how often disks are asked how they are: they are touched by it
+SELDOM_SECONDS = 3600.0  # how often disks are asked how they are, which touches them, and retired users are looked for
 
 
 class Fleet:
@@ -60,6 +61,7 @@ class Fleet:
         self.walling = Walling(self.microservers)
         self.moving = Moving(self.state, self.microservers, self.placing, self)
         self.turns = Turns(self._is_up)
+        self.retired = Retired(self.state, self.microservers, self.show)
         self._locks: dict[str, asyncio.Lock] = {}
         self._placed: dict[str, dict[str, Any]] = {}  # units that were placed and are not started yet
         self._stopped: dict[str, dict[str, Any]] = {}  # units that this daemon stopped, and how they ended
@@ -101,6 +103,8 @@ class Fleet:
         }
         self.state.units[unit] |= entry
         self.state.save()
+        if was.get("microserver") != placement.microserver:
+            await self.remotes.take_back(unit, was)
         told = {"unit": unit, "state": "placed", "reasons": placement.refusals, "why": placement.why}
         self._placed[unit] = {**entry, **told}
         return self._placed[unit]
@@ -111,12 +115,15 @@ class Fleet:
             return self.state.port(unit)
         return int(was["port"] if was.get("microserver") == there and was.get("port") else self.state.forward())
 
-    async def start(self, unit: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """Start a unit where it was placed (or place it); one that takes turns, at its turn. Raises NoMicroserverFits, StartError, FleetError, Invalid."""
+    async def start(self, unit: str, asked: dict[str, Any], gone: asyncio.Event) -> dict[str, Any]:
+        """Start a unit where it was placed (or place it); one that takes turns, at its turn, unless who asked is `gone` by then.
+
+        Raises NoMicroserverFits, StartError, FleetError, Invalid.
+        """
         placed = self._placed.get(unit)
         if placed and asked.get("turn"):
             facts = await self.microserver(placed["microserver"]).facts()
-            await self.turns.take(unit, placed["microserver"], facts["cpus"])
+            await self.turns.take(unit, placed["microserver"], facts["cpus"], gone)
         try:
             return await self._start(unit, asked)
         except BaseException:
@@ -147,7 +154,8 @@ class Fleet:
             self._stopped.pop(unit, None)
             whose = {"user": user, "server": str(asked.get("server", "")), "agent": asked.get("agent") or ""}
             self.state.units[unit] |= {**whose, "asked": asked.get("demand") or {}}
-            self.state.units[unit].pop("unwanted", None)
+            for gone in ("unwanted", "retired"):
+                self.state.units[unit].pop(gone, None)
             what = {
                 "unit": unit, "argv": argv, "env": {**env, "USER": user, "LOGNAME": user, **self.placing.surroundings(unit, facts)}, "workspace": workspace_of(user),
                 "uid": self.state.uid(user) if facts["own_users"] else None, "limits": _limits(demand, asked.get("limits")),
@@ -202,6 +210,12 @@ class Fleet:
             state = self._stopped[unit]
             self.placing.release(unit)
         return {"exit_code": 0, "state": "exited", **known, "unit": unit, **state}
+
+    async def take_back(self, unit: str) -> None:
+        """Let go of the port by which a unit is reached, before it is to be elsewhere."""
+        known = self.state.units[unit]
+        await self.remotes.take_back(unit, known)
+        known["port"] = 0
 
     async def end(self, unit: str, pid: int) -> None:
         """Stop a unit, or sweep what it left, if it is still the one with this server. Raises NotFound, FleetError."""
@@ -295,11 +309,12 @@ class Fleet:
 
     async def watch(self, seconds: float) -> None:
         """Look at all microservers' figures for ever, so that their health is judged also while nobody asks."""
-        disks = -DISKS_SECONDS
+        looked = -SELDOM_SECONDS
         while True:
             await self.placing.facts()
-            if time.monotonic() - disks > DISKS_SECONDS:
-                disks = time.monotonic()
+            if time.monotonic() - looked > SELDOM_SECONDS:
+                looked = time.monotonic()
+                await self.retired.forget()
                 await asyncio.gather(*(_disks(micro) for micro in [*self.microservers.values()]))
             await asyncio.sleep(seconds)
 

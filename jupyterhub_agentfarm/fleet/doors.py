@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -64,8 +65,14 @@ class _Server(Handler):
     async def get(self, unit: str) -> None:
         self.answer(await self.fleet.show(unit))
 
+    def prepare(self) -> None:
+        self.gone = asyncio.Event()
+
+    def on_connection_close(self) -> None:
+        self.gone.set()
+
     async def put(self, unit: str) -> None:
-        self.answer(await self.fleet.start(unit, self.body()))
+        self.answer(await self.fleet.start(unit, self.body(), self.gone))
 
     async def delete(self, unit: str) -> None:
         self.answer(await self.fleet.stop(unit, bool(self.get_argument("now", ""))))
@@ -119,7 +126,7 @@ class _Microserver(Handler):
         self.answer(await self.fleet.register(name, self.body()))
 
     async def delete(self, name: str) -> None:
-        await self.fleet.remotes.remove(name, bool(self.get_argument("force", "")))
+        await self.fleet.remotes.remove(name, bool(self.get_argument("force", "")), self.get_argument("by", ""))
         self.answer({})
 
     async def patch(self, name: str) -> None:
@@ -178,6 +185,7 @@ class _User(Handler):
 
     async def delete(self, name: str) -> None:
         await self.users.delete(name)
+        await self.fleet.retired.retire(name)
         self.answer({})
 
 

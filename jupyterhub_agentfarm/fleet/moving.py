@@ -28,9 +28,8 @@ from .state import AGENT_USER, FleetState, workspace_of
 log = logging.getLogger("agentfarm.fleet")
 AT_ONCE = 2  # copies
 LOOK_SECONDS = 5.0
-SIZE_SECONDS = (
-    15.0  # that a look at a drain waits for the size of each workspace: many files on an old disk take longer
-)
+# That a look at a drain waits for the size of each workspace: many files on an old disk take longer.
+SIZE_SECONDS = 15.0
 LONGEST_PAUSE = 15.0  # between tries
 DONE = "moved"
 FORSAKE_SECONDS = 90.0  # three leases
@@ -41,6 +40,7 @@ class Units(Protocol):
     async def show(self, unit: str) -> dict[str, Any]: ...
     async def states(self, microserver: str) -> dict[str, str]: ...
     async def stop(self, unit: str, now: bool) -> dict[str, Any]: ...
+    async def take_back(self, unit: str) -> None: ...
 
 
 class Moving:
@@ -213,27 +213,42 @@ class Moving:
     async def drained(
         self, microserver: str, size: bool = False, besides: Collection[str] = ()
     ) -> list[dict[str, Any]]:
-        """Return each workspace there: its server, where it would go (or why nowhere), how its move stands; `size`: bytes too."""
+        """Return each workspace there: its server, where it would go (or why nowhere), how its move stands; `size`: bytes too.
+
+        `scratch`: it is no workspace, but a server that is there away from its files.
+        """
         facts, states = await self.placing.facts(), await self.units.states(microserver)
-        there = self.residents(microserver)  # behind the questions: who has moved meanwhile is not told
+        residents = self.residents(microserver)  # behind the questions: who has moved meanwhile is not told
+        there = {**residents, **self._astray(microserver, states)}
         units = {user: mine[0] for user, mine in there.items()}
         demands = [replace(self.placing.demand(unit), home="") for unit in units.values()]
         farm = [one for one in self.placing.farm(facts) if one.name != microserver and one.name not in besides]
         plan = place_all(demands, farm, self.placing.settings.rank)
         shown = [_worst(states.get(unit, "exited") for unit in mine) for mine in there.values()]
-        sizes = await asyncio.gather(*(self._size(user) for user in there)) if size else [None] * len(there)
+        sizes = (
+            await asyncio.gather(*(self._size(user, microserver) for user in there)) if size else [None] * len(there)
+        )
         return [
             {
                 "user": user, "agent": user.removeprefix("agent-") if AGENT_USER.fullmatch(user) else "", "units": there[user], "state": state,
-                "to": plan.where[unit], "why": plan.why(unit) if farm else "there is no other microserver", "bytes": bytes_, "move": self.told(user) or None,
+                "to": plan.where[unit], "why": plan.why(unit) if farm else "there is no other microserver", "bytes": bytes_, "move": self.told(user) or None, "scratch": user not in residents,
             }
             for (user, unit), state, bytes_ in zip(units.items(), shown, sizes, strict=True)
         ]  # fmt: skip
 
-    async def _size(self, user: str) -> int | None:
+    def _astray(self, microserver: str, states: Mapping[str, str]) -> dict[str, list[str]]:
+        """Return whose servers are there away from their files, and may run: user → units."""
+        return {
+            known["user"]: [unit]
+            for unit, known in sorted(self.state.units.items())
+            if known.get("scratch") and known["microserver"] == microserver and states.get(unit, "exited") != "exited"
+        }
+
+    async def _size(self, user: str, there: str) -> int | None:
         try:
-            micro = self.microservers[self.placing.home(user)]
-            told = await asyncio.wait_for(micro.ask("measure", workspace=workspace_of(user)), SIZE_SECONDS)
+            told = await asyncio.wait_for(
+                self.microservers[there].ask("measure", workspace=workspace_of(user)), SIZE_SECONDS
+            )
             return int(told["bytes"])
         except (AgentFarmError, KeyError, asyncio.TimeoutError):
             return None
@@ -387,6 +402,8 @@ class Moving:
             finally:
                 self._so_far.pop(user, None)
         log.info("the workspace of %s is on %s: %d bytes, %s", user, to.name, copied["bytes"], copied["digest"][:12])
+        for mine in [name for name, known in self.state.units.items() if known.get("user") == user]:
+            await self.units.take_back(mine)
         self._switch(user, one, to.name, copied)
 
     async def _copy(self, user: str, one: Mapping[str, Any], to: AnyMicroserver, uid: int | None) -> dict[str, Any]:

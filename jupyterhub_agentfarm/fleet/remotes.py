@@ -26,11 +26,8 @@ from .zipped import helper_version
 log = logging.getLogger("agentfarm.fleet")
 HOST_KEY = re.compile(r"(ssh-ed25519|ecdsa-sha2-nistp(256|384|521)|ssh-rsa) [A-Za-z0-9+/=]{20,2000}")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,62}")
-LED_BACK = (
-    "JUPYTERHUB_API_URL",
-    "JUPYTERHUB_ACTIVITY_URL",
-    "AGENTFARM_URL",
-)  # what servers ask, by the names that they know it under
+# What servers ask, by the names that they know it under.
+LED_BACK = ("JUPYTERHUB_API_URL", "JUPYTERHUB_ACTIVITY_URL", "AGENTFARM_URL")
 # True of this machine only; the microserver's own stand in their place.
 OF_HERE = {
     "PATH",
@@ -150,16 +147,19 @@ class Remotes:
         """Take a microserver in, or change how one is reached; wait a moment for it to answer. Raises Invalid, Conflict, StartError.
 
         asked: {ssh: user@host:port, host_keys: ["ssh-ed25519 …"] as the operator has confirmed them, labels, taints: {name: reason},
-        login: how operators sign in, measured: {what: figure}}
+        login: how operators sign in, measured: {what: figure}, by: who}
         """
         checked = _registration(name, asked)
         self.public_key()
         to = target(checked["ssh"])
         self.files.control(name)  # too long a path is said now
         once_only(name, to, checked["host_keys"], self._joined())
-        changed = self._trust(to.known_as, checked.pop("host_keys"))
+        keys = checked.pop("host_keys")
+        changed = self._trust(to.known_as, keys)
         known = self.state.microservers.get(name, {"state": "ready", "reason": ""})
         self.state.microservers[name] = {**known, **checked}
+        what = {"microserver": name, "ssh": checked["ssh"], "host_keys": keys}
+        self.state.note("microserver.added", **what, by=str(asked.get("by", "")))
         self.state.save()
         if (
             not changed
@@ -212,7 +212,7 @@ class Remotes:
             await asyncio.gather(task, return_exceptions=True)
         await self.microservers[name].connection.close()
 
-    async def remove(self, name: str, force: bool) -> None:
+    async def remove(self, name: str, force: bool, by: str = "") -> None:
         """Forget a microserver. Raises NotFound; Conflict while servers run or may run there, unless forced."""
         micro = self.microservers.get(name)
         if micro is None:
@@ -238,6 +238,7 @@ class Remotes:
         self._untrust(target(gone["ssh"]).known_as)
         for unit in [unit for unit, known in self.state.units.items() if known["microserver"] == name]:
             self.state.ports.let_go(self.state.units.pop(unit).get("port", 0))
+        self.state.note("microserver.removed", microserver=name, forced=force, by=by)
         self.state.save()
 
     def _untrust(self, known_as: str) -> None:
@@ -314,6 +315,17 @@ class Remotes:
             await micro.connection.cancel(port, socket_of(unit))
             self.state.ports.let_go(port)
 
+    async def take_back(self, unit: str, was: Mapping[str, Any]) -> None:
+        """Take back the port of a unit that is elsewhere from now on. was: as it was known; one that crashed may have left a way there."""
+        micro, port = self.microservers.get(was.get("microserver", "")), was.get("port")
+        if micro is None or not port:
+            return
+        try:
+            await micro.connection.cancel(port, socket_of(unit))
+        except FleetError as error:  # the way has ended with its line
+            log.info("port %d of %s: %s", port, unit, error.detail)
+        self.state.ports.let_go(port)
+
     # -- servers -----------------------------------------------------------------------------
 
     async def start(self, micro: SshMicroserver, what: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,9 +347,8 @@ class Remotes:
         told = {name: value for name, value in env.items() if name not in OF_HERE}
         told["PATH"] = f"{VENV_AT}/bin:/usr/local/bin:/usr/bin:/bin"
         told["JUPYTER_CONFIG_PATH"] = CONFIG_AT
-        told["JUPYTER_RUNTIME_DIR"] = (
-            f"/run/agentfarm/{unit}/jupyter"  # in memory, its own, with short names for sockets
-        )
+        # In memory, its own, with short names for sockets.
+        told["JUPYTER_RUNTIME_DIR"] = f"/run/agentfarm/{unit}/jupyter"
         if "JUPYTERHUB_SERVICE_URL" in told:  # the server takes a socket only where the port has its default
             told["JUPYTERHUB_SERVICE_URL"] = f"http://127.0.0.1:8888{urlsplit(told['JUPYTERHUB_SERVICE_URL']).path}"
         for name in LED_BACK:

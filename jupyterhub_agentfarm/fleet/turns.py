@@ -6,6 +6,7 @@ On each microserver at most as many start together as it has cores; the others w
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,13 +28,27 @@ class Turns:
     def __init__(self, is_up: Callable[[str], Awaitable[bool]]) -> None:
         self._is_up = is_up
         self._waiting: dict[str, str] = {}  # unit: where; in the order of their coming
+        self._asking: collections.Counter[str] = collections.Counter()  # requests that wait for a unit's turn
         self._began: dict[str, dict[str, float]] = {}  # where: {unit that starts: since when, monotonic}
         self._changed = asyncio.Event()
 
-    async def take(self, unit: str, there: str, cores: int) -> None:
-        """Return when the unit may start there. Raises StartError: it was stopped while it waited."""
+    async def take(self, unit: str, there: str, cores: int, gone: asyncio.Event) -> None:
+        """Return when the unit may start there. Raises StartError: it was stopped while it waited, or who asked is `gone`."""
         self._waiting[unit] = there
+        self._asking[unit] += 1
+        try:
+            await self._wait(unit, there, cores, gone)
+        finally:
+            self._asking[unit] -= 1
+            if not self._asking[unit]:  # nobody waits for it any more
+                del self._asking[unit]
+                if self._waiting.pop(unit, None):
+                    self._tell()
+
+    async def _wait(self, unit: str, there: str, cores: int, gone: asyncio.Event) -> None:
         while self._waiting.get(unit) == there:
+            if gone.is_set():
+                raise StartError("who asked for it went away while it waited for its turn", hint="start it again")
             if unit in whose_turn(self._line(there), len(self._starting(there)), cores):
                 del self._waiting[unit]
                 self._began[there][unit] = time.monotonic()

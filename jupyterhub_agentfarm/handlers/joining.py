@@ -6,13 +6,10 @@ from typing import Annotated
 
 import msgspec
 
-from agentfarm_sdk.protocol import new_event
-
 from ..demands import Name, Value
 from ..errors import Conflict, Forbidden, Invalid
 from ..records import microserver_name
-from ..store import ledger
-from ..store.tables import FARM_RUN
+from ..store import notices
 from .farm import MicroserverView, show
 from .routes import Call, Empty, Route
 
@@ -68,9 +65,8 @@ async def joining(call: Call) -> Joining:
 async def register(call: Call) -> MicroserverView:
     _operators_only(call)
     name, asked = microserver_name(call.path["name"]), msgspec.to_builtins(call.body)
-    body = {"microserver": name, "ssh": asked["ssh"], "host_keys": asked["host_keys"]}
-    await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [new_event("microserver.added", body)]))
-    await call.parts.fleet.register(name, asked)
+    await call.parts.fleet.register(name, asked, call.asker.by)
+    await _noted(call)
     call.parts.surroundings.stale()
     call.parts.wake()  # what waited for a place may have one
     return await show(call)
@@ -84,11 +80,17 @@ async def remove(call: Call) -> Empty:
     known = await show(call)
     if known.servers and not force:
         raise Conflict(f"servers run on {name} ({known.servers})", hint="drain it, or stop them, first")
-    body = {"microserver": name, "forced": force}
-    await call.write(lambda tx: ledger.record(tx, FARM_RUN, call.asker.by, [new_event("microserver.removed", body)]))
-    await call.parts.fleet.remove(name, force)
+    await call.parts.fleet.remove(name, force, call.asker.by)
+    await _noted(call)
     call.parts.surroundings.stale()
     return Empty()
+
+
+async def _noted(call: Call) -> None:
+    """Record what the daemon has noted as done: it may refuse what is asked. Where nobody comes so far the next look of FleetWatch does it."""
+    after = await call.read(notices.last)
+    items = (await call.parts.fleet.notices(after))["items"]
+    await call.write(lambda tx: notices.record(tx, items))
 
 
 ROUTES = [

@@ -36,6 +36,8 @@ PATIENT = ("finish-step", "finish-run")
 class There:
     """A workspace on a microserver that is drained. agent: "" for a person's; state: of its server, as the daemon says.
 
+    scratch: no workspace, but a server that is there away from its files.
+
     to: where it would go, None: nowhere, and why. working: runs that a worker holds; going: those of them that were not asked to rest.
     """
 
@@ -46,6 +48,7 @@ class There:
     moving: bool = False
     working: int = 0
     going: tuple[str, ...] = ()
+    scratch: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def next_act(one: There, until: Until, overdue: bool) -> Act:
     if one.to is None:
         why = f"it has nowhere to go: {one.why}; its tasks wait for its microserver"
         return Act("stop" if up else "wait", why, True, how)
+    if one.scratch:
+        return Act("stop", "its server, which is away from its files, ends, and goes on elsewhere", True, how)
     return Act("move", f"its workspace moves to {one.to}", True, how)
 
 
@@ -253,7 +258,7 @@ def there(one: Mapping[str, Any], held: list[Held]) -> There:
     return There(
         agent=one["agent"], state=one["state"], to=one["to"], why=one["why"],
         moving=bool(one["move"]) and one["move"]["phase"] != "moved", working=len(mine),
-        going=tuple(run.run_id for run in mine if not run.aside),
+        going=tuple(run.run_id for run in mine if not run.aside), scratch=one["scratch"],
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from .tables import FARM_RUN, meta
 
 KEY = "notices"  # in `meta`: the number of the last one that is recorded
 KINDS = frozenset({
-    "microserver.tainted", "microserver.untainted", "microserver.lost", "microserver.returned",
+    "microserver.tainted", "microserver.untainted", "microserver.lost", "microserver.returned", "microserver.added", "microserver.removed",
 })  # fmt: skip
 
 
@@ -26,17 +26,18 @@ def last(connection: Connection) -> int:
 
 
 def record(tx: Tx, items: Sequence[Mapping[str, Any]]) -> int:
-    """Record the notices {id, kind, at, microserver …} that are not recorded yet; return the number of the last one."""
+    """Record the notices {id, kind, at, microserver, by: who had it done, …} that are not recorded yet; return the number of the last one."""
     known = last(tx.connection)
     fresh = sorted((one for one in items if one["id"] > known and one["kind"] in KINDS), key=lambda one: one["id"])
     if not fresh:
         return known
-    events = [new_event(str(one["kind"]), {**_body(one), "noted_at": timestamp(one["at"])}) for one in fresh]
-    ledger.record(tx, FARM_RUN, "service", events)
+    for one in fresh:
+        event = new_event(str(one["kind"]), {**_body(one), "noted_at": timestamp(one["at"])})
+        ledger.record(tx, FARM_RUN, str(one.get("by") or "service"), [event])
     tx.execute(meta.delete().where(meta.c.key == KEY))
     tx.execute(meta.insert().values(key=KEY, value=str(fresh[-1]["id"])))
     return int(fresh[-1]["id"])
 
 
 def _body(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in one.items() if name not in ("id", "kind", "at")}
+    return {name: value for name, value in one.items() if name not in ("id", "kind", "at", "by")}

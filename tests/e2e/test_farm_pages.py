@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -14,7 +15,7 @@ import pytest
 from browserkit import Desk
 from farmkit import PATIENCE, Farm, Person, until
 
-from jupyterhub_agentfarm.errors import NotFound
+from jupyterhub_agentfarm.errors import NotFound, StartError
 from jupyterhub_agentfarm.fleet.client import FleetClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.parametrize("farm", ["sqlite"], indirect=True)]
@@ -49,6 +50,7 @@ def test_an_operator_sees_and_steers_the_whole_farm(desk: Callable[..., Desk], f
         page.get_by_role("dialog").get_by_role("button", name="Cordon").click()
         machine.locator("[data-state=cordoned]").wait_for()
         machine.get_by_text("its disk is old").wait_for()
+        found += drained(admin, machine)
         page.get_by_label("Agent", exact=True).select_option(AGENT)
         page.get_by_text(f"No microserver can take the server of {AGENT} now.").wait_for()
         with farm.person("admin").api() as api:  # no disk is quite empty: a real taint, by real figures
@@ -123,19 +125,9 @@ def test_the_hubs_own_pages_tell_where_a_server_runs_and_why_and_that_it_waits_f
 ) -> None:
     zora, admin = desk("zora"), desk("admin")
     public, where = farm.ready["public_url"], re.compile("local: it is pinned there")  # people's servers are
-    cores = psutil.cpu_count()
-    sleepers = [f"af-sleeper-{number}" for number in range(cores)]
-    for unit in sleepers:  # they start for ever
-        small = {"memory": 32 << 20, "cpu": 0.01, "pin": "local"}
-        fleet(farm, "place", unit, small)
-        words = {
-            "user": unit.replace("af", "agent"),
-            "server": "",
-            "args": ["/bin/sleep", "600"],
-            "env": {},
-            "turn": 60,
-        }
-        fleet(farm, "start", unit, demand=small, **words)
+    # None of them ever comes up: a line that is long enough for a page to be opened behind it, however slow that is.
+    sleepers = [f"af-sleeper-{number}" for number in range(8 * psutil.cpu_count())]
+    line = in_line(farm, sleepers)
     # Where the page leads when the server is up is JupyterLab, which is not looked at here.
     zora.page.route(re.compile("/user/zora/"), lambda route: route.fulfill(body="up"))
     zora.page.goto(f"{public}/hub/spawn/zora")
@@ -144,8 +136,9 @@ def test_the_hubs_own_pages_tell_where_a_server_runs_and_why_and_that_it_waits_f
     waits = re.compile(r"Waiting for its turn: \d+ servers start on microserver local before it")
     told.get_by_text(waits).wait_for(state="attached")
     zora.shot("hub-spawn-pending")
-    for unit in sleepers:
+    for unit in reversed(sleepers):
         fleet(farm, "stop", unit, True)
+    line.join()
     told.get_by_text("Starting on microserver").filter(has_text=where).wait_for(state="attached")
     page = admin.page
     page.goto(f"{public}/hub/admin?name_filter=zora")
@@ -157,22 +150,63 @@ def test_the_hubs_own_pages_tell_where_a_server_runs_and_why_and_that_it_waits_f
         hub.delete("/users/zora/server").raise_for_status()
 
 
+def in_line(farm: Farm, units: list[str]) -> Thread:
+    """Have these start on the farm's own microserver, in their turn, and return when the last one waits; until the thread ends they do."""
+    small = {"memory": 16 << 20, "cpu": 0.01, "pin": "local"}
+
+    async def start(client: FleetClient, unit: str) -> None:
+        whose = {"user": unit.replace("af", "agent"), "server": "", "args": ["/bin/sleep", "600"], "env": {}}
+        with suppress(StartError):  # it is stopped while it waits
+            await client.start(unit, demand=small, turn=600, **whose)
+
+    async def starts() -> None:
+        client = FleetClient(farm.state / "fleet.sock")
+        for unit in units:
+            await client.place(unit, small)
+        await asyncio.gather(*(start(client, unit) for unit in units))
+
+    waiting = Thread(target=lambda: asyncio.run(starts()), daemon=True)
+    waiting.start()
+    until(lambda: fleet(farm, "before", units[-1]) is not None, 60 * PATIENCE, "the last one waits")
+    return waiting
+
+
+def drained(admin: Desk, machine: Any) -> list[str]:
+    """Drain the farm's only microserver by its dialog, which says before that nothing can leave it; return axe's findings."""
+    machine.get_by_role("button", name="Drain").click()
+    dialog = admin.page.get_by_role("dialog")
+    row = dialog.get_by_role("row", name="analyst")
+    row.get_by_text("stays").wait_for()
+    row.get_by_text("it has nowhere to go: there is no other microserver").wait_for()
+    dialog.get_by_label("A server is stopped").select_option("finish-run")
+    dialog.get_by_label("Reason").fill("a new disk")
+    row.wait_for()
+    admin.shot("drain-dialog-dark")
+    found = admin.axe()
+    dialog.get_by_role("button", name="Drain").click()
+    machine.locator("[data-state=draining]").wait_for()
+    machine.get_by_text("Servers are stopped after the runs in hand.").wait_for()
+    machine.get_by_role("row", name="analyst").get_by_text("nowhere to go").wait_for()
+    return found
+
+
 def chained(api: Any) -> set[str]:
     """Return what the service recorded in the farm's own chain."""
     events = api.get("/runs/farm/events?limit=1000").json()["items"]
     return {one["kind"] for one in events if one["by"] == "service"}
 
 
-def fleet(farm: Farm, verb: str, *words: Any, **fields: Any) -> None:
-    """Ask the farm's fleet daemon, as `agentfarm microserver add` and `remove` do."""
+def fleet(farm: Farm, verb: str, *words: Any, **fields: Any) -> Any:
+    """Ask the farm's fleet daemon, as `agentfarm microserver add` and `remove` do; None where it knows nothing of it."""
     with suppress(NotFound):
-        in_a_thread(lambda: asyncio.run(getattr(FleetClient(farm.state / "fleet.sock"), verb)(*words, **fields)))
+        return in_a_thread(lambda: asyncio.run(getattr(FleetClient(farm.state / "fleet.sock"), verb)(*words, **fields)))
+    return None
 
 
-def in_a_thread(act: Callable[[], Any]) -> None:
+def in_a_thread(act: Callable[[], Any]) -> Any:
     """Playwright has an event loop in this one."""
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(act).result(60)
+        return threads.submit(act).result(60)
 
 
 def test_an_owner_sees_their_part_and_steers_no_machine(desk: Callable[..., Desk], petra: Person) -> None:

@@ -221,11 +221,13 @@ class FakeFleet:
         }
         return {"public_key": "ssh-ed25519 AAAA agentfarm", "farm": "0" * 12, "helper": "0" * 64, "microservers": known}
 
-    async def register(self, name: str, registration: dict[str, Any]) -> None:
+    async def register(self, name: str, registration: dict[str, Any], by: str = "") -> None:
         self.machines[name] = FakeMachine(ssh=registration["ssh"])
+        self.placing.state.note("microserver.added", microserver=name, ssh=registration["ssh"], by=by)
 
-    async def remove(self, name: str, force: bool = False) -> None:
+    async def remove(self, name: str, force: bool = False, by: str = "") -> None:
         del self.machines[name]
+        self.placing.state.note("microserver.removed", microserver=name, forced=force, by=by)
 
     async def cordon(self, name: str, reason: str = "", by: str = "", rev: int | None = None) -> None:
         self.placing.mark(name, rev, by, {"state": "cordoned", "reason": reason})

@@ -138,6 +138,11 @@ async def test_a_run_is_put_aside_at_its_step_its_agent_moves_and_it_goes_on_the
     await until(lambda: farm.fleet.machines["micro1"].state == "cordoned")
     shown = await farm.ok("operator", "GET", "/microservers/micro1")
     assert shown["drain"] is None and "a new disk" in shown["reason"]
+    over = await farm.ok("operator", "GET", "/microservers/micro1/drain")  # the page may still look at it
+    assert over == {"microserver": "micro1", "drain": None, "items": []}
+    code, said = await command(farm, "operator", capsys, "microserver", "progress", "micro1")
+    assert code == 0 and "micro1 is not being drained" in said
+    assert (await farm.ask("operator", "GET", "/microservers/nowhere/drain")).status_code == 404
     assert [one["microserver"] for one in await told(farm, "microserver.draining")] == ["micro1"]
     assert [(one["from"], one["to"], one["user"]) for one in await told(farm, "workspace.moved")] == [
         ("micro1", "local", user)

@@ -12,6 +12,8 @@ from servicekit import GIB, FakeMachine, Service, service
 from test_placement_api import command
 
 from jupyterhub_agentfarm.cli import logs
+from jupyterhub_agentfarm.fleet.remotes import Remotes
+from jupyterhub_agentfarm.fleet.state import FleetState
 from jupyterhub_agentfarm.hubconfig import troubles_of
 from jupyterhub_agentfarm.records import unit_name
 from jupyterhub_agentfarm.scheduling.fleetwatch import FleetWatch, why_lost
@@ -83,6 +85,38 @@ async def test_a_microserver_taints_itself_says_so_everywhere_and_heals_by_itsel
         ("microserver.tainted", "service", "clock-off"), ("microserver.tainted", "service", "disk-full"),
         ("microserver.untainted", "service", "clock-off"), ("microserver.untainted", "service", "disk-full"),
     ]  # fmt: skip
+
+
+async def test_machines_are_recorded_as_added_and_removed_once_that_is_done_also_where_the_service_dies_in_between(
+    farm: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, key = farm.fleet, "ssh-ed25519 " + "A" * 40
+    remotes = Remotes(tmp_path, fleet.placing.state, {})
+
+    async def register(name: str, registration: dict[str, Any], by: str = "") -> None:
+        await remotes.register(name, {**registration, "by": by})
+        fleet.machines[name] = FakeMachine()
+
+    monkeypatch.setattr(fleet, "register", register)
+    monkeypatch.setattr(fleet, "remove", remotes.remove)
+    wish = {"ssh": "root@127.0.0.1:1", "host_keys": [key]}  # nothing listens there
+    await farm.ok("operator", "PUT", "/microservers/micro2", wish)
+    refused = await farm.ask("operator", "PUT", "/microservers/micro3", wish)
+    assert refused.status_code == 409 and "the microserver micro2 already" in refused.text
+    assert (await farm.ask("operator", "DELETE", "/microservers/micro1")).status_code == 404, "not one of these"
+    await fleet.register("micro4", {"ssh": "root@127.0.0.2:1"}, "user:root")  # the service dies behind it
+    for one in (watch(farm), watch(farm)):
+        await one.look()
+    await farm.ok("operator", "DELETE", "/microservers/micro2?force=true")
+    done = [one for one in await noted(farm) if not one[0].endswith("tainted")]
+    assert done == [
+        ("microserver.added", "user:root", "micro2"), ("microserver.added", "user:root", "micro4"),
+        ("microserver.removed", "user:root", "micro2"),
+    ]  # fmt: skip
+    again = FleetState(tmp_path / "fleet.json")
+    kept = [one["microserver"] for one in again.notices if "by" in one]
+    assert kept == ["micro2", "micro4", "micro2"], "on the disk with what it tells of"
+    await remotes.let_go()
 
 
 async def test_a_silent_microserver_is_lost_only_when_no_run_there_renews_its_lease(farm: Service, capsys: Any) -> None:

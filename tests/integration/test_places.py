@@ -14,12 +14,12 @@ from test_placement_api import command
 from jupyterhub_agentfarm.errors import FleetError
 from jupyterhub_agentfarm.handlers import waiting
 from jupyterhub_agentfarm.records import hub_user, unit_name
-from jupyterhub_agentfarm.scheduling import astray, places, priority, scheduler
+from jupyterhub_agentfarm.scheduling import astray, draining, places, priority, scheduler
 
 
 @pytest.fixture
 async def farm(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
-    for module in (astray, places, scheduler):
+    for module in (astray, draining, places, scheduler):
         monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(priority, "BACKOFF", (0.05,))
     monkeypatch.setattr(waiting, "SEEN_SECONDS", 0.5)
@@ -34,11 +34,20 @@ async def waits(farm: Service, task: str) -> dict[str, Any]:
 
     async def placeless() -> Any:
         shown = await farm.ok("ann", "GET", f"/tasks/{task}")
-        assert shown["status"] in ("queued", "assigned"), shown
-        return shown if shown["waiting"] == "place" else None
+        assert shown["status"] in ("queued", "assigned", "waiting"), shown
+        return shown if (shown["status"], shown["waiting"]) == ("waiting", "place") else None
 
     found: dict[str, Any] = await until(placeless)
     return found
+
+
+async def told_the_same(farm: Service, task: str, status: str) -> None:
+    """Filters find the only open task by what it is shown as, and by nothing else; counts say the same."""
+    for asked in ("queued,assigned", "waiting", "running"):
+        found = (await farm.ok("ann", "GET", f"/tasks?status={asked}"))["items"]
+        assert [(one["task_id"], one["status"]) for one in found] == [(task, status)] * (asked == status)
+        assert (await farm.ok("ann", "GET", f"/tasks/counts?status={asked}"))["total"] == (asked == status)
+    assert (await farm.ok("ann", "GET", "/tasks/counts"))["counts"] == {status: 1}
 
 
 async def test_a_task_without_a_place_says_so_everywhere_and_begins_once_a_microserver_is_added_uncordoned_or_freed(
@@ -52,10 +61,11 @@ async def test_a_task_without_a_place_says_so_everywhere_and_begins_once_a_micro
     shown = await waits(farm, task)
     assert "it is cordoned (a new disk): uncordon it" in shown["note"], shown
     [listed] = (await farm.ok("ann", "GET", "/tasks?agent=analyst"))["items"]
-    assert listed["waiting"] == "place" and listed["note"] == shown["note"]
-    for words in (("task", "show", task), ("placement", "explain", task)):
+    assert listed == shown
+    await told_the_same(farm, task, "waiting")
+    for words in (("task", "show", task), ("task", "list", "--status", "waiting"), ("placement", "explain", task)):
         code, said = await command(farm, "ann", capsys, *words)
-        assert code == 0 and "place" in said and "a new disk" in said, said
+        assert code == 0 and "place" in said and (words[1] == "list" or "a new disk" in said), said
     assert (await farm.ok("ann", "GET", "/agents/analyst"))["server"]["reasons"] == shown["note"]
 
     machines["micro1"] = FakeMachine(memory_free=0)  # added, and full
@@ -69,6 +79,7 @@ async def test_a_task_without_a_place_says_so_everywhere_and_begins_once_a_micro
     assert claim
     begun = await farm.ok("ann", "GET", f"/tasks/{task}")
     assert begun["status"] == "running" and begun["waiting"] is None and begun["note"] == ""
+    await told_the_same(farm, task, "running")
 
     await farm.agent("other")  # another one waits for the same room, and then for its own
     machines["micro1"].state = "cordoned"
@@ -101,6 +112,7 @@ async def test_a_pool_s_task_waits_as_long_as_a_member_may_get_a_place(farm: Ser
     task = (await farm.ok("ann", "POST", "/tasks", {"target": "pool:all", "input": "x"}))["task_id"]
     shown = await waits(farm, task)
     assert "analyst: no microserver takes" in shown["note"] and "other: no microserver takes" in shown["note"]
+    await told_the_same(farm, task, "waiting")
     farm.scheduler.deadline = 300.0
     farm.fleet.machines["local"].told["memory_free"] = 4 * GIB
     await until(lambda: farm.hub.running)
@@ -151,9 +163,22 @@ async def test_a_run_that_needs_no_files_goes_on_elsewhere_and_the_server_comes_
     assert claim and claim["run"] == free["run_id"], "the one before it needs its files"
     assert await farm.claim(scratch=True) is None
     assert "cannot be reached" in (await waits(farm, first))["note"]
+    machines["micro2"] = (
+        FakeMachine()
+    )  # what is there is drained: the server goes on at another one, away from its files still
+    await farm.ok("operator", "POST", "/microservers/local/drain", {"reason": "a new disk"})
+    await until(lambda: "step" in farm.parts.draining.notes.get(user, ""))
+    [there] = (await farm.ok("operator", "GET", "/microservers/local/drain"))["items"]
+    assert (there["agent"], there["to"], there["runs"]) == ("analyst", "micro2", 1)
+    await append(farm, claim, 1, "run.parked", {"reason": "paused"})
+    await until(lambda: machines["local"].state == "cordoned")
+    await until(lambda: user in farm.hub.running and unit["microserver"] == "micro2")
+    assert (unit["home"], unit["scratch"]) == ("micro1", True)
+    claim = await farm.claim(wait=15, scratch=True)
+    assert claim and claim["run"] == free["run_id"]
     machines["micro1"].silent = ""
     await append(farm, claim, 1, "run.succeeded", {"result": "1"})
     await until(lambda: user in farm.hub.running and unit["microserver"] == "micro1")
-    assert (unit["home"], unit["scratch"], state.leftovers) == ("micro1", False, {"local": [user]})
+    assert (unit["home"], unit["scratch"], state.leftovers) == ("micro1", False, {"local": [user], "micro2": [user]})
     claim = await farm.claim(wait=15)
     assert claim and (await farm.ok("ann", "GET", f"/tasks/{first}"))["run_id"] == claim["run"]

@@ -6,13 +6,12 @@ import asyncio
 import io
 import time
 import zipfile
-from collections.abc import Awaitable
 from typing import Any
 
 import pytest
-from labkit import HELPER, Daemon, Lab, alert, until
+from labkit import HELPER, Daemon, Lab, until
 
-from jupyterhub_agentfarm.errors import NoMicroserverFits
+from jupyterhub_agentfarm.errors import FleetError, NoMicroserverFits
 from jupyterhub_agentfarm.fleet.zipped import helper_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(300)]
@@ -63,7 +62,7 @@ async def test_a_full_disk_and_a_wrong_clock_taint_a_microserver_until_they_are_
 
         await until(healed, 60, "the healing")
         notices = (await daemon.client.notices(0))["items"]
-        assert [(one["kind"].partition(".")[2], one["taint"]) for one in notices] == [
+        assert [(one["kind"].partition(".")[2], one["taint"]) for one in notices if "taint" in one] == [
             ("tainted", "clock-off"), ("tainted", "disk-full"), ("untainted", "clock-off"), ("untainted", "disk-full"),
         ]  # fmt: skip
     finally:
@@ -93,34 +92,33 @@ async def test_a_log_is_followed_to_its_end(daemon: Daemon, lab: Lab) -> None:
     assert shown["memory"] > 0 and shown["cpu_seconds"] > 0
 
 
-@alert
+@pytest.mark.parametrize("daemon", [3], indirect=True, ids=["patient"])  # the host may hang for 9 s before it is silent
 async def test_a_host_that_hangs_slows_no_answer(daemon: Daemon, lab: Lab) -> None:
     await daemon.add(lab, 1)
+    unit = "af-before"  # what a start has changed is asked for anew
+    await daemon.client.start(unit, user="agent-before", server="", args=["/bin/sleep", "600"], env={})
     began = time.time()
     lab("freeze", 1)
-    slowest = 0.0
-
-    async def timed(asking: Awaitable[Any]) -> tuple[Any, float]:
-        asked = time.monotonic()
-        return await asking, time.monotonic() - asked
+    its_own = asyncio.create_task(daemon.client.log(unit))
+    answers = asyncio.gather(daemon.micro("micro1"), daemon.client.units())
+    await asyncio.wait({its_own, answers}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    assert answers.done() and not its_own.done(), "who asks for all of them does not wait for the one that hangs"
+    with pytest.raises(FleetError):
+        await its_own
 
     async def silent() -> Any:
-        nonlocal slowest
-        (one, first), (_, second), (_, alone) = await asyncio.gather(
-            timed(daemon.micro("micro1")), timed(daemon.client.units()), timed(daemon.client.notices(0))
-        )  # the last one asks nobody: what it takes is this machine's
-        slowest = max(slowest, first - alone, second - alone)
+        one = await daemon.micro("micro1")
         return one if one["silent"] else None
 
     one = await until(silent, 60, "the silence")
     assert one["state"] == "silent" and one["since"] >= began - 1 and one["memory"] > 0, "what it said last is told"
-    assert slowest < 8, f"{slowest:.1f} s for an answer, while the host's own would have taken 15"
     await daemon.client.set_lost("micro1", True, "no run there renews its lease")  # as the service says it
     assert (await daemon.micro("micro1"))["state"] == "lost"
     lab("thaw", 1)
     back = await daemon.reachable("micro1")
     assert back["since"] is None and back["state"] == "ready"
     assert [one["kind"] for one in (await daemon.client.notices(0))["items"]] == [
+        "microserver.added",
         "microserver.lost",
         "microserver.returned",
     ]

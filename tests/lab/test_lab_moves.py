@@ -13,6 +13,7 @@ from labkit import Daemon, Lab, until
 from test_lab_units import begin
 
 from jupyterhub_agentfarm.errors import AgentFarmError, Conflict, FleetError
+from jupyterhub_agentfarm.fleet.ports import is_free
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(300)]
 HOME, LOST = "/var/lib/agentfarm/workspaces/a", "/var/lib/agentfarm/workspaces/c"
@@ -133,6 +134,7 @@ async def test_after_a_loss_an_operator_decides_whether_a_snapshot_or_nothing_is
     await daemon.client.cordon("micro2", "first there")
     await begin(daemon, "af-c", user="agent-c")
     await begin(daemon, "af-d", user="agent-d")
+    ports = [(await daemon.shown(unit))["port"] for unit in ("af-c", "af-d")]
     await daemon.client.uncordon("micro2")
     fill(lab, 1, LOST)
     before = sums(lab.inside(1, LOST))
@@ -158,6 +160,7 @@ async def test_after_a_loss_an_operator_decides_whether_a_snapshot_or_nothing_is
     for unit, user in (("af-c", "agent-c"), ("af-d", "agent-d")):
         assert (await daemon.client.show(unit))["state"] == "exited"
         assert (await begin(daemon, unit, user=user))["microserver"] == "micro2"
+    assert all(is_free(port, reused=False) for port in ports), "they lead there no more, and nobody holds them"
     await asyncio.to_thread(lab, "heal", 1)
     await daemon.reachable("micro1")
 

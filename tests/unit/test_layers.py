@@ -39,7 +39,7 @@ LADDERS: dict[str, list[str]] = {
         "fleet.daemon",
         "fleet.moving",
         "fleet.snapshots",
-        "fleet.remotes fleet.placing fleet.copying fleet.walling",
+        "fleet.remotes fleet.placing fleet.copying fleet.walling fleet.retired",
         "fleet.microserver",
         "fleet.connection fleet.zipped fleet.findings fleet",
         "fleet.mux",

@@ -31,7 +31,7 @@ FIELDS = {
     "release": {"ports"},
     "walls": set(),
     "examine": set(),
-    "measure": {"workspace"},
+    "measure": {"workspace", "brief"},
     "snapshot": {"workspace"},
     "restore": {"workspace", "uid", "bytes", "entries"},
     "discard": {"workspace"},

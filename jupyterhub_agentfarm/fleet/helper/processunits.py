@@ -66,7 +66,8 @@ def start(state: Path, asked: dict[str, Any]) -> dict[str, Any]:
         return known
     sweep(folder)
     spec.env.update({"HOME": str(home), MARK: str(folder)})
-    (folder / "exit.json").unlink(missing_ok=True)
+    for of_its_former_life in ("unit.json", "exit.json"):
+        (folder / of_its_former_life).unlink(missing_ok=True)
     make_workspace(home, spec.uid)
     walls.guard(state / "units", table(state), spec, users=False)
     receive, ready = os.pipe()

@@ -33,6 +33,7 @@ LIB, RUN, SECRET = Path("/var/lib/agentfarm"), Path("/run/agentfarm"), Path("/ru
 SLICE = "agentfarm.slice"
 TABLE = "agentfarm"  # of nft
 STOP_SECONDS = 8  # from SIGTERM to SIGKILL
+STARTING_SECONDS = 60.0  # after which a start that was not told to be done has broken off
 SOCKET_BYTES = 107
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # older systemds' words in the journal have them
 # Of the machine's memory at most so much for one unit that names no limit.
@@ -170,6 +171,8 @@ def ending(unit: str, kept: dict[str, Any]) -> dict[str, Any]:
         return {"exit_code": code, "result": result, "reason": reason, "invocation": end["invocation"]}
     away = bool(kept.get("boot_id")) and kept["boot_id"] != boot_id()
     reason = "the machine was restarted" if away else "how it ended is not known"
+    if not away and "invocation" not in kept and time.time() - kept.get("started_at", 0.0) < STARTING_SECONDS:
+        reason = ""  # it is just being started
     return {"exit_code": -9, "result": "unknown", "reason": reason, "invocation": kept.get("invocation", "")}
 
 

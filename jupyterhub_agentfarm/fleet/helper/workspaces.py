@@ -136,10 +136,12 @@ class _Hashed:
 
 
 def measure(root: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return how large a workspace is: {bytes, entries}, {there: false} where there is none."""
+    """Return how large a workspace is: {bytes, entries}, {there: false} where there is none; `brief`: only whether it is there."""
     folder = root / checks.workspace(asked)
     if not os.path.lexists(folder):
         return {"there": False, "bytes": 0, "entries": 0}
+    if asked.get("brief"):
+        return {"there": True}
     found = [one.about.st_size if one.kind == "file" else 0 for one in walk(folder)]
     return {"there": True, "bytes": sum(found), "entries": len(found)}
 

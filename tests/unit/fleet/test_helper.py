@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyterhub_agentfarm.fleet import helper, zipped
-from jupyterhub_agentfarm.fleet.helper import checks, disks, gpus, keeper, logfiles, processes, programs, systemdunits
+from jupyterhub_agentfarm.fleet.helper import (
+    checks,
+    disks,
+    gpus,
+    keeper,
+    logfiles,
+    processes,
+    processunits,
+    programs,
+    systemdunits,
+)
 from jupyterhub_agentfarm.fleet.helper.checks import VERSION
 from jupyterhub_agentfarm.fleet.helper.serve import answer_to
 
@@ -331,3 +342,26 @@ def test_what_a_unit_and_all_below_it_use_is_counted(tmp_path: Path) -> None:
         os.killpg(process.pid, 9)
         process.communicate()
     assert told["memory"] > 120 << 20 and told["cpu_seconds"] > 0 and told["tasks"] == 2
+
+
+def test_of_a_unit_that_is_just_being_started_nobody_says_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = {"boot_id": processes.boot_id(), "started_at": time.time()}
+    broken_off, ended = {**now, "started_at": time.time() - 3600.0}, {**now, "invocation": "ab"}
+    monkeypatch.setattr(systemdunits, "LIB", tmp_path)
+    for kept, reason in ((now, ""), (broken_off, "how it ended is not known"), (ended, "how it ended is not known")):
+        assert systemdunits.ending("af-x", kept)["reason"] == reason
+    folder = tmp_path / "units" / "af-x"
+    folder.mkdir(parents=True)
+    former = {"pid": 2**22, "start": "1", "boot_id": processes.boot_id(), "started_at": 1.0}
+    (folder / "unit.json").write_text(json.dumps(former))
+    assert processunits.state_of(folder)["reason"] == "its keeper was killed"
+    seen: list[Any] = []
+
+    def looked_at(_home: Path, _uid: int | None) -> None:
+        seen.append(processunits.state_of(folder))
+        raise checks.Refused("start", "far enough")
+
+    monkeypatch.setattr(processunits, "make_workspace", looked_at)
+    assert asked(tmp_path)["error"]["detail"] == "far enough" and seen == [{}]

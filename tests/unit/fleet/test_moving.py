@@ -33,6 +33,9 @@ class Units:
     async def stop(self, _unit: str, now: bool) -> dict[str, Any]:
         return {}
 
+    async def take_back(self, _unit: str) -> None:
+        return
+
 
 async def test_a_workspace_stays_where_it_is_while_a_server_starts_there(tmp_path: Path) -> None:
     state, units = FleetState(tmp_path / "fleet.json"), Units()

@@ -29,13 +29,14 @@ class Starts:
         self.up: set[str] = set()
         self.turns = Turns(self.is_up)
         self.asked: dict[str, asyncio.Task[None]] = {}
+        self.gone = asyncio.Event()  # who asks for those in `asked`
 
     async def is_up(self, unit: str) -> bool:
         return unit in self.up
 
     async def ask(self, *units: str, there: str = "micro1") -> None:
         for unit in units:
-            self.asked[unit] = asyncio.create_task(self.turns.take(unit, there, 2))
+            self.asked[unit] = asyncio.create_task(self.turns.take(unit, there, 2, self.gone))
             await asyncio.sleep(0)
 
     def started(self) -> list[str]:
@@ -68,10 +69,26 @@ async def test_a_start_that_is_asked_for_twice_waits_once_and_one_that_is_stuck_
     starts: Starts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await starts.ask("a", "b", "c", "d")
-    again = asyncio.create_task(starts.turns.take("c", "micro1", 2))
+    again = asyncio.create_task(starts.turns.take("c", "micro1", 2, asyncio.Event()))
     await asyncio.sleep(0)
     assert starts.turns.before("c") == 2 and starts.turns.before("d") == 3
     starts.up.add("a")
     await asyncio.wait_for(asyncio.gather(starts.asked["c"], again), 10)
     monkeypatch.setattr(turns, "LONGEST_SECONDS", 0.0)
     await asyncio.wait_for(starts.asked["d"], 10)
+
+
+async def test_a_start_leaves_the_line_when_who_asked_for_it_goes_away_unless_another_one_asks_too(
+    starts: Starts,
+) -> None:
+    await starts.ask("a", "b", "c", "d")
+    again = asyncio.create_task(starts.turns.take("d", "micro1", 2, asyncio.Event()))
+    await asyncio.sleep(0)
+    starts.gone.set()
+    for unit in "cd":
+        with pytest.raises(StartError, match="went away"):
+            await asyncio.wait_for(starts.asked[unit], 10)
+    assert (starts.turns.before("c"), starts.turns.before("d")) == (None, 2) and not again.done()
+    again.cancel()  # as the daemon's own end does it
+    await asyncio.gather(again, return_exceptions=True)
+    assert starts.turns.before("d") is None
