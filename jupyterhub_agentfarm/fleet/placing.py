@@ -139,7 +139,10 @@ class Placing:
         return {name: told for name, told in found.items() if name in self.microservers}
 
     def farm(self, facts: Mapping[str, dict[str, Any] | FleetError], but: str = "") -> list[Microserver]:
-        """Return the farm as placement sees it, without what was promised to one unit: it is to be placed."""
+        """Return the farm as placement sees it, without what was promised to one unit: it is to be placed.
+
+        A microserver that was removed since it told its facts is none any more.
+        """
         promises: dict[str, list[dict[str, Any]]] = {}
         for unit, known in self.state.units.items():
             if unit != but and known.get("promise"):
@@ -147,7 +150,8 @@ class Placing:
         for move in self.state.moves.values():  # what is on its way needs room when it arrives
             if move.get("promise") and move["to"]:
                 promises.setdefault(move["to"], []).append(move["promise"])
-        return [self._snapshot(name, told, promises.get(name, [])) for name, told in facts.items()]
+        there = {name: told for name, told in facts.items() if name in self.microservers}
+        return [self._snapshot(name, told, promises.get(name, [])) for name, told in there.items()]
 
     def _snapshot(
         self, name: str, told: dict[str, Any] | FleetError, promises: Sequence[Mapping[str, Any]]

@@ -170,12 +170,19 @@ async def test_uncordon_ends_a_drain_and_what_was_put_aside_goes_on_where_it_was
     assert await farm.fleet.move(hub_user("analyst"), away="micro1") == {}, "asked for by a look from before"
     moving, states = farm.fleet.moving, farm.fleet.states
 
+    async def another_is_removed_meanwhile(name: str) -> dict[str, str]:
+        farm.fleet.machines.pop("micro2", None)
+        return await states(name)
+
     async def ended_meanwhile(name: str) -> dict[str, str]:
         moving.undrain(name, False)
         return await states(name)
 
+    farm.fleet.machines["micro2"] = FakeMachine()
     moving.drain("micro1", {})
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(farm.fleet, "states", another_is_removed_meanwhile)
+        assert [one["microserver"] for one in (await farm.fleet.drains())["drains"]] == ["micro1"]
         patch.setattr(farm.fleet, "states", ended_meanwhile)
         assert (await farm.fleet.drains())["drains"] == []
 
