@@ -95,6 +95,7 @@ async def test_a_log_is_followed_to_its_end(daemon: Daemon, lab: Lab) -> None:
 @pytest.mark.parametrize("daemon", [3], indirect=True, ids=["patient"])  # the host may hang for 9 s before it is silent
 async def test_a_host_that_hangs_slows_no_answer(daemon: Daemon, lab: Lab) -> None:
     await daemon.add(lab, 1)
+    await daemon.client.cordon("local", "the test is about another one")
     unit = "af-before"  # what a start has changed is asked for anew
     await daemon.client.start(unit, user="agent-before", server="", args=["/bin/sleep", "600"], env={})
     began = time.time()
