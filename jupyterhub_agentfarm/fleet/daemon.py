@@ -92,9 +92,11 @@ class Fleet:
     async def place(self, unit: str, demand: Demand) -> dict[str, Any]:
         """Choose microserver and port for a unit; one that runs stays where it is. Raises NoMicroserverFits."""
         known = self.state.units.get(unit)
-        if known and (await self.show(unit))["state"] == "running":
-            return {**known, "unit": unit, "state": "running", "reasons": {known["microserver"]: None}}
-        was, facts = dict(known or {}), await self.placing.facts()
+        asked = known and unit not in self._stopped  # who was stopped by us has ended
+        shown, facts = await asyncio.gather(self.show(unit) if asked else _nothing(), self.placing.facts())
+        if shown.get("state") == "running":
+            return {**self.state.units[unit], "unit": unit, "state": "running", "reasons": {shown["microserver"]: None}}
+        was = dict(self.state.units.get(unit, {}))
         placement = self.placing.choose(demand, facts)
         entry = {
             "microserver": placement.microserver,
@@ -349,6 +351,10 @@ def _limits(demand: Demand, hub: Any) -> dict[str, Any]:
     """Return what a unit may take at most: what it is promised; what the Hub's own settings name stands before it."""
     promised = {"memory": demand.memory, "cpu": demand.cpu, "tasks": demand.tasks}
     return {name: value for name, value in {**promised, **(hub or {})}.items() if value}
+
+
+async def _nothing() -> dict[str, Any]:
+    return {}
 
 
 def _without_about(item: Mapping[str, Any]) -> dict[str, Any]:
