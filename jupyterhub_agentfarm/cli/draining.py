@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 import time
@@ -105,6 +106,7 @@ def _show(plans: list[dict[str, Any]], out: Out) -> None:
             rows,
             ("microserver", "user", "server", "runs", "size", "to", "waits"),
             "nothing lives there: it is empty already",
+            "waits",
         )
 
 
@@ -136,7 +138,7 @@ def show_drain(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
         f"{asked.name}: {drain['left']} of {drain['of']} workspaces are still there{deadline} ({drain['by']}: {drain['reason']})"
     )
     rows = [row_of(asked.name, one) for one in told["items"]]
-    out.rows(rows, ("user", "server", "runs", "to", "waits"), "nothing is left there")
+    out.rows(rows, ("user", "server", "runs", "to", "waits"), "nothing is left there", "waits")
 
 
 def snapshot_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int | None:
@@ -157,8 +159,19 @@ def lose_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int | N
 def _kept(told: dict[str, Any], out: Out) -> int | None:
     rows = told["items"]
     shown = rows if out.as_json else [{**one, "size": shown_size(one["bytes"]) if one["bytes"] else ""} for one in rows]
-    out.rows(shown, ("user", "snapshot", "size", "changed", "why"), "nothing lives there")
+    out.rows(shown, ("user", "snapshot", "size", "changed", "why"), "nothing lives there", "why")
     return None
+
+
+def _say_what_is_waited_for(farm: Farm, names: list[str], said: dict[str, str]) -> None:
+    """Tell of each workspace that stays for a reason, when that is another one than was told."""
+    for name in names:
+        with contextlib.suppress(Transient, NotFound):  # NotFound: that drain has just ended
+            for one in farm.request("GET", _path(name))["items"]:
+                about = f"{name} {one['user']}"
+                if one["waits"] and not one["moving"] and said.get(about) != one["waits"]:
+                    print(f"  {one['user']}: {one['waits']}", flush=True)
+                    said[about] = one["waits"]
 
 
 def _wait(farm: Farm, names: list[str], out: Out) -> int | None:
@@ -181,11 +194,15 @@ def _wait(farm: Farm, names: list[str], out: Out) -> int | None:
             words = (
                 f"{name}: {drain['left']} of {drain['of']} left, {drain['moving']} on their way"
                 if drain
+                else f"{name} is empty, and cordoned: agentfarm microserver uncordon {name} lets it take servers again"
+                if found[name]["state"] == "cordoned"
                 else f"{name} is {found[name]['state']}"
             )
             if said.get(name) != words and not out.as_json:
                 out.line(words)
             said[name] = words
+        if not out.as_json:
+            _say_what_is_waited_for(farm, [name for name in names if found[name].get("drain")], said)
         if not any(found[name].get("drain") for name in names):
             ended = [name for name in names if found[name]["state"] != "cordoned"]
             if out.as_json:

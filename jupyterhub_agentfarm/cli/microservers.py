@@ -113,6 +113,9 @@ def shown(one: dict[str, Any]) -> dict[str, Any]:
     told = {name: value for name, value in one.items() if name not in NESTED}
     for name in SIZES:
         told[name] = shown_size(told[name]) if told.get(name) else None
+    told["labels"], told["taints"] = (_named(one.get(what) or {}) for what in ("labels", "taints"))
+    told["uptime"] = f"{one['uptime'] / 3600:.1f} h" if one.get("uptime") else None
+    told["load"] = f"{one.get('load') or 0:.1f} of {one.get('cpus') or 0} CPUs"
     told["measured"] = joining.measured(one.get("measured") or {})
     told["agents"] = ", ".join(one.get("agents") or ())
     told["people"] = ", ".join(own["person"] for own in one.get("people") or ())
@@ -130,6 +133,10 @@ def shown(one: dict[str, Any]) -> dict[str, Any]:
         well = {True: "well", False: "about to fail, says SMART", None: "does not say how it is"}[disk.get("healthy")]
         told[f"disk {disk['device']}"] = " ".join(filter(None, (disk.get("model"), well, _heat(disk))))
     return told
+
+
+def _named(values: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" if value else name for name, value in sorted(values.items()))
 
 
 def _gpu(gpu: dict[str, Any]) -> str:

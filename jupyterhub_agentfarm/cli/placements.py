@@ -115,7 +115,7 @@ def rebalance(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
     if not asked.dry_run:
         raise Invalid(
             "the farm moves no server by itself: a move interrupts its work",
-            hint="agentfarm placement rebalance --dry-run says what to move; then stop and start those agents, or drain",
+            hint="agentfarm placement rebalance --dry-run says what had better stand elsewhere; agentfarm microserver drain takes servers there, with their files",
         )
     answer = farm.request("GET", "/placements/rebalance", params={"gain": asked.gain})
     if out.as_json:
@@ -123,7 +123,7 @@ def rebalance(farm: Farm, asked: argparse.Namespace, out: Out) -> None:
         return
     out.rows(
         answer["moves"], ("user", "microserver", "to", "gain", "why"),
-        f"none of {answer['servers']} servers had better stand elsewhere, by {answer['rank']} and a gain of {answer['gain']:g}",
+        f"none of {answer['servers']} servers had better stand elsewhere, by {answer['rank']} and a gain of {answer['gain']:g}", "why",
     )  # fmt: skip
 
 

@@ -18,12 +18,17 @@ class Out:
 
     as_json: bool = False
 
-    def rows(self, rows: Iterable[Row], columns: Sequence[str], empty: str = "none") -> None:
+    def rows(self, rows: Iterable[Row], columns: Sequence[str], empty: str = "none", whole: str = "") -> None:
+        """Print a line for each; `whole`: the column that is not cut, the last one."""
         found = list(rows)
         if self.as_json:
             self.value(found)
         elif found:
-            print(table([[cell(row.get(name)) for name in columns] for row in found], columns))
+            print(
+                table(
+                    [[cell(row.get(name), None if name == whole else 60) for name in columns] for row in found], columns
+                )
+            )
         else:
             print(empty, file=sys.stderr)
 

@@ -26,7 +26,6 @@ from . import machine
 KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")  # best first
 SCAN_SECONDS, SIGN_IN_SECONDS, STEP_SECONDS = 10, 180.0, 900.0
 CHUNK = 1 << 18
-ALIAS = "agentfarm-microserver"  # how our known_hosts names it, whatever the operator's configuration calls it
 # Reads the text of a module, then one line of arguments, and calls a function of it; what follows on stdin is the function's DATA.
 RUN = """
 import json, sys
@@ -68,9 +67,9 @@ class Machine:
         short = None if len(tempfile.gettempdir()) < 60 else "/tmp"  # a control socket's path has little room
         self._folder = Path(tempfile.mkdtemp(prefix="agentfarm-", dir=short))
         known = self._folder / "known_hosts"
-        known.write_text(f"{ALIAS} {host_key}\n")
+        known.write_text(f"{to.bare} {host_key}\n")  # by this name, whatever the operator's configuration makes of it
         self._ssh = [
-            "ssh", "-p", str(to.port), "-l", to.user, "-o", f"HostKeyAlias={ALIAS}", "-o", f"UserKnownHostsFile={known}",
+            "ssh", "-p", str(to.port), "-l", to.user, "-o", f"HostKeyAlias={to.bare}", "-o", f"UserKnownHostsFile={known}",
             "-o", "GlobalKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes", "-o", "UpdateHostKeys=no", "-o", "CheckHostIP=no",
             "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=6", "-o", "ForwardAgent=no", "-o", "ForwardX11=no",
             "-o", "ClearAllForwardings=yes", "-o", "RemoteCommand=none", "-o", "RequestTTY=no",
@@ -137,7 +136,10 @@ class Machine:
                     [*self._ssh, self.to.bare, f"exec sh -c {shlex.quote(words)}"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=told, timeout=seconds, check=False
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
-                raise StartError(f"{self.to.bare} does not answer", hint="see its power and network") from None
+                raise StartError(
+                    f"{self.to.bare} did not let {self.to.user} in within {seconds:.0f} s",
+                    hint="was a password asked for, and not given? Else see its power and network",
+                ) from None
             except OSError as error:
                 raise StartError("ssh cannot be started here", hint="install OpenSSH's client") from error
             if done.returncode == 255:

@@ -69,7 +69,8 @@ def why_not(against: Mapping[str, Refusal | None]) -> str:
         return "the farm has no microserver: add one"
     kinds = Counter(one.kind for one in found)
     counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda one: (-one[1], one[0])))
-    nearest = min(found, key=lambda one: (one.never, one.kind, one.text))
+    elsewhere = ("home", "pin")  # says no more than that another one is meant
+    nearest = min(found, key=lambda one: (one.never, one.kind in elsewhere, one.kind, one.text))
     of = f"{len(found)} microservers refuse" if len(found) > 1 else "the only microserver refuses"
     return f"{of} ({counted}); nearest: {nearest}"
 

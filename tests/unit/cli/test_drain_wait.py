@@ -26,6 +26,16 @@ class Farm:
             raise answer
         return list(answer)
 
+    def request(self, method: str, path: str) -> dict[str, Any]:
+        """Say what is waited for, or that somebody is on the way."""
+        assert (method, path) == ("GET", "/microservers/micro1/drain")
+        return {
+            "items": [
+                {"user": "ann", "waits": "a person's own server", "moving": False},
+                {"user": "agent-a", "waits": "", "moving": True},
+            ]
+        }
+
 
 def waited(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> int | None:
     monkeypatch.setattr(draining, "LOOK_SECONDS", 0.0)
@@ -39,7 +49,11 @@ def test_a_service_that_starts_anew_ends_no_waiting_for_a_drain(
     assert waited(monkeypatch, [LEFT], away, away, [LEFT], away, [DONE]) is None
     told = capsys.readouterr()
     assert told.err.count("cannot be reached; it is asked again") == 2, "once for each time that it was away"
-    assert told.out.splitlines() == ["micro1: 1 of 2 left, 1 on their way", "micro1 is cordoned"]
+    assert told.out.splitlines() == [
+        "micro1: 1 of 2 left, 1 on their way",
+        "  ann: a person's own server",
+        "micro1 is empty, and cordoned: agentfarm microserver uncordon micro1 lets it take servers again",
+    ]
 
 
 def test_a_microserver_that_was_removed_meanwhile_is_said_to_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
