@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -208,10 +208,17 @@ def remove_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
     left: list[str] = []
     if known is not None and not (asked.gone or asked.force or asked.delete_workspaces):
         _empty(farm, asked.name, path)
-    if known is not None and not asked.gone:
-        farm.request("POST", f"{path}/cordon", {"reason": "it is being removed"})
+
+    def begin() -> None:
+        if known is not None:
+            farm.request("POST", f"{path}/cordon", {"reason": "it is being removed"})
+
     if not asked.gone:
-        left = _clear(asked, needs, known or {})
+        try:
+            left = _clear(asked, needs, known or {}, begin)
+        except StartError as error:
+            error.hint += f"\n  if it never comes back: agentfarm microserver remove {asked.name} --gone"
+            raise
     if known is not None:
         farm.request("DELETE", path, params={"force": "true"})  # nothing runs there any more, or nobody can know
     told = [f"{asked.name} is removed", *(f"left there: {what}" for what in left)]
@@ -235,12 +242,15 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _clear(asked: argparse.Namespace, needs: dict[str, Any], known: dict[str, Any]) -> list[str]:
-    """Take the farm off a machine; return what stays there. Raises Conflict: servers run there."""
+def _clear(
+    asked: argparse.Namespace, needs: dict[str, Any], known: dict[str, Any], begin: Callable[[], None]
+) -> list[str]:
+    """Take the farm off a machine; return what stays there. `begin` is called once it is reached. Raises Conflict: servers run there."""
     to = login_of(asked, asked.name, known)
     host_key = host_key_of(asked, to, known)
     say(f"signing in as {to}")
     with going_on(), Machine(to, host_key, asked.key) as there:
+        begin()
         say("removing units, users, programs and the farm's key")
         done = there.call(
             machine,
