@@ -23,4 +23,4 @@ def test_the_hubs_own_suite_passes_with_servers_on_a_microserver(lab: Lab, tmp_p
     }  # fmt: skip
     starts = "single_user or api_token or server_token_scopes or delete_server or group_override"  # the rest starts none of ours
     options = {"AGENTFARM_SUITE_MICROSERVER": json.dumps(where), "PYTEST_ADDOPTS": f"-k '{starts}'"}
-    run_suite("spawner", True, tmp_path, **options)
+    run_suite("spawner", tmp_path, **options)
