@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from jupyterhub_agentfarm.fleet import helper, zipped
 from jupyterhub_agentfarm.fleet.helper import (
+    cgroups,
     checks,
     disks,
     gpus,
@@ -365,3 +366,29 @@ def test_of_a_unit_that_is_just_being_started_nobody_says_how_it_ended(
 
     monkeypatch.setattr(processunits, "make_workspace", looked_at)
     assert asked(tmp_path)["error"]["detail"] == "far enough" and seen == [{}]
+
+
+# As a virtual machine with Debian's kernel 6.1 told it (version 2), and a container of the lab (version 1).
+TREES = {
+    "version 2": {
+        "a.slice/a.service/cgroup.procs": "", "a.slice/a.service/below/cgroup.procs": "412\n",
+        "a.slice/a.service/memory.events": "low 0\nhigh 0\nmax 757\noom 3\noom_kill 2\noom_group_kill 0\n",
+    },
+    "version 1": {
+        "systemd/a.slice/a.service/cgroup.procs": "412\n", "unified/a.slice/a.service/cgroup.procs": "412\n",
+        "memory/a.slice/a.service/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", TREES)
+def test_what_is_left_of_a_unit_and_what_died_for_memory_is_read_from_control_groups_of_both_versions(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    assert cgroups.is_empty("a.slice/a.service") and cgroups.oom_kills("a.slice/a.service") == 0
+    for name, text in TREES[version].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cgroups.pids("a.slice/a.service") == [412], "the one below it is the unit's too, and is counted once"
+    assert cgroups.oom_kills("a.slice/a.service") == 2
