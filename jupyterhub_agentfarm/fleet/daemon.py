@@ -251,11 +251,12 @@ class Fleet:
                     continue  # what is left of it where it was before
                 running[item["unit"]] = item
         since = time.time() - time.monotonic()
-        self.placing.compare(running, {name: since + micro.units_asked_at for name, micro in asked.items()})
+        times = {name: since + micro.units_asked_at for name, micro in asked.items()}
+        self.placing.compare(running, times)
         return [
-            {"state": "exited", **known, "unit": unit, **_without_about(running.get(unit, {}))}
+            {"state": "exited", **known, "unit": unit, **_without_about(running.get(unit, {})), **_too_early(known, running.get(unit, {}), times)}
             for unit, known in sorted(self.state.units.items())
-        ]
+        ]  # fmt: skip
 
     async def states(self, name: str) -> dict[str, str]:
         """Return the states of one microserver's units; what is not named has ended."""
@@ -355,6 +356,14 @@ def _limits(demand: Demand, hub: Any) -> dict[str, Any]:
 
 async def _nothing() -> dict[str, Any]:
     return {}
+
+
+def _too_early(known: Mapping[str, Any], told: Mapping[str, Any], asked: Mapping[str, float]) -> dict[str, str]:
+    """Return what is said of a unit that was started since its microserver was asked (epoch seconds), and of which it told no life. Pure."""
+    began = float((known.get("promise") or {}).get("started") or 0.0)
+    if told.get("state", "exited") != "exited" or not began or began < asked.get(known.get("microserver", ""), 0.0):
+        return {}
+    return {"state": "unknown", "reason": "its microserver has not answered since it was started"}
 
 
 def _without_about(item: Mapping[str, Any]) -> dict[str, Any]:

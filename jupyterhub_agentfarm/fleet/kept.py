@@ -24,6 +24,7 @@ class Kept(Generic[T]):
         self._asking: asyncio.Task[T] | None = None
         self.value: T | None = None
         self.asked_at = self.at = -math.inf  # when the value was asked for, and when it came
+        self._changed = -math.inf  # what was asked for before is not what is now
         self.problem = ""  # why the latest question got no answer
 
     @property
@@ -65,14 +66,14 @@ class Kept(Generic[T]):
         finally:
             if self._asking is mine:
                 self._asking = None
-        if began >= self.asked_at:
+        if began >= max(self.asked_at, self._changed):
             self.value, self.asked_at, self.at, self.problem = value, began, time.monotonic(), ""
         return value
 
     def stale(self) -> None:
         """Have the next one ask anew: something has changed. Who is being asked may have answered before."""
         self._asking = None
-        self.at, self.asked_at = -math.inf, time.monotonic()
+        self.at, self._changed = -math.inf, time.monotonic()
 
 
 def _heard(asked: asyncio.Task[T]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labkit import Daemon, Lab, until
+from labkit import SLOWNESS, Daemon, Lab, until
 
 from jupyterhub_agentfarm.errors import StartError
 from jupyterhub_agentfarm.fleet.bootstrap.environment import kind_of, prepared
@@ -102,7 +102,7 @@ class Operator:
     async def run(self, verb: str, *words: str, typed: str = "") -> tuple[int, str, str]:
         """Run a verb on micro2; return exit code, answer, and what was told on the way."""
         process = await self.begin(verb, *words)
-        out, told = await asyncio.wait_for(process.communicate(typed.encode()), 500)
+        out, told = await asyncio.wait_for(process.communicate(typed.encode()), 500 * SLOWNESS)
         return process.returncode or 0, out.decode(), told.decode()
 
     @property
@@ -141,7 +141,7 @@ async def told_of(process: asyncio.subprocess.Process, text: str) -> None:
     """Wait until a command line tells of something on its way."""
     assert process.stderr
     before = b""
-    while text.encode() not in (line := await asyncio.wait_for(process.stderr.readline(), 400)):
+    while text.encode() not in (line := await asyncio.wait_for(process.stderr.readline(), 400 * SLOWNESS)):
         assert line, f"it ended before that: {before.decode()}"
         before += line
 
@@ -199,7 +199,7 @@ async def doctor_passes(operator: Operator) -> None:
         str(operator.daemon.state),
     ]
     process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE, env=operator.env)
-    out, _ = await asyncio.wait_for(process.communicate(), 120)
+    out, _ = await asyncio.wait_for(process.communicate(), 120 * SLOWNESS)
     found = [one for one in json.loads(out) if one["check"].startswith("micro2")]
     assert found and not [one for one in found if one["state"] == "fail"], found
 
@@ -265,7 +265,7 @@ async def test_an_upgrade_is_undone_where_it_fails_goes_on_where_it_was_broken_o
     assert restarts() == []
     end = {"fence": claim["fence"], "n": 1, "events": [{"kind": "run.succeeded", "body": {"result": 1}}]}
     await farm.ok(claim["token"], "POST", f"/runs/{claim['run']}/events", end)
-    out, _ = await asyncio.wait_for(again.communicate(), 120)
+    out, _ = await asyncio.wait_for(again.communicate(), 120 * SLOWNESS)
     assert again.returncode == 0 and "servers started anew: analyst" in out.decode()
     assert restarts() == ["DELETE", "POST"]
     # an environment goes once nothing runs from it

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from jupyterhub_agentfarm.errors import FleetError
+from jupyterhub_agentfarm.fleet.daemon import _too_early
 from jupyterhub_agentfarm.fleet.kept import Kept
 
 
@@ -84,3 +85,28 @@ async def test_an_answer_to_a_question_from_before_a_change_is_not_kept() -> Non
     source.may.set()
     after = await kept.get(60)
     assert (await before, after) == (1, 2) and await kept.get(60) == 2
+
+
+async def test_an_old_answer_that_is_told_after_a_change_is_known_to_be_from_before_it() -> None:
+    source = Source()
+    kept = Kept(source)
+    assert await kept.get(0) == 1
+    before = kept.asked_at
+    kept.stale()
+    source.may.clear()
+    assert await kept.get(60, patience=0.01) == 1 and kept.asked_at == before
+    source.may.set()
+    assert await kept.get(60) == 2 and kept.asked_at > before
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "said"),
+    [(99.0, {}, "unknown"), (99.0, {"state": "exited"}, "unknown"), (99.0, {"state": "running"}, ""), (101.0, {}, "")],
+    ids=["before its start", "of its former life", "it runs", "since its start"],
+)
+def test_a_unit_that_a_slow_microserver_has_not_told_of_since_its_start_has_not_ended(
+    asked: float, told: dict[str, str], said: str
+) -> None:
+    known = {"microserver": "micro1", "promise": {"started": 100.0}}
+    assert _too_early(known, told, {"micro1": asked}).get("state", "") == said
+    assert _too_early({"microserver": "micro1"}, told, {"micro1": asked}) == {}
