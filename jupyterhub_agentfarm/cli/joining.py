@@ -163,7 +163,8 @@ def joining(farm: Farm) -> dict[str, Any]:
     needs: dict[str, Any] = farm.request("GET", "/joining")
     if needs["helper"] != helper_version():
         raise Conflict(
-            "this agentfarm is another release than the farm's", hint="use the one of the machine that the farm runs on"
+            "this agentfarm is another release than the farm's",
+            hint="use the one of the machine that the farm runs on; was that updated, then start the farm anew first",
         )
     return needs
 

@@ -179,7 +179,10 @@ def test_an_agent_works_on_a_microserver_and_its_kernels_are_reached_through_the
     said = fleet.farm.kernels("agent-far", alice.token).run("import os, platform; print(platform.node(), os.getuid())")
     host, uid = said.split()
     assert host == "micro1" and int(uid) >= 200_000
-    assert ":8888" not in booted("exec", 1, "ss", "-tln")
+    # Nothing listens beyond loopback but sshd.
+    local = {line.split()[3] for line in booted("exec", 1, "ss", "-ltnH").splitlines()}
+    assert {one for one in local if not one.startswith(("127.0.0.1:", "[::1]:"))} == {"0.0.0.0:22", "[::]:22"}, local
+    assert "127.0.0.1:8888" not in local
 
 
 def test_a_daemon_that_is_killed_cuts_no_websocket_of_a_kernel(fleet: Fleet, alice: Person) -> None:

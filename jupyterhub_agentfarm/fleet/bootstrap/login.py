@@ -97,6 +97,11 @@ class Machine:
         """Raises StartError: why one cannot sign in, or what it lacks even for the checks."""
         said = self._shell(f"id -u; echo ${{SSH_CONNECTION:-}}; {PYTHONS}; true", SIGN_IN_SECONDS).splitlines()
         uid, connection = [*said, "", ""][:2]
+        if not uid.strip().isdigit():
+            raise StartError(
+                f"{self.to.user} cannot run commands at {self.to.bare}: {uid or 'nothing is answered'}",
+                hint=f"try: ssh {self.to.user}@{self.to.bare} id; or sign in as somebody else",
+            )
         self.client = connection.split(" ")[0]
         self.pythons = [line.split() for line in said[2:] if len(line.split()) == 3]
         able = [one for one in self.pythons if (int(one[1]), int(one[2])) >= (3, 10)] or self.pythons[:1]
