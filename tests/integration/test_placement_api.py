@@ -231,3 +231,26 @@ async def test_why_a_task_waits_is_said_sentence_by_sentence(farm: Service, caps
     assert "1 of its owner's tasks stand before it at analyst" in await told(behind)
     assert f"it comes after {first['task_id']}, which has not ended" in await told(after)
     assert (await farm.ask("bob", "GET", f"/placements/explain?task={held['task_id']}")).status_code == 404
+
+
+async def test_people_s_own_servers_are_told_to_operators_with_their_microserver_and_why(
+    farm: Service, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hers = {"user": "petra", "server": "", "state": "running", "why": "it is pinned there"}
+
+    async def units() -> list[dict[str, Any]]:
+        return [{**hers, "unit": unit_name("petra"), "microserver": "local"}]
+
+    monkeypatch.setattr(farm.fleet, "units", units)
+    told = {
+        asker: {
+            one["name"]: one["people"]
+            for one in (await farm.ok(asker, "GET", "/microservers"))["items"]
+            if one["people"]
+        }
+        for asker in ("operator", "ann")
+    }
+    here = {"person": "petra", "server": "", "state": "running", "why": "it is pinned there"}
+    assert told == {"operator": {"local": [here]}, "ann": {}}
+    _, said = await command(farm, "operator", capsys, "status")
+    assert "petra, a person" in said and "it is pinned there" in said

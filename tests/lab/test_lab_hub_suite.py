@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.time
 SUITES = {
     "spawner": "single_user or api_token or server_token_scopes or delete_server or group_override",
     "named_servers": "",
-    "user": "",
     "shares": "",
 }
 ALL = os.environ.get("AGENTFARM_FAULTS", "") in ("all", "suites")
