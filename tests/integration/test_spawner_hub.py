@@ -303,9 +303,6 @@ def test_a_daemon_that_dies_while_a_server_starts_costs_nothing(place: Place, ga
 
 
 def test_jupyterhub_s_own_culler_stops_people_s_idle_servers_and_does_not_see_agents(place: Place) -> None:
-    pytest.importorskip(
-        "jupyterhub_idle_culler", reason="jupyterhub-idle-culler is not installed: it is an operator's choice"
-    )
     config = place.state / "config.py"
     config.write_text(
         config.read_text() + "from jupyterhub_agentfarm.hubconfig import cull_people\ncull_people(c, 2)\n"
