@@ -79,14 +79,15 @@ def alone() -> Iterator[None]:
 
 
 def command(*words: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
-    environment = {
-        "PATH": PATH,
-        "LC_ALL": "C",
-        "SYSTEMD_COLORS": "0",
-    }
-    return subprocess.run(
-        words, capture_output=True, text=True, errors="replace", timeout=seconds, check=False, env=environment, stdin=subprocess.DEVNULL
-    )  # fmt: skip
+    """Raises Failed: it has not ended in time."""
+    environment = {"PATH": PATH, "LC_ALL": "C", "SYSTEMD_COLORS": "0"}
+    try:
+        return subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=seconds, check=False, env=environment, stdin=subprocess.DEVNULL
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        why = f"{Path(words[0]).name} has not ended in {seconds:.0f} s"
+        raise Failed(why, "see the machine's load and disk; the same again goes on from there") from None
 
 
 def write(path: Path, content: bytes, mode: int) -> None:

@@ -33,6 +33,8 @@ def read(service: str, count: int, after: str, wait: float) -> dict[str, Any]:
             raise Refused(
                 "os", f"the log cannot be read: {said or 'journalctl did not say why'}", "see the journal there"
             )
+        if not (rows or follows) and process.poll() is None:  # an empty log would end by itself
+            raise Refused("os", f"journalctl has not answered in {READ_SECONDS:.0f} s", "ask again: it is slow there")
     finally:
         process.kill()
         process.communicate()

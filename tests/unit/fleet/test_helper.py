@@ -24,6 +24,7 @@ from jupyterhub_agentfarm.fleet.helper import (
     checks,
     disks,
     gpus,
+    journal,
     keeper,
     logfiles,
     processes,
@@ -31,7 +32,7 @@ from jupyterhub_agentfarm.fleet.helper import (
     programs,
     systemdunits,
 )
-from jupyterhub_agentfarm.fleet.helper.checks import VERSION
+from jupyterhub_agentfarm.fleet.helper.checks import VERSION, Refused
 from jupyterhub_agentfarm.fleet.helper.serve import answer_to
 
 FOLDER = Path(helper.__file__).parent
@@ -392,3 +393,16 @@ def test_what_is_left_of_a_unit_and_what_died_for_memory_is_read_from_control_gr
         (tmp_path / name).write_text(text)
     assert cgroups.pids("a.slice/a.service") == [412], "the one below it is the unit's too, and is counted once"
     assert cgroups.oom_kills("a.slice/a.service") == 2
+
+
+def test_a_journal_that_does_not_answer_is_no_empty_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "journalctl"
+    program.write_text("#!/bin/sh\n[ -e $0.empty ] || exec /bin/sleep 30\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(journal, "PATH", str(tmp_path))
+    monkeypatch.setattr(journal, "READ_SECONDS", 0.1)
+    with pytest.raises(Refused, match="has not answered"):
+        journal.read("agentfarm-x.service", 10, "", 0)
+    monkeypatch.setattr(journal, "READ_SECONDS", 20)
+    (tmp_path / "journalctl.empty").touch()
+    assert journal.read("agentfarm-x.service", 10, "", 0) == {"lines": [], "cursor": ""}

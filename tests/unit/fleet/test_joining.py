@@ -258,3 +258,8 @@ def test_an_archive_that_is_cut_or_leads_elsewhere_is_no_environment(
     assert not (tmp_path / "x").exists() and not (tmp_path / "venvs/0123456789ab/complete").exists()
     with pytest.raises(machine.Failed, match="no name of an environment"):
         machine.unpack("../../etc", "0" * 12, "", [1])
+
+
+def test_a_program_that_does_not_end_there_is_named() -> None:
+    with pytest.raises(machine.Failed, match="sleep has not ended in 0 s"):
+        machine.command("sleep", "30", seconds=0.05)
