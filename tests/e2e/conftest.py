@@ -21,15 +21,6 @@ from agentfarm_sdk.tools.registry import pinned
 DATABASES = ["sqlite", "postgresql"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one farm run in one worker, so that each farm is started once."""
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        for name in ("farm", "scripted_farm"):
-            if name in params:
-                item.add_marker(pytest.mark.xdist_group(f"{name}-{params[name]}"))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let a desk know that its test failed: it keeps a picture."""

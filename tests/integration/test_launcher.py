@@ -28,7 +28,7 @@ from jupyterhub_agentfarm.launcher.parts import node, proxy_script
 
 ROOT = Path(__file__).parents[2]
 PARTS = {"proxy", "hub", "service", "daemon"}
-pytestmark = [pytest.mark.xdist_group("launcher"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300)]
 
 
 def why_not() -> str:

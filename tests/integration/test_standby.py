@@ -44,7 +44,7 @@ LEASE = 4.0
 HEAL = 120.0  # seconds: a generous deadline for what takes a moment
 BUSY = 20.0  # seconds that a busy machine may take besides
 STEPS = 10
-pytestmark = [pytest.mark.xdist_group("standby"), pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.timeout(500)]
 
 
 def until(look: Callable[[], T | None], seconds: float, what: str) -> T:

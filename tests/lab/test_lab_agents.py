@@ -33,7 +33,7 @@ sys.path.append(str(Path(__file__).parents[1] / "e2e"))
 import lingering
 from farmkit import Farm, Kernel, Person, clean_env, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 WORKSPACES = "/var/lib/agentfarm/workspaces"
 SUM = json.dumps({"tool": "calculator", "arguments": {"expression": "17*23"}})
 

@@ -22,7 +22,7 @@ from walkkit import Fault, NotHeld, Walk
 from jupyterhub_agentfarm.chaos.postgres import programs
 from jupyterhub_agentfarm.chaos.scratch import CLOCK
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ASKED = os.environ.get("AGENTFARM_FAULTS", "")
 FEW = "cut-long"  # of every run
 HOUR = 3600

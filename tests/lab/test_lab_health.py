@@ -14,7 +14,7 @@ from labkit import HELPER, Daemon, Lab, until
 from jupyterhub_agentfarm.errors import FleetError, NoMicroserverFits
 from jupyterhub_agentfarm.fleet.zipped import helper_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 WORKSPACES = "/var/lib/agentfarm/workspaces"
 AN_HOUR_AHEAD = b"import time\nreal = time.time\ntime.time = lambda: real() + 3600.0\n"
 COUNTS = "import time\nfor n in range(2000): print('line', n, flush=True)\ntime.sleep(3)\nprint('last', flush=True)\ntime.sleep(600)"

@@ -13,7 +13,7 @@ from labkit import Lab
 sys.path.append(str(Path(__file__).parents[1] / "conformance"))
 from test_hub_suites import run_suite
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 # Which tests of a suite start servers: the others hold nothing of ours, and run with the local backend in each CI.

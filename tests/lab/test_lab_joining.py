@@ -30,7 +30,7 @@ from jupyterhub_agentfarm.records import unit_name
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 from servicekit import Service, service
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HOST = 2
 # What an agent's server and its kernels import; then it listens, so that it is there to be found.
 SERVER = """

@@ -15,7 +15,7 @@ from test_lab_units import begin
 from jupyterhub_agentfarm.errors import AgentFarmError, Conflict, FleetError
 from jupyterhub_agentfarm.fleet.ports import is_free
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 HOME, LOST = "/var/lib/agentfarm/workspaces/a", "/var/lib/agentfarm/workspaces/c"
 BIG = 80 << 20
 

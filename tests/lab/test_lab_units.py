@@ -12,9 +12,10 @@ import pytest
 from labkit import Daemon, Lab, alert, is_open, until
 
 from jupyterhub_agentfarm.errors import FleetError, Invalid, NoMicroserverFits, StartError
+from jupyterhub_agentfarm.fleet.state import FIRST_UID, PLACES, UIDS
 from jupyterhub_agentfarm.scheduling.reaper import proof_of_death
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # A small server on the unit's socket: says its environment, echoes what comes on a long connection.
 SERVER = """
@@ -36,7 +37,17 @@ def serve(one):
 while True:
     threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
 """
-OTHER = "ba9876543210"  # a farm
+OTHER = 0xBA9876543210  # a farm
+
+
+def another_farm(lab: Lab) -> str:
+    """Return the id of a farm whose user ids nobody has on the first host: which range a farm has, its id says."""
+    users = lab("exec", 1, "getent", "passwd").splitlines()
+    ids = [int(one.split(":")[2]) for one in users if one.startswith("agentfarm-")]
+    taken = {(uid - FIRST_UID) // UIDS for uid in ids}
+    return next(f"{farm:012x}" for farm in range(OTHER, OTHER + PLACES) if farm % PLACES not in taken)
+
+
 PYTHON = "/usr/bin/python3"
 
 
@@ -317,7 +328,7 @@ async def test_farms_that_share_a_microserver_leave_each_others_servers_alone(
     daemon: Daemon, lab: Lab, micro1: str
 ) -> None:
     mine = await begin(daemon, "af-a")
-    other = Daemon(farm=OTHER)
+    other = Daemon(farm=another_farm(lab))
     try:
         await other.start()
         assert not (await other.add(lab, 1))["silent"]
@@ -353,7 +364,7 @@ async def test_a_server_whose_record_names_no_farm_stays_with_the_farm_that_know
     record = lab.inside(1, "/var/lib/agentfarm/units/af-a/unit.json")
     kept = json.loads(record.read_text())
     record.write_text(json.dumps({name: value for name, value in kept.items() if name != "farm"}))
-    other = Daemon(farm=OTHER)
+    other = Daemon(farm=another_farm(lab))
     try:
         await other.start()
         await other.add(lab, 1)

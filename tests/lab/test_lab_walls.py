@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from labkit import Daemon, Lab, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PYTHON = "/usr/bin/python3"
 HOSTILE = (Path(__file__).parent / "hostile.py").read_text()
 FAR = "198.51.100.7"  # of documentation: public, and nobody's
