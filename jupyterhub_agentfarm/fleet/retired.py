@@ -39,7 +39,7 @@ class Retired:
     async def forget(self) -> None:
         """Forget the units of retired users whose workspace is gone, or was never there; what cannot be asked is kept."""
         for unit, known in list(self.state.units.items()):
-            if known.get("retired") and known["user"] not in self.state.moves:
+            if _is_retired(known) and known["user"] not in self.state.moves:
                 try:
                     if await self._is_over(unit, known):
                         await self._forget(unit, known)
@@ -58,8 +58,13 @@ class Retired:
     async def _forget(self, unit: str, known: Mapping[str, Any]) -> None:
         if (micro := self.microservers.get(known["microserver"])) is not None:
             await micro.ask("forget", unit=unit)
-        self.state.ports.let_go(known.get("port") or 0)
-        if self.state.units.get(unit) is known:
+        if self.state.units.get(unit) is known and _is_retired(known):  # a user made anew may have begun meanwhile
+            self.state.ports.let_go(known.get("port") or 0)
             del self.state.units[unit]
             self.state.save()
             log.info("unit %s is forgotten: its user was retired, its workspace is gone", unit)
+
+
+def _is_retired(known: Mapping[str, Any]) -> bool:
+    """Say whether its user is no more, and none of that name has a place for a server by now. Pure."""
+    return bool(known.get("retired") and not known.get("promise"))

@@ -59,3 +59,21 @@ async def test_units_of_retired_users_are_forgotten_once_their_workspace_is_gone
     await retired.forget()
     assert list(FleetState(tmp_path / "fleet.json").units) == ["af-other"]
     assert (here.forgot, there.forgot) == (["af-never", "af-used"], ["af-away"])
+
+
+async def test_a_unit_that_a_user_made_anew_has_a_place_for_is_kept(tmp_path: Path) -> None:
+    state = FleetState(tmp_path / "fleet.json")
+    known = state.units["af-new"] = {"user": "agent-new", "microserver": "local", "home": "", "port": 0}
+
+    class Meanwhile(Machine):
+        async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
+            known["promise"] = {"memory": 1}  # its server is placed in this moment
+            return await super().ask(op, **fields)
+
+    async def show(unit: str) -> dict[str, Any]:
+        return {"state": "exited"}
+
+    retired = Retired(state, {"local": Meanwhile()}, show)  # type: ignore[dict-item]
+    await retired.retire("agent-new")
+    await retired.forget()
+    assert list(state.units) == ["af-new"]
