@@ -211,6 +211,54 @@ def pip(lock):
     )
 
 
+OWN = ["agentfarm_sdk", "jupyterhub_agentfarm"]
+
+
+def own_sources():
+    return [
+        os.path.relpath(os.path.join(folder, name), ROOT)
+        for top in OWN
+        for folder, _, names in sorted(os.walk(os.path.join(ROOT, top)))
+        for name in sorted(names)
+        if name.endswith(".py")
+    ]
+
+
+def compiled_from():
+    locks = [os.path.join("requirements", name) for name in sorted(os.listdir(os.path.join(ROOT, "requirements")))]
+    return locks + own_sources()
+
+
+def compile_modules():
+    """Compile every module, readable for all.
+
+    An agent's server runs as a user of its own: it cannot write here, and what the farm's processes compile is theirs
+    alone (umask 077). Without this each of its starts would compile what it imports, a second or more.
+    """
+    lib = os.path.join(VENV, "lib")
+    tops = [os.path.join(lib, one, "site-packages") for one in os.listdir(lib)] + [
+        os.path.join(ROOT, one) for one in OWN
+    ]
+    # A file that is no Python, a template of some package, is not compiled: no reason to stop.
+    program = "import compileall, sys; [compileall.compile_dir(top, quiet=2, workers=0) for top in sys.argv[1:]]"
+    call([PYTHON, "-c", program] + [one for one in tops if os.path.isdir(one)], "compiling", umask=0o022)
+    for top in tops:
+        for folder, _, names in os.walk(top):
+            if os.path.basename(folder) == "__pycache__":
+                for path in [folder] + [os.path.join(folder, name) for name in names]:
+                    open_for_all(path)
+
+
+def open_for_all(path):
+    mode = os.stat(path).st_mode & 0o777
+    wanted = mode | (mode & 0o500) >> 3 | (mode & 0o500) >> 6
+    if mode != wanted:
+        try:
+            os.chmod(path, wanted)
+        except OSError:
+            pass  # another user's: it is compiled anew by whoever cannot read it
+
+
 def install_project():
     call(
         [PYTHON, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "-e", "."],
@@ -410,14 +458,17 @@ EDITOR = [  # Node always: code-server runs with one version only
     Step("code-server", "code-server, compiled here (600 MB, some minutes)", install_code_server, CODE_SERVER_LOCK,
          result=".venv/lib/code-server/node_modules/code-server/out/node/entry.js"),
 ]  # fmt: skip
+COMPILE = [
+    Step("compiled", "the modules, compiled", compile_modules, compiled_from, result="agentfarm_sdk/__pycache__")
+]
 STEPS = {
-    "code-server": FARM + EDITOR,
-    "farm": FARM + BUILD + [Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model")],
+    "code-server": FARM + EDITOR + COMPILE,
+    "farm": FARM + BUILD + [Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model")] + COMPILE,
     "test": FARM + CHECKS + [
         Step("model", "the embedded model, SmolLM2-135M-Instruct (90 MB)", fetch_model, needed=can_run_the_model, result=".farm/model"),
         Step("test-packages", "packages that the tests use, by requirements/test.lock", pip("test.lock"), ["requirements/test.lock"]),
         Step("test-programs", "PostgreSQL and a browser for the tests", install_test_programs),
-    ],
+    ] + COMPILE,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -103,6 +103,25 @@ def test_a_half_made_environment_is_made_anew(script: ModuleType) -> None:
     assert script.works()
 
 
+def test_modules_are_compiled_once_and_readable_for_every_user(checkout: Path, script: ModuleType) -> None:
+    site = Path(script.VENV) / "lib" / "python3" / "site-packages"
+    own = checkout / "agentfarm_sdk"
+    for folder in (site, own):
+        folder.mkdir(parents=True)
+        (folder / "good.py").write_text("NUMBER = 1\n")
+    (site / "template.py").write_text("{{ no Python }}\n")
+    left = own / "__pycache__"
+    left.mkdir(mode=0o700)  # by a process of the farm, under its umask
+    (left / "older.cpython-311.pyc").touch(mode=0o600)
+    script.PYTHON = sys.executable
+    script.compile_modules()
+    for folder in (site, own):
+        (compiled,) = (folder / "__pycache__").glob("good.*.pyc")
+        assert [one.stat().st_mode & 0o077 for one in (compiled.parent, compiled)] == [0o055, 0o044]
+    assert (left / "older.cpython-311.pyc").stat().st_mode & 0o077 == 0o044
+    assert Path("agentfarm_sdk/good.py") in map(Path, script.compiled_from())
+
+
 def test_a_step_is_done_again_only_when_what_it_depends_on_has_changed(script: ModuleType) -> None:
     Path(script.VENV).mkdir()
     done: list[str] = []
