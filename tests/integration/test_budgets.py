@@ -383,21 +383,25 @@ async def test_a_budget_in_usd_refuses_a_model_without_a_price(make: Make) -> No
 
 
 class Moody(Script):
-    """An upstream of chance: replies, refuses, or breaks off in its answer."""
+    """An upstream of chance: replies, refuses, or breaks off in its answer.
+
+    A prompt is counted as models do, longer by what was replied: what is reserved for a step goes by the count of the one before.
+    """
 
     chance: random.Random
 
     async def complete(self, ask: Ask, on_token: OnToken | None) -> Reply:
         await asyncio.sleep(self.chance.random() / 200)
+        tokens_in = 20 + len(ask.messages)
         mood = self.chance.random()
         if mood < 0.6:
             return Reply(
                 "yes",
-                tokens_in=self.chance.randint(1, 40),
+                tokens_in=tokens_in,
                 tokens_out=self.chance.randint(1, ask.parameters["max_tokens"]),
             )
         error = UpstreamError("down", "gone", retry=True, retry_after=0.0)
-        error.used = (self.chance.randint(1, 40), self.chance.randint(0, 60)) if mood < 0.8 else None
+        error.used = (tokens_in, self.chance.randint(0, 60)) if mood < 0.8 else None
         raise error
 
     def cost(self, reply: Reply) -> float:
