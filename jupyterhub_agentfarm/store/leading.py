@@ -31,11 +31,12 @@ ASK_SECONDS = 0.2  # between two questions whether the lead is free
 GENERATION = "generation"  # in `meta`
 OURS = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 FORMER = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
-# A leader that was stopped in the middle of a pipeline or of taking a large answer is not idle, and no timeout of PostgreSQL's counts.
+# No timeout of PostgreSQL's counts for a leader that was stopped in the middle of a pipeline or of taking a large answer, nor
+# for one whose last word was a request to flush: the timeout of an idle session ends there, and nothing begins it anew.
 STUCK = f"""
     SELECT pg_terminate_backend(a.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objid = {LEADER_KEY} AND l.granted
-    AND a.datname = current_database() AND a.state = 'active' AND a.wait_event_type = 'Client'
+    AND a.datname = current_database() AND a.wait_event_type = 'Client'
     AND a.state_change < clock_timestamp() - make_interval(secs => %s)
 """
 

@@ -396,6 +396,25 @@ def test_a_leader_that_is_stuck_in_the_middle_of_a_pipeline_is_followed(postgres
             engine.dispose()
 
 
+def test_a_leader_that_is_stuck_after_a_flush_request_is_followed(postgres: Postgres) -> None:
+    """PostgreSQL's timeout of an idle session ends with the next message, also with one to which nothing is answered."""
+    url = postgres.create()
+    former, reader = engines.make(url)
+    following, other = engines.make(url)
+    mine, theirs = Lock(following, 1.0), Lock(former, 1.0)
+    session = theirs.connect()
+    try:
+        pgconn = session.connection.driver_connection.pgconn  # type: ignore[union-attr]
+        pgconn.send_flush_request()  # as psycopg asks behind a pipeline's end
+        pgconn.flush()
+        until(mine.ask, 20, "the other one leads")
+    finally:
+        mine.release()
+        session.invalidate()
+        for engine in (former, reader, following, other):
+            engine.dispose()
+
+
 def test_a_leader_that_is_stuck_in_the_middle_of_an_answer_is_followed(postgres: Postgres) -> None:
     """Its session is not idle: PostgreSQL waits to send the rest."""
     wire = Wire(lambda: str(postgres.folder / ".s.PGSQL.5432"))
