@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import AgentFarmError, Conflict, FleetError, Invalid, StartError
-from . import mux
+from . import mux, nodelay
 
 T = TypeVar("T")
 log = logging.getLogger("agentfarm.fleet")
@@ -195,7 +195,7 @@ class Connection:
         if not self.control.exists():
             return False
         try:
-            await self._asked(mux.ask(self.control, mux.ALIVE_CHECK), MUX_SECONDS)
+            await self._asked(mux.master(self.control), MUX_SECONDS)
         except (OSError, mux.Refused):
             return False
         return True
@@ -294,7 +294,13 @@ class Connection:
 
     async def forward(self, port: int, socket: str) -> bool:
         """Let a loopback port here lead to a unix socket there; again is harmless. False: the port is taken."""
-        return await self._forwarding(mux.OPEN_FORWARD, mux.LOCAL, port, socket, mux.UNIX)
+        if not await self._forwarding(mux.OPEN_FORWARD, mux.LOCAL, port, socket, mux.UNIX):
+            return False
+        try:
+            nodelay.turn_off(await self._asked(mux.master(self.control), MUX_SECONDS), port)
+        except (OSError, FleetError, mux.Refused) as error:
+            log.info("microserver %s: small frames may come 40 ms late by port %d: %s", self.name, port, error)
+        return True
 
     async def cancel(self, port: int, socket: str) -> None:
         await self._forwarding(mux.CLOSE_FORWARD, mux.LOCAL, port, socket, mux.UNIX)

@@ -79,17 +79,23 @@ async def _connected(control: Path) -> AsyncIterator[Wire]:
         yield wire
 
 
-def _checked(kind: int, fields: bytes) -> None:
+def _checked(kind: int, fields: bytes) -> bytes:
     if kind in (DENIED, FAILURE):
         (length,) = struct.unpack_from("!I", fields, 4)
         raise Refused(fields[8 : 8 + length].decode("utf-8", "replace"))
+    return fields
 
 
-async def ask(control: Path, kind: int, *fields: int | str) -> None:
-    """Send one request that the master itself answers. Raises Refused; OSError: no master is there."""
+async def ask(control: Path, kind: int, *fields: int | str) -> bytes:
+    """Send one request that the master itself answers; return the answer's fields. Raises Refused; OSError: no master is there."""
     async with _connected(control) as wire:
         await wire.send(kind, REQUEST, *fields)
-        _checked(*await wire.receive())
+        return _checked(*await wire.receive())
+
+
+async def master(control: Path) -> int:
+    """Return the number of the master's process. Raises as `ask`."""
+    return int(struct.unpack_from("!I", await ask(control, ALIVE_CHECK), 4)[0])
 
 
 async def forward(control: Path, kind: int, way: int, listen: int, host: str, port: int) -> None:
