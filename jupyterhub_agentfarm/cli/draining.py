@@ -77,8 +77,9 @@ def drain_microservers(farm: Farm, asked: argparse.Namespace, out: Out) -> int |
         if out.as_json:
             out.value(begun)
         for one in begun if not out.as_json else []:
+            leaving = sum(not item.get("scratch") for item in one["items"])
             out.line(
-                f"{one['microserver']} is being drained; workspaces that leave it: {len(one['items'])}; how far it is: agentfarm microserver progress {one['microserver']}"
+                f"{one['microserver']} is being drained; workspaces that leave it: {leaving}; how far it is: agentfarm microserver progress {one['microserver']}"
             )
         return None
     return _wait(farm, asked.names, out)

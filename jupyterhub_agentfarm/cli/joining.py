@@ -231,7 +231,10 @@ def remove_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
 
 def _empty(farm: Farm, name: str, path: str) -> None:
     """Raises Conflict: workspaces have their home there, and whoever begins elsewhere begins without them."""
-    live = [one["user"] for one in farm.request("POST", f"{path}/drain", {"dry_run": True})["items"]]
+    there = farm.request("POST", f"{path}/drain", {"dry_run": True})["items"]
+    live = [
+        one["user"] for one in there if not one.get("scratch")
+    ]  # servers away from their files are refused as those that run
     if live:
         raise Conflict(
             f"workspaces live on {name}: {_some(live)}",

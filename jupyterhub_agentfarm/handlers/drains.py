@@ -37,6 +37,7 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
     """A workspace on a microserver that is drained. `server`: of its server, running, exited or unknown; `runs`: that are under way.
 
     `to`: where it goes, null: nowhere, and `why`. `part`: how much of it is copied, 0 to 1. `waits`: what is done, or waited for, now.
+    `scratch`: no workspace, but a server that is there away from its files.
     """
 
     user: str
@@ -49,6 +50,7 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
     moving: bool = False
     part: float = 0.0
     waits: str = ""
+    scratch: bool = False
 
 
 class Draining(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +116,7 @@ async def _view(call: Call, told: dict[str, Any], until: Until | None = None) ->
         Resident(
             user=one["user"], agent=one["agent"], server=one["state"], to=(one["move"] or {}).get("to") or one["to"], why=one["why"], bytes=one["bytes"],
             runs=sum(1 for run in held if run.agent == one["agent"]), moving=bool(one["move"]), part=(one["move"] or {}).get("part", 0.0),
-            waits=(one["move"] or {}).get("why") or notes.get(one["user"], ""),
+            waits=(one["move"] or {}).get("why") or notes.get(one["user"], ""), scratch=one["scratch"],
         )
         for one in told["workspaces"]
     ]  # fmt: skip

@@ -1013,6 +1013,7 @@ export interface Resident {
   moving?: boolean;
   part?: number;
   waits?: string;
+  scratch?: boolean;
 }
 
 /** What a server asks of its microserver and is promised there. */
