@@ -250,13 +250,13 @@ def compile_modules():
 
 
 def open_for_all(path):
-    mode = os.stat(path).st_mode & 0o777
-    wanted = mode | (mode & 0o500) >> 3 | (mode & 0o500) >> 6
-    if mode != wanted:
-        try:
+    try:
+        mode = os.stat(path).st_mode & 0o777
+        wanted = mode | (mode & 0o500) >> 3 | (mode & 0o500) >> 6
+        if mode != wanted:
             os.chmod(path, wanted)
-        except OSError:
-            pass  # another user's: it is compiled anew by whoever cannot read it
+    except OSError:
+        pass  # gone meanwhile; or another user's: it is compiled anew by whoever cannot read it
 
 
 def install_project():

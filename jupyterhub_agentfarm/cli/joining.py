@@ -232,9 +232,7 @@ def remove_microserver(farm: Farm, asked: argparse.Namespace, out: Out) -> int:
 def _empty(farm: Farm, name: str, path: str) -> None:
     """Raises Conflict: workspaces have their home there, and whoever begins elsewhere begins without them."""
     there = farm.request("POST", f"{path}/drain", {"dry_run": True})["items"]
-    live = [
-        one["user"] for one in there if not one.get("scratch")
-    ]  # servers away from their files are refused as those that run
+    live = [one["user"] for one in there if not one.get("scratch")]  # else it merely runs there, away from its files
     if live:
         raise Conflict(
             f"workspaces live on {name}: {_some(live)}",

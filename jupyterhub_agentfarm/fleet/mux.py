@@ -95,7 +95,10 @@ async def ask(control: Path, kind: int, *fields: int | str) -> bytes:
 
 async def master(control: Path) -> int:
     """Return the number of the master's process. Raises as `ask`."""
-    return int(struct.unpack_from("!I", await ask(control, ALIVE_CHECK), 4)[0])
+    try:
+        return int(struct.unpack("!II", await ask(control, ALIVE_CHECK))[1])
+    except struct.error:
+        raise Refused("what answers there is no master of OpenSSH's") from None
 
 
 async def forward(control: Path, kind: int, way: int, listen: int, host: str, port: int) -> None:

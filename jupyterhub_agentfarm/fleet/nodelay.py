@@ -7,8 +7,8 @@ of a process that one may trace (pidfd_getfd(2), Linux 5.6): the farm's masters 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -31,10 +31,16 @@ def _sockets(process: int) -> Iterator[socket.socket]:
     handle = _call(PIDFD_OPEN, process, 0)
     try:
         for number in os.listdir(f"/proc/{process}/fd"):
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                if os.readlink(f"/proc/{process}/fd/{number}").startswith("socket:"):
-                    with socket.socket(fileno=_call(PIDFD_GETFD, handle, int(number), 0)) as copy:
-                        yield copy
+            try:
+                if not os.readlink(f"/proc/{process}/fd/{number}").startswith("socket:"):
+                    continue
+                copy = _call(PIDFD_GETFD, handle, int(number), 0)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EBADF):  # closed meanwhile
+                    continue
+                raise
+            with socket.socket(fileno=copy) as one:
+                yield one
     finally:
         os.close(handle)
 
