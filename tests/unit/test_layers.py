@@ -42,7 +42,7 @@ LADDERS: dict[str, list[str]] = {
         "fleet.remotes fleet.placing fleet.copying fleet.walling fleet.retired",
         "fleet.microserver",
         "fleet.connection fleet.zipped fleet.findings fleet",
-        "fleet.mux",
+        "fleet.mux fleet.nodelay",
         "fleet.helper",
         *LEAVES,
     ],
