@@ -37,6 +37,7 @@ from .shown.story import Story
 from .task import run_error
 from .tools.context import Context
 from .tools.registry import Tool, builtin, load, tool
+from .waiting import within
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -279,7 +280,7 @@ class _Driven:
             while (pause := await self._drive()) is not None:
                 self._resting = asyncio.Event()
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._resting.wait(), pause)
+                    await within(self._resting.wait(), pause)
                 self._resting = None
         finally:
             if late is not None:

@@ -24,6 +24,7 @@ from .model import REPLY_SECONDS, Model, Question, Reply, numbered
 from .protocol import AdmittedCall, Definition, Event, NewEvent, moment, new_event
 from .tools.context import Context, Rest
 from .tools.registry import Tool, load
+from .waiting import within
 
 log = logging.getLogger("agentfarm")
 Outcome = Literal["succeeded", "failed", "parked", "cancelled"]
@@ -282,7 +283,7 @@ class Loop:
         timeout = self._timeout(call)
         self._progress(timeout)
         doing = tool.ask_probe if probing else tool.invoke
-        return await asyncio.wait_for(doing(ctx, call.arguments), timeout)
+        return await within(doing(ctx, call.arguments), timeout)
 
     async def _load(self, name: str) -> Tool:
         spec = self._definition.tool(name)
@@ -416,7 +417,7 @@ class Loop:
     async def _news_within(self, seconds: float) -> None:
         self._news.clear()
         try:
-            await asyncio.wait_for(self._news.wait(), seconds)
+            await within(self._news.wait(), seconds)
         except asyncio.TimeoutError:
             pass  # nothing new is an answer too
 

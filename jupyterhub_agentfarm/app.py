@@ -32,6 +32,7 @@ from traitlets import Bool, Dict, Float, Integer, List, Unicode
 from traitlets.config import Application
 
 from agentfarm_sdk.protocol import LEASE_SECONDS
+from agentfarm_sdk.waiting import within
 
 from .disk import Disk
 from .dotenv import with_dotenv
@@ -176,7 +177,7 @@ class AgentFarm(Application):
                 step_down(directory)
             server.stop()
             parts.workers.close()
-            await asyncio.wait_for(server.close_all_connections(), 5)
+            await within(server.close_all_connections(), 5)
         except Deposed as error:
             leave(error)
         finally:
@@ -246,7 +247,7 @@ class AgentFarm(Application):
 
         async def metrics() -> bytes:
             try:
-                seen = await asyncio.wait_for(surroundings.look(), FLEET_SECONDS)
+                seen = await within(surroundings.look(), FLEET_SECONDS)
             except asyncio.TimeoutError:
                 seen = surroundings.seen
             vitals = Vitals(db.commits, db.writes, reaper.reaped, feed.readers, db.generation)

@@ -18,6 +18,8 @@ import aiohttp
 from jupyterhub.spawner import Spawner, SpawnException
 from traitlets import Bool, Dict, Unicode, default
 
+from agentfarm_sdk.waiting import within
+
 from .errors import AgentFarmError, FleetError, NotFound, StartError
 from .fleet.client import FleetClient
 from .hubconfig import forget_tokens
@@ -167,9 +169,7 @@ class AgentFarmSpawner(Spawner):  # type: ignore[misc]
         self.orm_spawner.state = self.get_state()
         self.db.commit()
         try:
-            await asyncio.wait_for(
-                self._answers(f"http://{ip}:{port}{self.server.base_url}api"), until - time.monotonic()
-            )
+            await within(self._answers(f"http://{ip}:{port}{self.server.base_url}api"), until - time.monotonic())
         except asyncio.TimeoutError:
             self.log.info("%s does not answer yet", self.unit)
 

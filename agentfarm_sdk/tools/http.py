@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 import httpx
 
 from ..errors import ToolFailed
+from ..waiting import within
 from .context import Context
 from .registry import Probed, happened, not_happened, tool
 
@@ -36,7 +37,7 @@ async def ask_status(ctx: Context, url: str, method: Method = "GET", **more: Any
     address = str(ctx.config.get("probe", "")).replace("{key}", ctx.key)
     allow = [str(entry) for entry in ctx.config.get("allow", [])]
     headers = {name: value for name, value in (more.get("headers") or {}).items() if name.lower() not in REFUSED}
-    answer = await asyncio.wait_for(_follow(allow, address, "GET", headers, None), SECONDS)
+    answer = await within(_follow(allow, address, "GET", headers, None), SECONDS)
     if answer["status"] == 404:
         return not_happened()
     return happened(answer) if answer["status"] == 200 else None
@@ -58,7 +59,7 @@ async def http_request(
     sent = {name: value for name, value in (headers or {}).items() if name.lower() not in REFUSED}
     sent |= {"Idempotency-Key": ctx.key} if ctx.key else {}
     try:
-        return await asyncio.wait_for(_follow(allow, url, method, sent, body), SECONDS)
+        return await within(_follow(allow, url, method, sent, body), SECONDS)
     except asyncio.TimeoutError as error:
         raise ToolFailed(f"{urlsplit(url).hostname} did not answer within {SECONDS:.0f} s") from error
     except httpx.ConnectError as error:

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agentfarm_sdk.waiting import within
+
 from ..errors import AgentFarmError, Conflict, FleetError, Invalid, StartError
 from . import mux, nodelay
 
@@ -220,7 +222,7 @@ class Connection:
         finally:
             os.close(sink)
         try:
-            code = await asyncio.wait_for(process.wait(), OPEN_SECONDS)
+            code = await within(process.wait(), OPEN_SECONDS)
         except asyncio.TimeoutError:
             raise FleetError("it does not answer", hint="see its power and network") from None
         finally:
@@ -253,7 +255,7 @@ class Connection:
     async def _asked(self, answer: Coroutine[Any, Any, T], seconds: float) -> T:
         """Wait for what the master answers. Raises FleetError: it does not; OSError: no master is there; mux.Refused."""
         try:
-            return await asyncio.wait_for(answer, seconds)
+            return await within(answer, seconds)
         except asyncio.TimeoutError:
             raise FleetError(
                 f"{self.name} does not answer", hint="see its load, its power and its network", retry_after=2

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
+from agentfarm_sdk.waiting import within
+
 from ..errors import FleetError
 from .microserver import AnyMicroserver
 
@@ -67,7 +69,7 @@ async def put(
         answer, said = asyncio.create_task(process.stdout.read()), asyncio.create_task(process.stderr.read())
         try:
             await _pour(process.stdin, to.request("restore", **asked) + b"\n", stream, to, told)
-            out = await asyncio.wait_for(answer, COMPARE_SECONDS) or await said
+            out = await within(answer, COMPARE_SECONDS) or await said
         except asyncio.TimeoutError:
             raise FleetError(f"{to.name} does not answer", hint="see its load and its disk", retry_after=5) from None
         finally:
@@ -95,6 +97,6 @@ async def _pour(
 
 async def _soon(waiting: Any, micro: AnyMicroserver) -> Any:
     try:
-        return await asyncio.wait_for(waiting, SILENT_SECONDS)
+        return await within(waiting, SILENT_SECONDS)
     except asyncio.TimeoutError:
         raise FleetError(f"{micro.name} does not answer", hint="see its load and its disk", retry_after=5) from None

@@ -15,6 +15,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+from agentfarm_sdk.waiting import within
+
 from ..errors import FleetError, Invalid, StartError
 from .connection import Connection, piped
 from .health import offset_of
@@ -202,7 +204,7 @@ class LocalMicroserver(AnyMicroserver):
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
             try:
-                out, err = await asyncio.wait_for(process.communicate(request), seconds)
+                out, err = await within(process.communicate(request), seconds)
             except asyncio.TimeoutError:
                 process.kill()
                 await process.wait()

@@ -15,6 +15,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
+from agentfarm_sdk.waiting import within
+
 from ..errors import AgentFarmError, Conflict, FleetError, Invalid, NotFound
 from ..records import unit_name
 from ..scheduling.placement import choose_microserver, place_all
@@ -246,9 +248,7 @@ class Moving:
 
     async def _size(self, user: str, there: str) -> int | None:
         try:
-            told = await asyncio.wait_for(
-                self.microservers[there].ask("measure", workspace=workspace_of(user)), SIZE_SECONDS
-            )
+            told = await within(self.microservers[there].ask("measure", workspace=workspace_of(user)), SIZE_SECONDS)
             return int(told["bytes"])
         except (AgentFarmError, KeyError, asyncio.TimeoutError):
             return None

@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from agentfarm_sdk.waiting import within
+
 from ..errors import StartError
 
 FORWARDS = range(21_000, 25_000)  # below those that the kernel gives out
@@ -52,12 +54,12 @@ def is_free(port: int, *, reused: bool = True) -> bool:
 async def answers(ip: str, port: int, seconds: float = 2.0) -> bool:
     """Say whether a web server answers there. That somebody takes the connection says nothing: ssh does, whatever is behind it."""
     try:
-        reader, writer = await asyncio.wait_for(asyncio.open_connection(ip, port), seconds)
+        reader, writer = await within(asyncio.open_connection(ip, port), seconds)
     except (OSError, asyncio.TimeoutError):
         return False
     try:
         writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        return bool(await asyncio.wait_for(reader.read(1), seconds))
+        return bool(await within(reader.read(1), seconds))
     except (OSError, asyncio.TimeoutError):
         return False
     finally:

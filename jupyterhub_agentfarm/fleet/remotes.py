@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from agentfarm_sdk.waiting import within
+
 from ..errors import Conflict, FleetError, Invalid, NotFound, StartError
 from ..records import microserver_name
 from .connection import Connection, Files, once_only, target
@@ -174,7 +176,7 @@ class Remotes:
         made = self._make(name)
         self.connect()
         try:
-            await asyncio.wait_for(made.connection.tried.wait(), FIRST_WAIT)
+            await within(made.connection.tried.wait(), FIRST_WAIT)
         except asyncio.TimeoutError:
             log.info("microserver %s has not answered yet", name)
         return made

@@ -11,6 +11,8 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from agentfarm_sdk.waiting import within
+
 from ..errors import StartError
 
 LONGEST_SECONDS = 30.0  # for which one that starts keeps others waiting: it may be stuck
@@ -55,7 +57,7 @@ class Turns:
                 self._tell()
                 return
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), LOOK_SECONDS)
+                await within(self._changed.wait(), LOOK_SECONDS)
             if self._line(there)[:1] == [unit]:  # one looks for all
                 await self._look(there)
         if unit not in self._starting(there):  # else another request of the same start was the first to see its turn

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from agentfarm_sdk.fold import Fold
+from agentfarm_sdk.waiting import within
 
 from ..errors import Invalid
 from ..records import new_id
@@ -226,7 +227,7 @@ class Budgets:
             if output is not None:
                 return self._take(balances, wish, output)
             try:
-                await asyncio.wait_for(self._changed.wait(), 1.0)
+                await within(self._changed.wait(), 1.0)
             except asyncio.TimeoutError:
                 still()
             else:

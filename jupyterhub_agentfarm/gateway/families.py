@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from agentfarm_sdk.protocol import ENDED
+from agentfarm_sdk.waiting import within
 
 from ..errors import LimitReached
 from ..records import Committed
@@ -52,7 +53,7 @@ class Families:
             if all(self._fits(one, wish) for one in bounds):
                 break
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 1.0)
+                await within(self._changed.wait(), 1.0)
             still()
         key = object()
         for one in bounds:

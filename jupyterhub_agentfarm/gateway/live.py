@@ -32,6 +32,7 @@ from agentfarm_sdk.protocol import (
     new_event,
     roll,
 )
+from agentfarm_sdk.waiting import within
 
 from .. import runtokens
 from ..errors import Conflict, Fenced, Forbidden, Hole, Invalid
@@ -108,7 +109,7 @@ class LiveRun:
     async def arrival(self, seconds: float) -> None:
         """Wait until the worker's next append has arrived, or the run is dropped. Raises Hole."""
         try:
-            await asyncio.wait_for(self._arrival.wait(), seconds)
+            await within(self._arrival.wait(), seconds)
         except asyncio.TimeoutError:
             raise Hole(
                 f"append {self.n + 1} did not arrive", hint=f"append {self.n + 1} first", last_n=self.n

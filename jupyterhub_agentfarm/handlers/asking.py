@@ -16,6 +16,8 @@ from jupyterhub.services.auth import HubOAuth
 from sqlalchemy.engine import Connection
 from tornado.web import HTTPError
 
+from agentfarm_sdk.waiting import within
+
 from ..errors import Conflict, Forbidden, Transient, Unauthenticated
 from ..records import Agent, Run, Task
 from ..runtokens import PREFIX, RunClaims, check
@@ -80,7 +82,7 @@ class Door:
         if token.startswith(PREFIX):
             return self.by_run_token(token)
         try:
-            model = await asyncio.wait_for(self.auth.user_for_token(token, sync=False), 15)
+            model = await within(self.auth.user_for_token(token, sync=False), 15)
         except (HTTPError, asyncio.TimeoutError) as error:
             raise self.away() from error
         if model is None:
@@ -95,7 +97,7 @@ class Door:
     async def by_cookie(self, handler: Any) -> Asker:
         """Return whose farm page it is; nobody where there is no session, or its request lacks the XSRF header."""
         try:
-            model = await asyncio.wait_for(self.auth.get_user(handler, sync=False), 15)
+            model = await within(self.auth.get_user(handler, sync=False), 15)
         except (HTTPError, asyncio.TimeoutError) as error:
             raise self.away() from error
         return NOBODY if model is None else asker_of(model, "cookie")

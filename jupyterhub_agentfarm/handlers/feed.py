@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from agentfarm_sdk.protocol import ENDED
+from agentfarm_sdk.waiting import within
 
 from ..errors import Invalid
 from ..records import Committed
@@ -141,7 +142,7 @@ class Sse:
     async def rest(self, seconds: float) -> None:
         """Wait so long, or until the reader is gone."""
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.handler.gone.wait(), seconds)
+            await within(self.handler.gone.wait(), seconds)
 
     async def pause(self, *wakes: asyncio.Event) -> None:
         """Wait until one of these is set or the reader is gone; send a byte now and then. Raises where the reader may not stay."""

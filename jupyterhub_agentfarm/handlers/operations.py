@@ -10,6 +10,7 @@ import msgspec
 
 import jupyterhub_agentfarm
 from agentfarm_sdk.errors import BY_TYPE
+from agentfarm_sdk.waiting import within
 
 from ..errors import AgentFarmError, Forbidden
 from ..store import changes
@@ -35,7 +36,7 @@ class Health(msgspec.Struct, frozen=True):
 async def health(call: Call) -> Health:
     away = ""
     try:
-        await asyncio.wait_for(call.read(changes.latest), 5)
+        await within(call.read(changes.latest), 5)
     except (AgentFarmError, asyncio.TimeoutError) as error:
         away = getattr(error, "detail", "") or "it does not answer"
     found = health_of(call.parts, away)

@@ -6,6 +6,7 @@ the supervisor. Outside a farm (no AGENTFARM_URL) it does nothing.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import shutil
@@ -70,6 +71,7 @@ class AgentFarmExtension(ExtensionApp):
         """Run in the first turn of the event loop, before any kernel or terminal can be asked for."""
         if not self.farm_url:
             return
+        self._stop_between_two_turns()
         self._hide_token()
         self._kernels_off_the_network()
         self._kernels_die_first()
@@ -96,6 +98,18 @@ class AgentFarmExtension(ExtensionApp):
         await self.service.close()
 
     # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _stop_between_two_turns(self) -> None:
+        """Have the event loop call what stops the server, not the signal's handler.
+
+        Jupyter Server logs in its handler; where that meets a line that is just being written, the handler fails and the
+        signal is lost: the server goes on until it is killed.
+        """
+        assert self.serverapp is not None
+        stop = self.serverapp._signal_stop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) == stop:
+                asyncio.get_running_loop().add_signal_handler(number, stop, number, None)
 
     def _readers_of_token(self) -> Iterable[Any]:
         """Who reads the Hub's token from the environment, when first asked."""

@@ -20,6 +20,8 @@ from typing import Any
 
 from tornado.web import HTTPError
 
+from agentfarm_sdk.waiting import within
+
 from . import memory
 
 EXTENSION = "agentfarm_sdk.worker"
@@ -135,7 +137,7 @@ class WorkerKernels:
             return
         asked = asyncio.create_task(self._forget(running, now=False))
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.shield(asked), CLOSE_SECONDS)
+            await within(asyncio.shield(asked), CLOSE_SECONDS)
         self.kill(name)
         await asked
 

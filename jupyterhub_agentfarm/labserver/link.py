@@ -21,6 +21,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketExce
 
 from agentfarm_sdk.errors import from_problem
 from agentfarm_sdk.protocol import PROTOCOL, Event
+from agentfarm_sdk.waiting import within
 from jupyterhub_agentfarm.errors import Transient, Unauthenticated
 
 LONGEST_WAIT_SECONDS = 10.0  # between attempts while the service is away
@@ -115,7 +116,7 @@ class Link:
         try:
             frame = {"id": number, "op": op, "run": run, "body": body}
             await self._socket.send(msgspec.json.encode(frame).decode())
-            return msgspec.json.decode(await asyncio.wait_for(future, patience + ANSWER_SECONDS), type=kind)
+            return msgspec.json.decode(await within(future, patience + ANSWER_SECONDS), type=kind)
         except msgspec.DecodeError as error:
             raise Transient(f"the farm's answer to {op} cannot be read: {error}", retry_after=10.0) from error
         except asyncio.TimeoutError as error:

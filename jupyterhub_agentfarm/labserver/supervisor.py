@@ -17,6 +17,7 @@ from typing import Any
 
 from agentfarm_sdk.errors import AgentFarmError
 from agentfarm_sdk.protocol import Claim, ClaimRequest, Event, HeartbeatAnswer, HeartbeatRequest
+from agentfarm_sdk.waiting import within
 
 from .kernels import WorkerKernels
 from .link import Cut, Link
@@ -82,7 +83,7 @@ class Supervisor:
             return
         self._do(self.plan.stop(_now()))
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._settled(), STOP_SECONDS)
+            await within(self._settled(), STOP_SECONDS)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -100,7 +101,7 @@ class Supervisor:
             due = self.plan.next_due(now)
             self._changed.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), None if due is None else max(0.0, due - _now()))
+                await within(self._changed.wait(), None if due is None else max(0.0, due - _now()))
 
     async def _settled(self) -> None:
         while not self.plan.settled:

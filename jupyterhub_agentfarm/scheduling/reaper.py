@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentfarm_sdk.protocol import LEASE_SECONDS
+from agentfarm_sdk.waiting import within
 
 from ..errors import AgentFarmError, Fenced, Transient
 from ..records import Run
@@ -176,7 +177,7 @@ class Reaper:
         if self.unit is None:
             return None
         try:
-            return proof_of_death(await asyncio.wait_for(self.unit(agent), PROOF_SECONDS))
+            return proof_of_death(await within(self.unit(agent), PROOF_SECONDS))
         except (AgentFarmError, asyncio.TimeoutError) as error:
             log.info("whether the server of %s is dead is not known: %s", agent, error or "no answer")
             return None

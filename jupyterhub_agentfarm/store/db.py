@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from agentfarm_sdk.waiting import within
+
 from ..errors import (
     AgentFarmError,
     BudgetReached,
@@ -180,7 +182,7 @@ class Database:
                 continue
             begun = time.monotonic()
             try:
-                await asyncio.wait_for(self.sure(), self._lease)
+                await within(self.sure(), self._lease)
                 sure_at = begun
             except (Transient, asyncio.TimeoutError):
                 if self._deposed is None and time.monotonic() - sure_at >= self._lease:
@@ -195,7 +197,7 @@ class Database:
             tx.execute(meta.update().where(meta.c.key == "epoch").values(value=meta.c.value))
 
         try:
-            await asyncio.wait_for(self.write(touch), SURE_SECONDS)
+            await within(self.write(touch), SURE_SECONDS)
         except (AgentFarmError, asyncio.TimeoutError) as error:
             log.debug("the database does not take writes yet: %s", error)
 

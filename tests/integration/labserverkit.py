@@ -207,6 +207,7 @@ class Server:
             "JUPYTER_CONFIG_PATH": str(CONFIG), "IPYTHONDIR": str(folder / "ipython"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
             "AGENTFARM_URL": service.url, "JUPYTERHUB_API_TOKEN": hub_token, "SOME_SECRET": "not for agents",
+            "PYTHONFAULTHANDLER": "1",
         }  # fmt: skip
         env |= more
         if agent:
@@ -305,6 +306,6 @@ class Server:
             try:
                 await asyncio.to_thread(self.process.wait, 20)
             except subprocess.TimeoutExpired:
-                self.process.kill()
+                self.process.send_signal(signal.SIGABRT)  # it writes down where it hangs
                 self.process.wait()
-                raise
+                raise AssertionError(self.log.read_text()) from None

@@ -311,3 +311,38 @@ async def test_a_kernel_that_lacks_the_sdk_is_said_to_be_of_no_use_and_gets_no_r
         assert "goes to worker kernel" not in server.log.read_text()
     finally:
         await server.stop()
+
+
+IN_THE_MIDDLE = """
+import io, os, signal, sys
+
+
+class Raw(io.RawIOBase):
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if b"in-the-middle" in bytes(data):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return os.write(2, data)
+
+
+sys.stderr = io.TextIOWrapper(io.BufferedWriter(Raw()), line_buffering=True)
+"""
+
+
+async def test_a_signal_that_meets_a_line_of_the_log_which_is_just_written_is_not_lost(
+    tmp_path: Path, service: FakeService
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(IN_THE_MIDDLE)
+    paths = (tmp_path, Path(__file__).parents[2], Path(__file__).parent)
+    server = Server(tmp_path / "s", service, agent="analyst", PYTHONPATH=os.pathsep.join(map(str, paths)))
+    try:
+        await server.ready()
+        assert server.http
+        async with server.http.get(server.url + "api/in-the-middle") as answer:  # its line in the log brings the signal
+            assert answer.status == 404
+        assert await asyncio.to_thread(server.process.wait, 20) == 0
+        assert "received signal 15, stopping" in server.log.read_text()
+    finally:
+        await server.stop()

@@ -22,7 +22,7 @@ LEAVES = [
     "errors fleet.helper.egress",
     "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts",
     "sdk.protocol",
-    "sdk.errors sdk.schemas sdk.parts",
+    "sdk.errors sdk.schemas sdk.parts sdk.waiting",
 ]
 LADDERS: dict[str, list[str]] = {
     "service": [
@@ -47,7 +47,13 @@ LADDERS: dict[str, list[str]] = {
         *LEAVES,
     ],
     "helper": ["fleet.helper"],
-    "server extension": ["labserver", "records runtokens codeserver", "errors", "sdk.protocol", "sdk.errors"],
+    "server extension": [
+        "labserver",
+        "records runtokens codeserver",
+        "errors",
+        "sdk.protocol",
+        "sdk.errors sdk.waiting",
+    ],
     "command line": [
         "cli",
         "chaos",
@@ -73,7 +79,7 @@ LADDERS: dict[str, list[str]] = {
         "sdk.shown",
         "sdk.fold sdk.conditions sdk.audit sdk.effects sdk.compaction sdk.prompts sdk.heartbeats sdk.sockets",
         "sdk.settings sdk.protocol sdk.quirks",
-        "sdk.errors sdk.schemas sdk.parts",
+        "sdk.errors sdk.schemas sdk.parts sdk.waiting",
     ],
 }
 # The packages' own __init__ files: the SDK's hands out the public names, the farm's hold nothing.
