@@ -99,6 +99,15 @@ class Place:
         self.hub = subprocess.Popen(command, cwd=self.state, env=self.env, stdout=self.log, stderr=self.log)
         until(lambda: self.ask("GET", "/info") is not None, "the Hub answers")
 
+    def end_hub(self) -> None:
+        """Ask the Hub to end. It waits for its services, for a quarter of a minute and more where they do not hear it."""
+        self.hub.terminate()
+        try:
+            self.hub.wait(90)
+        except subprocess.TimeoutExpired:
+            self.hub.kill()
+            raise AssertionError(self.text()[-8000:]) from None
+
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait(10)
@@ -181,8 +190,7 @@ def place() -> Iterator[Place]:
         made.start_hub()
         yield made
     finally:
-        made.hub.terminate()
-        made.hub.wait(20)
+        made.end_hub()
         made.end_proxy()
         made.daemon.terminate()
         made.daemon.wait(10)
@@ -307,8 +315,7 @@ def test_jupyterhub_s_own_culler_stops_people_s_idle_servers_and_does_not_see_ag
     config.write_text(
         config.read_text() + "from jupyterhub_agentfarm.hubconfig import cull_people\ncull_people(c, 2)\n"
     )
-    place.hub.terminate()
-    place.hub.wait(20)
+    place.end_hub()
     place.start_hub()
     place.ask("POST", "/users/agent-idle")
     place.ask("POST", "/groups/agents/users", {"users": ["agent-idle"]})
