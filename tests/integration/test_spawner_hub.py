@@ -105,7 +105,7 @@ class Place:
         try:
             self.hub.wait(90)
         except subprocess.TimeoutExpired:
-            self.hub.kill()
+            self.kill(self.hub)
             raise AssertionError(self.text()[-8000:]) from None
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
@@ -190,10 +190,12 @@ def place() -> Iterator[Place]:
         made.start_hub()
         yield made
     finally:
-        made.end_hub()
-        made.end_proxy()
-        made.daemon.terminate()
-        made.daemon.wait(10)
+        try:
+            made.end_hub()
+        finally:
+            made.end_proxy()
+            made.daemon.terminate()
+            made.daemon.wait(10)
         for unit in (made.state / "units").iterdir():
             request = json.dumps({"v": VERSION, "op": "stop", "unit": unit.name, "now": True})
             helper = HERE.parents[1] / "jupyterhub_agentfarm" / "fleet" / "helper"
